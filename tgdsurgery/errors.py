@@ -1,0 +1,54 @@
+"""Every error the package raises on purpose: what went wrong, and what to do about it.
+
+All of them are :class:`TGDError`, so one ``except`` catches them. The message ends with the remedy;
+``exit_code`` is what the command line returns.
+"""
+
+from __future__ import annotations
+
+
+class TGDError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        problem: what is wrong, in one sentence.
+        remedy: what the user can do, in one sentence.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[TGDError], tuple[str, str]]:
+        return type(self), (self.problem, self.remedy)
+
+
+class CaptureError(TGDError):
+    """The model could not be run and recorded."""
+
+
+class ExampleInputError(CaptureError):
+    """No input was given, and none could be found that the model accepts."""
+
+
+class UnsupportedOpError(TGDError):
+    """The channel map met an op that no rule describes; guessing would freeze wrong kernels."""
+
+
+class MapConflictError(TGDError):
+    """Two runs of one model (train and eval, or two input sizes) map channels differently."""
+
+
+class PlanError(TGDError):
+    """A threshold, budget, override or plan file that cannot be used."""
+
+
+class RewriteError(TGDError):
+    """The plan does not fit the model, or the model is not one that TGD made."""
+
+
+class CheckpointError(TGDError):
+    """A file that is missing, damaged, not a checkpoint, or would run code when loaded."""

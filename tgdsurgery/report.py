@@ -1,0 +1,54 @@
+"""Tables and pictures for people: plain rows in, `rich` tables or text out. Knows nothing of networks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", caption: str = ""
+) -> Table:
+    """A `rich` table: the first column is left-aligned, all others right-aligned.
+
+    Cells are shown as they are: square brackets in a layer's name are no markup.
+
+    Args:
+        columns: headings, one per column.
+        rows: cells, turned into text with `str` (a `rich.text.Text` stays as it is).
+        title: shown above; none if empty.
+        caption: shown below; none if empty.
+    """
+    shown = Table(title=title or None, caption=caption or None, box=box.SIMPLE_HEAD, caption_justify="left")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return shown
+
+
+def as_text(shown: Table, *, width: int = 110) -> str:
+    """The table as plain text without colour, at most `width` characters wide."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(shown)
+    lines = (line.rstrip() for line in buffer.getvalue().splitlines())
+    return "\n".join(lines).strip("\n")
+
+
+def histogram(counts: Sequence[int]) -> str:
+    """Counts as a row of bars, the tallest bar for the largest count and a blank for zero.
+
+    >>> histogram([0, 1, 4, 8])
+    ' ▁▄█'
+    """
+    largest = max(counts, default=0)
+    return "".join(
+        " " if count == 0 else BARS[max(0, -(-count * len(BARS) // largest) - 1)] for count in counts
+    )
