@@ -1,0 +1,94 @@
+"""The captured graph computes what the model computes, and knows where every node came from."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tgdsurgery.capture import alias_root, capture, written
+from tgdsurgery.copying import copy_model
+from tgdsurgery.errors import CaptureError
+
+
+class Branching(nn.Module):
+    """Control flow on a value, in-place writes through views, a buffer as index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2]))
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.norm(self.conv(x))[:, self.order]
+        if y.mean().item() > -1e9:
+            y = torch.relu_(y)
+        z = torch.zeros_like(y)
+        z[:, :2] = y[:, 2:]
+        return {"sum": y + z, "first": z}
+
+
+def test_graph_computes_what_the_model_computes() -> None:
+    model, x = Branching().eval(), torch.randn(2, 2, 6, 6)
+    expected = model(x)
+    graph = capture(copy_model(model), (x,), {}, training=False).graph
+    for seen, wanted in zip(graph(x), (expected["sum"], expected["first"]), strict=True):
+        assert torch.equal(seen, wanted)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_node_knows_its_module(training: bool) -> None:
+    nodes = capture(Branching(), (torch.randn(2, 2, 6, 6),), {}, training=training).graph.graph.nodes
+    modules = {str(node.target): node.meta["module"] for node in nodes if node.op == "call_function"}
+    assert modules["aten.convolution.default"] == "conv"
+    assert modules["aten.native_batch_norm.default"] == "norm"
+    assert modules["aten.relu_.default"] == ""
+    returned = [node.meta["returned_by"] for node in nodes if "convolution" in str(node.target)]
+    assert returned == [["conv"]]
+
+
+def test_memory_that_takes_in_the_input_is_not_fixed() -> None:
+    nodes = capture(Branching(), (torch.randn(2, 2, 6, 6),), {}, training=False).graph.graph.nodes
+    zeros = next(node for node in nodes if "zeros_like" in str(node.target))
+    write = next(node for node in nodes if "copy_" in str(node.target))
+    assert not zeros.meta["fixed"]
+    assert "value" not in zeros.meta
+    assert [alias_root(target) for target in written(write)] == [zeros]
+    index = next(node for node in nodes if node.meta.get("buffer") == "order")
+    assert index.meta["fixed"]
+    assert index.meta["value"].tolist() == [3, 1, 0, 2]
+
+
+def test_random_generators_are_left_as_they_were() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.5))
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    capture(model, (torch.zeros(1, 1, 5, 5),), {}, training=True)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]
+
+
+def test_input_is_not_written_to() -> None:
+    x = torch.randn(1, 2, 4, 4)
+    before = x.clone()
+    capture(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 1, 1)), (x,), {}, training=False)
+    assert torch.equal(x, before)
+
+
+def test_failing_forward_is_a_typed_error_and_leaves_no_hook() -> None:
+    model = nn.Conv2d(3, 1, 3)
+    with pytest.raises(CaptureError, match=r"eval mode: RuntimeError.*example_inputs"):
+        capture(model, (torch.zeros(1, 2, 5, 5),), {}, training=False)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_attention_is_seen_whole() -> None:
+    model = nn.MultiheadAttention(4, 2, batch_first=True)
+    x = torch.randn(1, 3, 4)
+    nodes = capture(model, (x, x, x), {}, training=False).graph.graph.nodes
+    read = {node.meta.get("parameter") for node in nodes}
+    assert {"in_proj_weight", "out_proj.weight"} <= read
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -1,0 +1,266 @@
+"""model -> ATen-level torch.fx graph, recorded from one real run.
+
+Tracers that work on proxies stop at control flow; watching the ATen ops of a run does not. The graph is
+therefore specialised to that run: to the mode (train or eval) and to the sizes of the inputs.
+
+Every node of the graph carries in `meta`:
+    val: the tensor it made, on the meta device (shape, strides, dtype only); a tuple for several outputs.
+    module: name of the innermost module that was running.
+    returned_by: names of the modules that returned this very tensor, innermost first.
+    parameter or buffer: its name, for a `get_attr` node that reads one.
+    fixed: True if the value does not depend on the network's input.
+    value: the tensor itself, where `fixed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from tgdsurgery.copying import own_randomness
+from tgdsurgery.errors import CaptureError, TGDError
+
+_Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One recorded run.
+
+    Args:
+        graph: a GraphModule whose placeholders are the input's tensors in the order of `tree_leaves`.
+        training: whether the run was in train mode.
+        module_types: class name of every module by name.
+    """
+
+    graph: fx.GraphModule
+    training: bool
+    module_types: Mapping[str, str] = field(repr=False, default_factory=dict)
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool) -> Capture:
+    """Run `model` once and record its ATen ops.
+
+    `model` is run as it is, in the given mode: hand in a copy (`copying.copy_model`), since buffers
+    such as running statistics move in train mode. Random generators are left as they were.
+
+    Raises:
+        CaptureError: the model's forward raised; the message has its error.
+    """
+    model.train(training)
+    recorder = _Recorder(model)
+    handles = recorder.watch_modules(model)
+    args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor):
+            recorder.placeholder(leaf)
+    try:
+        with torch.no_grad(), own_randomness(model), _visible_attention(), recorder:
+            output = model(*args, **kwargs)
+    except TGDError:
+        raise
+    except Exception as error:
+        mode = "train" if training else "eval"
+        raise CaptureError(
+            f"The model's forward failed in {mode} mode: {type(error).__name__}: {error}.",
+            "Give example_inputs that the model accepts in train and eval mode (a batch of 2 or more).",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    graph = recorder.finish(output)
+    types = {name: type(module).__name__ for name, module in model.named_modules()}
+    return Capture(graph, training, types)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes every ATen op of a run into an fx graph.
+
+    Tensors are known by the memory they look at (storage, offset, shape, strides), not by identity:
+    under `no_grad` a view can come back as another tensor object. A weak reference to each storage keeps
+    its address from being given to another one, while the memory itself is free to go.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
+        self.stack: list[str] = [""]
+        self._nodes: dict[_Key, fx.Node] = {}
+        self._storages: dict[int, StorageWeakRef] = {}
+        self._names = {self._key(p): ("parameter", name) for name, p in model.named_parameters()}
+        self._names |= {self._key(b): ("buffer", name) for name, b in model.named_buffers()}
+
+    def watch_modules(self, model: nn.Module) -> list[Any]:
+        """Follow which module is running, and what each returns; returns the hooks' handles."""
+        handles = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
+            handles.append(module.register_forward_hook(self._leaving(), always_call=True))
+        return handles
+
+    def placeholder(self, tensor: Tensor) -> None:
+        """Declare an input tensor."""
+        node = self.graph.placeholder(f"input_{len(self._nodes)}")
+        node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "fixed": False}
+        self._nodes[self._key(tensor)] = node
+
+    def finish(self, output: object) -> fx.GraphModule:
+        """Close the graph with the run's output."""
+        known = tree_map_only(Tensor, self._node, output)
+        leaves = [leaf for leaf in tree_leaves(known) if isinstance(leaf, fx.Node)]
+        self.graph.output(tuple(leaves))
+        _settle_fixed(self.graph)
+        return fx.GraphModule(self.constants, self.graph, class_name="Captured")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Looked up before the call, which may resize or free what it is given.
+        node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
+        result = func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if tensors:
+            node = self.graph.call_function(func, node_args, node_kwargs)
+            node.meta |= {"val": tree_map(_spec, result), "module": self.stack[-1], "returned_by": []}
+            self._remember(node, result)
+        return result
+
+    def _remember(self, node: fx.Node, result: Any) -> None:
+        # Values made from constants alone are kept: weights that are computed, indices that are looked up.
+        if all("value" in parent.meta for parent in node.all_input_nodes):
+            node.meta["value"] = result
+        if isinstance(result, Tensor):
+            self._nodes[self._key(result)] = node
+            return
+        for index, part in enumerate(result):
+            if isinstance(part, Tensor):
+                item = self.graph.call_function(getitem, (node, index))
+                item.meta |= {"val": _spec(part), "module": self.stack[-1], "returned_by": []}
+                item.meta |= {"value": part} if "value" in node.meta else {}
+                self._nodes[self._key(part)] = item
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        key = self._key(tensor)
+        if key not in self._nodes:
+            target = f"constant_{len(self.constants)}"
+            self.constants[target] = tensor
+            node = self.graph.create_node("get_attr", target)
+            kind, name = self._names.get(key, ("constant", target))
+            node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "value": tensor, kind: name}
+            self._nodes[key] = node
+        return self._nodes[key]
+
+    def _key(self, tensor: Tensor) -> _Key:
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError) as error:
+            raise CaptureError(
+                f"A {tensor.layout} tensor of shape {tuple(tensor.shape)} has no strided memory to follow.",
+                "Use dense tensors inside the model (call .to_dense()), or apply TGD to a submodule.",
+            ) from error
+        reference = self._storages.setdefault(storage._cdata, StorageWeakRef(storage))
+        return (reference.cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: object) -> None:
+            self.stack.append(name)
+
+        return enter
+
+    def _leaving(self) -> Callable[..., None]:
+        def leave(module: nn.Module, args: object, output: object) -> None:
+            name = self.stack.pop()
+            if isinstance(output, Tensor) and (node := self._nodes.get(self._key(output))) is not None:
+                node.meta["returned_by"].append(name)
+
+        return leave
+
+
+def _spec(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def op_of(node: fx.Node) -> OpOverload:
+    """The op that a `call_function` node of a captured graph calls."""
+    assert isinstance(node.target, OpOverload)
+    return node.target
+
+
+def aliases(node: fx.Node) -> fx.Node | None:
+    """The node whose memory `node` looks at, if it is a view of it or was written in place; else None."""
+    if node.op != "call_function":
+        return None
+    if node.target is getitem:
+        parent = node.args[0]
+        assert isinstance(parent, fx.Node)
+        return aliases(parent)
+    schema = op_of(node)._schema
+    returned = schema.returns[0].alias_info if schema.returns else None
+    if returned is None:
+        return None
+    for argument, value in zip(schema.arguments, node.args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.before_set & returned.before_set:
+            return value if isinstance(value, fx.Node) else None
+    return None
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """The arguments that the op of `node` writes to."""
+    if node.op != "call_function" or node.target is getitem:
+        return []
+    arguments = op_of(node)._schema.arguments
+    named = [(argument, node.kwargs.get(argument.name)) for argument in arguments]
+    placed = list(zip(arguments, node.args, strict=False))
+    return [value for argument, value in placed + named if argument.is_write and isinstance(value, fx.Node)]
+
+
+def alias_root(node: fx.Node) -> fx.Node:
+    """The node that first made the memory `node` looks at."""
+    while (parent := aliases(node)) is not None:
+        node = parent
+    return node
+
+
+def _settle_fixed(graph: fx.Graph) -> None:
+    """Mark the nodes that do not depend on the input; the others forget their values.
+
+    Memory that ever takes in something from the input (``out = zeros(...); out[:, :4] = x``) is not fixed
+    from its first node on, hence the repetition until nothing changes.
+    """
+    loose = {node for node in graph.nodes if node.op == "placeholder"}
+    size = -1
+    while size != len(loose):
+        size = len(loose)
+        for node in graph.nodes:
+            if alias_root(node) in loose or any(parent in loose for parent in node.all_input_nodes):
+                loose.add(node)
+                loose.update(alias_root(target) for target in written(node) if node in loose)
+    for node in graph.nodes:
+        node.meta["fixed"] = node not in loose
+        if node in loose:
+            node.meta.pop("value", None)
+
+
+@contextlib.contextmanager
+def _visible_attention() -> Iterator[None]:
+    """Keep nn.MultiheadAttention off its fused inference path, which hides its linear layers."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

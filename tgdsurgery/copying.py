@@ -1,0 +1,62 @@
+"""Working on a copy, with random numbers of one's own: how the caller's model stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from tgdsurgery.errors import RewriteError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def copy_model(model: ModuleT) -> ModuleT:
+    """A deep copy, also of models that keep computed tensors as attributes.
+
+    `copy.deepcopy` refuses a tensor that carries autograd history, such as the weight that the old
+    `torch.nn.utils.weight_norm` leaves in a module; the copy gets its value without the history.
+
+    Raises:
+        RewriteError: some part of the model cannot be copied.
+    """
+    computed = (leaf for module in model.modules() for leaf in tree_leaves(vars(module)))
+    memo = {
+        id(leaf): leaf.detach().clone() for leaf in computed if isinstance(leaf, Tensor) and not leaf.is_leaf
+    }
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the classes of the model's parts raise
+        raise RewriteError(
+            f"The model cannot be copied: {type(error).__name__}: {error}.",
+            "Remove or detach the attribute that copy.deepcopy(model) fails on.",
+        ) from error
+
+
+@contextlib.contextmanager
+def own_randomness(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Run with a fixed seed, and give the generators of torch, Python and NumPy back as they were."""
+    used = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+    accelerators = [device for device in used if device.type not in ("cpu", "meta")]
+    kind = accelerators[0].type if accelerators else "cuda"
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(accelerators, device_type=kind):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            if numpy:
+                numpy.random.seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
