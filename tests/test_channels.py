@@ -1,0 +1,177 @@
+"""Names, parameters and places of the layers a channel map finds, and what it refuses."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tgdsurgery import ExampleInputError, MapConflictError, Producer, channel_map
+from tgdsurgery.inputs import as_arguments, find_inputs
+
+
+def names_of(found: object) -> list[tuple[str, int, int]]:
+    return [(rows.name, rows.axis, rows.groups) for rows in found.parameters]  # type: ignore[attr-defined]
+
+
+def test_layers_of_a_chain() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.PReLU(4),
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+        nn.GroupNorm(2, 6),
+    )
+    layers = channel_map(net).layers
+    assert list(layers) == ["0", "1", "2", "3", "4"]
+    assert [layer.role for layer in layers.values()] == ["filter", "carrier", "carrier", "filter", "carrier"]
+    assert [layer.modules for layer in layers.values()] == [("0",), ("1",), ("2",), ("3",), ("4",)]
+    assert {layer.channel_axis for layer in layers.values()} == {-3}
+    assert layers["1"].statistics == ("1.running_mean", "1.running_var")
+    assert names_of(layers["3"]) == [("3.weight", 1, 2), ("3.bias", 0, 1)]
+
+
+class Functional(nn.Module):
+    """A conv, a linear layer in either layout and a layer scale, all without modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 1, 3, 3))
+        self.gamma = nn.Parameter(torch.randn(4, 1, 1))
+        self.mix = nn.Parameter(torch.randn(4, 5))
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.kernel) * self.gamma
+        return self.last(y.mean((2, 3)) @ self.mix)
+
+
+def test_functional_calls_are_named_by_their_parameter() -> None:
+    layers = channel_map(Functional(), torch.randn(2, 1, 6, 6)).layers
+    assert {name: (layer.role, layer.modules) for name, layer in layers.items()} == {
+        "kernel": ("filter", ()),
+        "gamma": ("carrier", ()),
+        "mix": ("filter", ()),
+        "last": ("filter", ("last",)),
+    }
+    assert names_of(layers["mix"]) == [("mix", 1, 1)]
+
+
+def test_computed_weights_belong_to_their_module() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3))
+    spectral_norm = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 1))
+    layers = channel_map(nn.Sequential(weight_norm, spectral_norm)).layers
+    assert {rows.name for rows in layers["0"].parameters} == {
+        "0.parametrizations.weight.original0",
+        "0.parametrizations.weight.original1",
+        "0.bias",
+    }
+    assert {rows.name for rows in layers["1"].parameters} == {"1.parametrizations.weight.original", "1.bias"}
+
+
+def test_packed_attention_projection_is_one_layer() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.attention = nn.Conv1d(2, 4, 1), nn.MultiheadAttention(4, 2, batch_first=True)
+            self.last = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).transpose(1, 2)
+            return self.last(self.attention(tokens, tokens, tokens, need_weights=False)[0])
+
+    found = channel_map(Attending(), torch.randn(2, 2, 5))
+    packed = found.layers["attention.in_proj_weight"]
+    assert packed.channels == 12
+    assert {rows.name for rows in packed.parameters} == {"attention.in_proj_weight", "attention.in_proj_bias"}
+    reached = found.producers("attention.out_proj")
+    # Values keep their channel; queries and keys of the same head weigh them all.
+    assert Producer("attention.in_proj_weight", 8) in reached[0]
+    assert Producer("attention.in_proj_weight", 9) not in reached[0]
+
+
+def test_weight_used_along_both_axes_stays_frozen() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.code = nn.Linear(3, 4, bias=False)
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.linear(self.code(x), self.code.weight.t()))
+
+    found = channel_map(Tied(), torch.randn(5, 3))
+    assert found.unmapped == {"code.weight": 12}
+
+
+class OtherInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y.flip(1) if self.training else y)
+
+
+def test_modes_that_disagree_are_refused() -> None:
+    with pytest.raises(MapConflictError, match=r"Input channel 0 of 'last'.*first\[1\] only in train"):
+        channel_map(OtherInTraining(), torch.randn(1, 1, 4, 4))
+
+
+def test_heads_of_one_mode_are_added() -> None:
+    class Supervised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last, self.aux = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = self.stem(x)
+            return [self.last(y), self.aux(y)] if self.training else [self.last(y)]
+
+    assert set(channel_map(Supervised()).consumers) == {"stem", "last", "aux"}
+
+
+def test_a_batch_of_one_is_doubled_for_train_mode() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+    assert channel_map(net, torch.randn(1, 1, 4, 4)).consumers == ("0", "3")
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (nn.Conv1d(3, 1, 3), (2, 3, 64)),
+        (nn.Conv2d(3, 1, 3), (2, 3, 64, 64)),
+        (nn.Conv3d(3, 1, 3), (2, 3, 16, 16, 16)),
+        (nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(2 * 24 * 24, 1)), (2, 1, 28, 28)),
+        (nn.Linear(7, 1), (2, 7)),
+    ],
+)
+def test_inputs_are_found(net: nn.Module, shape: tuple[int, ...]) -> None:
+    (found,), _ = find_inputs(net)
+    assert found.shape == shape
+
+
+def test_found_inputs_follow_the_dtype() -> None:
+    (found,), _ = find_inputs(nn.Conv2d(1, 1, 3).to(torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+
+
+def test_inputs_that_cannot_be_found_are_asked_for() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.conv(x + y)
+
+    with pytest.raises(ExampleInputError, match=r"missing 1 required positional argument.*example_inputs="):
+        channel_map(Two())
+    with pytest.raises(ExampleInputError, match=r"no torch\.nn conv or linear"):
+        channel_map(nn.ReLU())
+
+
+@pytest.mark.parametrize("given", [3, "image", [], (None,), {}])
+def test_useless_inputs_are_refused(given: object) -> None:
+    with pytest.raises(ExampleInputError, match="Give"):
+        as_arguments(given)

@@ -1,0 +1,127 @@
+"""Example inputs: brought into one form, or found by trying a few usual sizes on meta tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from tgdsurgery.copying import copy_model, own_randomness
+from tgdsurgery.errors import ExampleInputError
+
+
+class Arguments(NamedTuple):
+    """What the model is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+# Two samples, since batch norm cannot train on one value per channel.
+BATCH = 2
+SIZES = {
+    0: ((),),
+    1: ((64,), (256,), (1024,), (4096,), (16000,), (32,), (16,)),
+    2: tuple((s, s) for s in (64, 32, 96, 128, 224, 256, 299, 384, 512, 28, 16, 8)),
+    3: (*((s, s, s) for s in (16, 32, 48, 64, 96, 128, 8)), (8, 64, 64), (16, 112, 112)),
+}
+_RANKS = {
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
+
+
+def arguments_for(model: nn.Module, example_inputs: object) -> Arguments:
+    """The arguments to call `model` with: those given, or found if None."""
+    return find_inputs(model) if example_inputs is None else as_arguments(example_inputs)
+
+
+def as_arguments(example_inputs: object) -> Arguments:
+    """Positional and keyword arguments from a tensor, a tuple or list of positional ones, or a dict of keyword ones.
+
+    Raises:
+        ExampleInputError: anything else, or no tensor in it.
+    """
+    if isinstance(example_inputs, Tensor):
+        return Arguments((example_inputs,), {})
+    if isinstance(example_inputs, Arguments):
+        return example_inputs
+    if isinstance(example_inputs, (tuple, list)):
+        arguments = Arguments(tuple(example_inputs), {})
+    elif isinstance(example_inputs, Mapping):
+        arguments = Arguments((), dict(example_inputs))
+    else:
+        raise ExampleInputError(
+            f"example_inputs is a {type(example_inputs).__name__}.",
+            "Give a tensor, a tuple of positional arguments, or a dict of keyword arguments.",
+        )
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(arguments)):
+        raise ExampleInputError("example_inputs holds no tensor.", "Give what you would call the model with.")
+    return arguments
+
+
+def find_inputs(model: nn.Module) -> Arguments:
+    """One input tensor the model accepts in train and eval mode: channels of its first conv, a usual size.
+
+    The sizes are tried on a copy of the model on the meta device, which computes nothing; where the model
+    has parts that cannot go there, on the model's own device.
+
+    Raises:
+        ExampleInputError: the model has no conv or linear layer to start from, or accepts none of the sizes.
+    """
+    channels, rank, weight = _first_layer(model)
+    refusal = ""
+    for device in (torch.device("meta"), weight.device):
+        trial = copy_model(model)
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            trial.to(device)
+        for size in SIZES[rank]:
+            shape = (BATCH, channels, *size)
+            try:
+                _try(trial, torch.zeros(shape, device=device, dtype=weight.dtype))
+            except Exception as error:  # Any error of the user's forward means: not this size.
+                refusal = refusal or f"{type(error).__name__}: {error}"
+                continue
+            with own_randomness(model):
+                sample = torch.randn(shape, dtype=torch.float32).to(weight)
+            return Arguments((sample,), {})
+    raise ExampleInputError(
+        f"No input of the usual sizes fits the model; shape (2, {channels}, ...) gave {refusal}.",
+        "Pass example_inputs=, as you would call the model.",
+    )
+
+
+def _first_layer(model: nn.Module) -> tuple[int, int, Tensor]:
+    """Input channels, spatial axes and weight of the first conv, or else of the first linear layer."""
+    for module in model.modules():
+        for kind, rank in _RANKS.items():
+            if isinstance(module, kind):
+                channels: Any = module.in_channels
+                return channels, rank, next(module.parameters())
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            return module.in_features, 0, module.weight
+    raise ExampleInputError(
+        "The model has no torch.nn conv or linear layer to find an input from.",
+        "Pass example_inputs=, as you would call the model.",
+    )
+
+
+def _try(trial: nn.Module, sample: Tensor) -> None:
+    with torch.no_grad(), own_randomness(trial):
+        for training in (False, True):
+            trial.train(training)(sample)
+
+
+def repeated(arguments: Arguments) -> Arguments:
+    """The same arguments with every tensor twice along its first axis, for layers that need a batch."""
+    twice: Arguments = tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, arguments)
+    return twice

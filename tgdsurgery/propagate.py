@@ -1,0 +1,216 @@
+"""The captured graph, run once more on labels instead of numbers.
+
+Views are run on the labels and share their memory, as in the real run; what an op writes in place is
+written into the labels of its argument. So any order of channels comes out right without a rule for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from tgdsurgery.capture import Capture, op_of, written
+from tgdsurgery.errors import UnsupportedOpError
+from tgdsurgery.labels import LabelTable, collapse
+from tgdsurgery.rules import Call, KernelCall, Traced, find_rule, mix_all, seed_axis
+
+OnUnknown = Literal["raise", "mix"]
+STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass
+class Propagation:
+    """What a run on labels found.
+
+    Args:
+        capture: the run it belongs to.
+        table: the sets behind all labels.
+        parameters: shape of every parameter, and of every running statistic, that the run read.
+        rows: names of the parameters that share a block of rows, by the block's name.
+        kernels: the calls of filter layers, in execution order.
+        returned: labels of the nodes that some module returned, collapsed (axes of length 1 where constant).
+        mixed: ops without a rule that were let through.
+    """
+
+    capture: Capture
+    table: LabelTable = field(default_factory=LabelTable)
+    parameters: dict[str, torch.Size] = field(default_factory=dict)
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    kernels: list[KernelCall] = field(default_factory=list)
+    returned: dict[fx.Node, Tensor] = field(default_factory=dict)
+    mixed: set[str] = field(default_factory=set)
+
+
+def propagate(capture: Capture, on_unknown: OnUnknown = "raise") -> Propagation:
+    """Run `capture` on labels.
+
+    Raises:
+        UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`).
+    """
+    found = Propagation(capture)
+    _Interpreter(found, on_unknown).run()
+    return found
+
+
+class _Interpreter:
+    def __init__(self, found: Propagation, on_unknown: OnUnknown) -> None:
+        self.found = found
+        self.on_unknown = on_unknown
+        self.labels: dict[fx.Node, Any] = {}
+
+    def run(self) -> None:
+        """Go through the nodes; labels are dropped after their last use."""
+        last_use = {
+            parent: node for node in self.found.capture.graph.graph.nodes for parent in node.all_input_nodes
+        }
+        for node in self.found.capture.graph.graph.nodes:
+            if node.op == "output":
+                continue
+            self.labels[node] = self._labels(node)
+            if node.meta["returned_by"] and isinstance(self.labels[node], Tensor):
+                self.found.returned[node] = collapse(self.labels[node]).clone()
+            for parent in node.all_input_nodes:
+                if last_use[parent] is node:
+                    del self.labels[parent]
+
+    def _labels(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return _own_memory(torch.zeros((), dtype=torch.int64), node.meta["val"])
+        if node.op == "get_attr":
+            return self._seeds(node)
+        if node.target is getitem:
+            return self._part(node)
+        if node.meta["fixed"] and all(self.labels[parent] is None for parent in node.all_input_nodes):
+            return None
+        return self._op(node)
+
+    def _seeds(self, node: fx.Node) -> Tensor | None:
+        """The rows of a parameter are writers, and so are those of a norm's running statistics."""
+        name: str = node.meta.get("parameter") or node.meta.get("buffer", "")
+        owner, _, leaf = name.rpartition(".")
+        if not ("parameter" in node.meta or leaf in STATISTICS):
+            return None
+        shape = node.meta["val"].shape
+        axis = seed_axis(shape)
+        size = shape[axis] if shape else 1
+        # What a norm has per channel is written and frozen together: one writer stands for it all.
+        block = f"{owner}:{size}" if len(shape) == 1 and leaf in ("weight", "bias", *STATISTICS) else name
+        if name not in self.found.parameters:
+            self.found.parameters[name] = shape
+            self.found.rows.setdefault(block, []).append(name)
+        labels = self.found.table.block("row", block, size)
+        return labels.view([size if dim == axis else 1 for dim in range(len(shape))]).expand(shape)
+
+    def _part(self, node: fx.Node) -> Any:
+        parent, index = node.args
+        assert isinstance(parent, fx.Node)
+        assert isinstance(index, int)
+        labels = self.labels[parent]
+        if labels is None or isinstance(labels, (tuple, list)):
+            return None if labels is None else labels[index]
+        # A rule that knows one set of labels for several outputs: they are good where the shape fits.
+        spec = node.meta["val"]
+        fits = (
+            torch.broadcast_shapes(labels.shape, spec.shape) == spec.shape
+            if _broadcast(labels, spec)
+            else False
+        )
+        return _own_memory(labels if fits else self.found.table.mix(labels), spec)
+
+    def _op(self, node: fx.Node) -> Any:
+        op = op_of(node)
+        call = Call(node, self.found.table, self.found.parameters, self.found.rows, self.found.kernels)
+        if (op.is_view or torch.Tag.inplace_view in op.tags) and not _changes_dtype(node):
+            return self._view(node)
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._traced)
+        rule = find_rule(op)
+        if rule is None and not any(traced.labelled for traced in _traced_leaves(args, kwargs)):
+            rule = mix_all  # Nothing is written there: nothing comes out.
+        if rule is None:
+            rule = self._without_rule(node)
+        result = rule(call, *args, **kwargs)
+        targets = written(node)
+        for target in targets if node.meta["val"] is not None else ():
+            self._write(target, result)
+        if targets and _returns_its_argument(node):
+            return self.labels[targets[0]]
+        if isinstance(node.meta["val"], Tensor):
+            return _own_memory(result, node.meta["val"])
+        if isinstance(result, (tuple, list)):
+            return tuple(_own_memory(part, spec) for part, spec in zip(result, node.meta["val"], strict=True))
+        return result
+
+    def _view(self, node: fx.Node) -> Any:
+        op: Any = op_of(node)
+        if torch.Tag.inplace_view in op.tags:  # The labels' own shape stays: other nodes look at it.
+            op = getattr(torch.ops.aten, op._schema.name.removeprefix("aten::").removesuffix("_"))
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda parent: self.labels[parent])
+        try:
+            return op(*args, **kwargs)
+        except RuntimeError:
+            # Rows of a parameter are kept expanded, which not every view can take.
+            whole = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
+            return op(*whole, **kwargs)
+
+    def _write(self, target: fx.Node, result: Any) -> None:
+        labels = self.labels[target]
+        if labels is None or not isinstance(result, Tensor):
+            return
+        if not _broadcast(result, labels):
+            result = self.found.table.mix(result)
+        if any(stride == 0 and size > 1 for stride, size in zip(labels.stride(), labels.shape, strict=True)):
+            self.labels[target] = _own_memory(result, target.meta["val"])
+        else:
+            labels.copy_(result)
+
+    def _traced(self, node: fx.Node) -> Any:
+        labels, spec = self.labels[node], node.meta["val"]
+        value = node.meta.get("value")
+        empty = torch.zeros((), dtype=torch.int64)
+        shown = empty.expand(spec.shape) if labels is None else labels
+        return Traced(shown, labels is not None and bool(shown.any()), value, spec.shape, spec.dtype, node)
+
+    def _without_rule(self, node: fx.Node) -> Any:
+        if self.on_unknown == "mix":
+            self.found.mixed.add(str(node.target))
+            return mix_all
+        raise UnsupportedOpError(
+            f"No rule says how the op {node.target} carries channels "
+            f"(node {node.name}, in module {node.meta['module'] or 'the model itself'!r}).",
+            f'Describe it with tgdsurgery.register_rule("{op_of(node)._schema.name}", ...), '
+            'or pass on_unknown="mix" to keep more kernels than needed.',
+        )
+
+
+def _own_memory(labels: Tensor, spec: Tensor) -> Tensor:
+    """Labels laid out in memory as the real tensor was, so that later views of it work on them."""
+    own = torch.empty_strided(spec.shape, spec.stride(), dtype=torch.int64)
+    return own.copy_(labels)
+
+
+def _broadcast(labels: Tensor, to: Tensor) -> bool:
+    try:
+        return bool(torch.broadcast_shapes(labels.shape, to.shape) == to.shape)
+    except RuntimeError:
+        return False
+
+
+def _changes_dtype(node: fx.Node) -> bool:
+    """Views as another dtype (complex) cannot be run on integers."""
+    parent = node.all_input_nodes[0].meta["val"]
+    val = node.meta["val"]
+    return isinstance(val, Tensor) and val.dtype != parent.dtype
+
+
+def _returns_its_argument(node: fx.Node) -> bool:
+    returns = op_of(node)._schema.returns
+    return bool(returns) and returns[0].alias_info is not None
+
+
+def _traced_leaves(*containers: Any) -> list[Traced]:
+    return [leaf for leaf in tree_leaves(containers) if isinstance(leaf, Traced)]

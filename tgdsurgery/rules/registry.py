@@ -1,0 +1,180 @@
+"""op -> rule. The registry fails closed: what it does not know, it does not guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from tgdsurgery.capture import op_of
+from tgdsurgery.labels import LabelTable
+from tgdsurgery.records import ParameterRows
+
+Rule = Callable[..., Any]
+Kind = Literal["pointwise", "movement", "mix"]
+
+_RULES: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A tensor argument as a rule sees it.
+
+    Args:
+        labels: int64, the tensor's shape: who writes each element.
+        labelled: False if `labels` is all empty because nothing but the network's input is behind it.
+        value: the tensor itself where it does not depend on the network's input, else None.
+        shape: the tensor's shape.
+        dtype: the tensor's dtype.
+        source: the node that made it.
+    """
+
+    labels: Tensor
+    labelled: bool
+    value: Tensor | None
+    shape: torch.Size
+    dtype: torch.dtype
+    source: fx.Node
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One run of a filter layer: what reached its inputs, and what its outputs are made of.
+
+    Args:
+        layer: its name.
+        node: the op in the captured graph.
+        inputs: (C,) labels per input channel.
+        channels: which channel of the layer each output channel of this call is.
+        parameters: the parameters whose rows are those channels.
+        weight: the weight that was used, (N, C/g, *K), or (C, N/g, *K) if transposed.
+        groups: groups of the conv.
+        transposed: whether it is a transposed conv.
+        axis: the axis of the output that counts the channels, from the end.
+    """
+
+    layer: str
+    node: fx.Node
+    inputs: Tensor
+    channels: tuple[int, ...]
+    parameters: tuple[ParameterRows, ...]
+    weight: Tensor
+    groups: int
+    transposed: bool
+    axis: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """The op call a rule is asked about, and where kernels are written down.
+
+    Args:
+        node: the op in the captured graph.
+        table: the sets behind the labels.
+        parameters: shape of every parameter by name.
+        rows: names of the parameters that share a block of rows, by the block's name.
+        kernels: where a rule of a filter layer leaves its `KernelCall`.
+    """
+
+    node: fx.Node
+    table: LabelTable
+    parameters: Mapping[str, torch.Size]
+    rows: Mapping[str, Sequence[str]]
+    kernels: list[KernelCall]
+
+    @property
+    def op(self) -> OpOverload:
+        """The ATen (or custom) op."""
+        return op_of(self.node)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the (first) output."""
+        val = self.node.meta["val"]
+        return (val if isinstance(val, Tensor) else val[0]).shape
+
+
+def register_rule(op: OpOverload | OpOverloadPacket | str, rule: Rule | Kind) -> None:
+    """Teach the channel map a new op.
+
+    Args:
+        op: the op or its qualified name, such as ``torch.ops.mylib.gelu2`` or ``"mylib::gelu2"``.
+        rule: "pointwise" if every output element depends on the input elements at its own (broadcast)
+            place; "movement" if the op only moves elements, and so can be run on integers; "mix" if any
+            output may depend on any input; or a function ``rule(call, *args, **kwargs)`` that gets the
+            op's arguments with every tensor as a `Traced`, and returns the output's labels (int64,
+            broadcastable to the output's shape; a tuple for several outputs).
+
+    Example:
+        >>> from torch import Tensor
+        >>> @torch.library.custom_op("docs::scale", mutates_args=())
+        ... def scale(x: Tensor) -> Tensor:
+        ...     return x * 2
+        >>> register_rule("docs::scale", "pointwise")
+    """
+    if not isinstance(op, str):
+        op = op._qualified_op_name if isinstance(op, OpOverloadPacket) else op._schema.name
+    _RULES[op] = _KINDS[rule] if isinstance(rule, str) else rule
+
+
+def rule_for(*names: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function for ATen ops by their names, without namespace and overload."""
+
+    def register(rule: Rule) -> Rule:
+        _RULES.update({f"aten::{name}": rule for name in names})
+        return rule
+
+    return register
+
+
+def find_rule(op: OpOverload) -> Rule | None:
+    """The rule of `op`; that of ``relu`` serves ``relu_`` too. None if there is none."""
+    name = op._schema.name
+    if name in _RULES:
+        return _RULES[name]
+    if op._schema.is_mutable and name.endswith("_") and name[:-1] in _RULES:
+        return _RULES[name[:-1]]
+    # torch marks the ops that work element by element.
+    return unite_elementwise if torch.Tag.pointwise in op.tags else None
+
+
+def tensors(*args: Any, **kwargs: Any) -> list[Traced]:
+    """All tensor arguments of an op, those in lists included, in order."""
+    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Traced)]
+
+
+def unite_elementwise(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """Every output element has the writers of the input elements at its (broadcast) place."""
+    labels = [tensor.labels for tensor in tensors(*args, **kwargs) if tensor.labelled]
+    return reduce(call.table.union, labels, torch.zeros((), dtype=torch.int64))
+
+
+def run_on_labels(call: Call, *args: Any, **kwargs: Any) -> Any:
+    """Movement: the op itself is run on the labels; on float64 where it does not take integers."""
+
+    def labels(tensor: Traced, dtype: torch.dtype) -> Tensor:
+        is_index = tensor.value is not None and not tensor.dtype.is_floating_point
+        return tensor.value if is_index and tensor.value is not None else tensor.labels.to(dtype)
+
+    def run(dtype: torch.dtype) -> Any:
+        given, named = tree_map_only(Traced, lambda tensor: labels(tensor, dtype), (args, kwargs))
+        return tree_map_only(Tensor, lambda moved: moved.round().long(), call.op(*given, **named))
+
+    try:
+        return run(torch.int64)
+    except (NotImplementedError, RuntimeError):
+        return run(torch.float64)
+
+
+def mix_all(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """Safe for any op: every output element gets all writers of all inputs."""
+    return call.table.mix(*(tensor.labels for tensor in tensors(*args, **kwargs)))
+
+
+_KINDS: dict[str, Rule] = {"pointwise": unite_elementwise, "movement": run_on_labels, "mix": mix_all}
