@@ -84,7 +84,7 @@ class _Interpreter:
         if node.op == "get_attr":
             return self._seeds(node)
         if node.target is getitem:
-            return self._part(node)
+            return self._part(node) if node.users or node.meta["returned_by"] else None
         if node.meta["fixed"] and all(self.labels[parent] is None for parent in node.all_input_nodes):
             return None
         return self._op(node)
@@ -134,11 +134,14 @@ class _Interpreter:
         if rule is None:
             rule = self._without_rule(node)
         result = rule(call, *args, **kwargs)
-        targets = written(node)
-        for target in targets if node.meta["val"] is not None else ():
+        if _works_in_place(node):
+            (target,) = written(node)
             self._write(target, result)
-        if targets and _returns_its_argument(node):
-            return self.labels[targets[0]]
+            return self.labels[target]
+        for target in written(node):
+            # A norm's own update of its running statistics is no way from one channel to another.
+            if target.meta.get("buffer", "").rpartition(".")[2] not in STATISTICS:
+                self._write(target, mix_all(call, *args, **kwargs))
         if isinstance(node.meta["val"], Tensor):
             return _own_memory(result, node.meta["val"])
         if isinstance(result, (tuple, list)):
@@ -207,9 +210,10 @@ def _changes_dtype(node: fx.Node) -> bool:
     return isinstance(val, Tensor) and val.dtype != parent.dtype
 
 
-def _returns_its_argument(node: fx.Node) -> bool:
+def _works_in_place(node: fx.Node) -> bool:
+    """Whether the op returns the one argument that it writes to."""
     returns = op_of(node)._schema.returns
-    return bool(returns) and returns[0].alias_info is not None
+    return len(returns) == 1 and returns[0].alias_info is not None and len(written(node)) == 1
 
 
 def _traced_leaves(*containers: Any) -> list[Traced]:

@@ -1,0 +1,228 @@
+"""`tgd inspect`: the scores are those of `kse`, and bad files are refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tgdsurgery import kse, plan_tgd
+from tgdsurgery.checkpoints import write_state_dict
+from tgdsurgery.cli.kernels import kernels
+from tgdsurgery.records import TGDPlan
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("made"),)
+
+
+@pytest.fixture
+def layers(tgd):
+    """The rows of `tgd inspect --json`, by layer."""
+
+    def read(*args: str) -> dict[str, dict]:
+        result = tgd("inspect", *args, "--json")
+        assert result.exit_code == 0, result.output
+        return {row["layer"]: row for row in json.loads(result.stdout)["layers"]}
+
+    return read
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_scores_of_a_checkpoint(folder, network, layers, suffix):
+    write_state_dict({f"module.{k}": v for k, v in network.state_dict().items()}, folder / f"wrapped{suffix}")
+    found = layers(f"wrapped{suffix}", "--phi", "0.5")
+    assert found.keys() == {"stem", "branch", "body", "up", "fc"}  # no bias, no norm
+    for name, row in found.items():
+        weight = network.get_submodule(name).weight
+        scores = kse(weight)
+        assert row["shape"] == list(weight.shape)
+        assert (row["filters"], row["inputs"]) == tuple(weight.shape[:2])
+        assert row["scores"] == scores.tolist()
+        assert row["below"] == int((scores < 0.5).sum())
+        assert row["share"] == row["below"] / len(scores)
+        assert len(row["histogram"]) == 10
+        assert sum(row["histogram"]) == len(scores)
+
+
+def test_the_table(folder, network, tgd):
+    result = tgd("inspect", "net.pt")
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["layer", "shape", "filters", "inputs", "<", "0.3", "KSE", "0", "to", "1"] in lines
+    assert ["body", "8x3x3x3", "8", "3"] in [line[:4] for line in lines]
+    assert "for transposed and grouped convs give --model" in " ".join(result.output.split())
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_names_of_a_resnet_fit_into_80_columns(folder, tgd):
+    torch.save({"layer4.0.downsample.0.weight": torch.rand(2048, 1024, 1, 1)}, "net.pt")
+    lines = tgd("inspect", "net.pt").output.splitlines()
+    assert any("layer4.0.downsample.0   2048x1024x1x1" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_csv(folder, network, layers, tgd):
+    rows = list(csv.DictReader(io.StringIO(tgd("inspect", "net.pt", "--csv").stdout)))
+    expected = layers("net.pt")
+    assert [row["layer"] for row in rows] == list(expected)
+    assert [row["shape"] for row in rows] == ["4x1x3x3", "2x1x3x3", "8x3x3x3", "8x4x2x2", "3x256"]
+    for row in rows:
+        assert float(row["share"]) == expected[row["layer"]]["share"]
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        (["b.0"], ["b.0"]),
+        (["b"], ["b.0", "b.10", "b.2"]),
+        (["*.2", "a"], ["a", "b.2"]),
+        ([], ["a", "b.0", "b.10", "b.2"]),
+    ],
+)
+def test_layer(folder, layers, given, chosen):
+    torch.save({f"{name}.weight": torch.rand(3, 2) for name in ("a", "b.0", "b.10", "b.2")}, "net.pt")
+    assert list(layers("net.pt", *(word for name in given for word in ("--layer", name)))) == chosen
+
+
+@pytest.mark.parametrize(
+    ("by", "order"),
+    [
+        ("order", ["b.10", "b.2", "a"]),
+        ("name", ["a", "b.2", "b.10"]),
+        ("filters", ["a", "b.10", "b.2"]),
+        ("inputs", ["b.2", "a", "b.10"]),
+        ("share", ["a", "b.2", "b.10"]),
+    ],
+)
+def test_sort(folder, layers, by, order):
+    used, unused = torch.rand(4, 3, 3, 3), torch.zeros(4, 4, 3, 3)
+    wide = torch.cat([used[:3], used[:3]], 1)
+    mostly_unused = torch.cat([used[:, :1], unused, used[:, :0]], 1)
+    state = {
+        "b.10.weight": torch.ones(4, 2, 1, 1),
+        "b.2.weight": wide,
+        "a.weight": mostly_unused.repeat(2, 1, 1, 1),
+    }
+    torch.save(state, "net.pt")
+    assert list(layers("net.pt", "--sort", by)) == order
+
+
+def parametrized(layer: nn.Module) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize("norm", [parametrized, hooked])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 4, 3), nn.ConvTranspose1d(3, 2, 2), nn.Linear(3, 5)], ids=repr
+)
+def test_weight_norm_counts_as_the_weight_it_makes(norm, layer):
+    layer = norm(copy.deepcopy(layer))
+    with torch.no_grad():
+        magnitude = next(p for name, p in layer.named_parameters() if name.endswith(("_g", "original0")))
+        magnitude *= torch.rand_like(magnitude) + 1
+    before = {f"net.{name}": tensor.clone() for name, tensor in layer.state_dict().items()}
+    found = kernels(before)
+    assert found.keys() == {"net"}
+    layer(torch.ones(1, 3, *(4,) * (layer.weight.ndim - 2)))  # the hook makes the weight anew
+    torch.testing.assert_close(found["net"], layer.weight)  # the same product in another order
+    assert all(torch.equal(before[f"net.{name}"], tensor) for name, tensor in layer.state_dict().items())
+
+
+def test_spectral_norm_counts_as_a_weight():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
+    assert kernels({f"net.{k}": v for k, v in layer.state_dict().items()}).keys() == {"net"}
+
+
+def test_what_is_no_kernel():
+    state = {"steps": torch.ones(2, 2, dtype=torch.long), "bias": torch.ones(3), "empty": torch.ones(0, 3)}
+    assert kernels({**state, "table": torch.ones(2, 3)}).keys() == {"table"}
+
+
+def test_with_a_model_the_scores_are_those_of_the_plan(folder, network, tgd):
+    result = tgd("inspect", "net.pt", "--model", "network.py:make", "--phi", "0.5", "--json")
+    data = json.loads(result.stdout)
+    expected = plan_tgd(network, phi=0.5)
+    assert TGDPlan.from_json(json.dumps(data["plan"])) == expected
+    rows = {row["layer"]: row for row in data["layers"]}
+    assert list(rows) == ["stem", "branch", "body", "up", "fc"]
+    assert [row["inputs"] for row in rows.values()] == [1, 1, 6, 8, 256]
+    assert [row["filters"] for row in rows.values()] == [4, 2, 8, 4, 3]
+    for name in ("stem", "branch", "body", "up"):
+        assert rows[name]["scores"] == list(expected[name].scores)
+        assert rows[name]["below"] == expected[name].trainable
+    assert rows["fc"]["scores"] == []
+    assert rows["fc"]["share"] is None
+
+
+def test_with_a_model_the_plan_is_printed(folder, network, tgd):
+    result = tgd(
+        "inspect", "net.pt", "--model", "network:make", "--layer", "fc", "--input-shape", "2x1x16x16"
+    )
+    assert result.exit_code == 0, result.output
+    first, _, second = result.output.partition("TGD plan, phi 0.3")
+    assert next(line.split()[:5] for line in first.splitlines() if "x" in line) == [
+        "fc",
+        "3x256",
+        "3",
+        "256",
+        "-",
+    ]
+    assert second.strip() == str(plan_tgd(network)).partition("TGD plan, phi 0.3")[2].strip()
+
+
+def test_bad_files(folder, assert_refused):
+    torch.save({"conv.weight": torch.rand(50, 4, 3, 3)}, "good.pt")
+    Path("cut.pt").write_bytes(Path("good.pt").read_bytes()[:4000])
+    Path("text.pt").write_text("hello")
+    Path("net.onnx").write_text("hello")
+    torch.save({"bias": torch.rand(3)}, "flat.pt")
+    torch.save({"conv.weight": torch.full((2, 2), torch.nan)}, "nan.pt")
+    torch.save({"epoch": 3}, "none.pt")
+    for name, problem in {
+        "missing.pt": "missing.pt does not exist.",
+        ".": ". is a directory.",
+        "cut.pt": "cut.pt is damaged or cut off.",
+        "text.pt": "text.pt is not a checkpoint.",
+        "net.onnx": "Supported are .safetensors and .pt",
+        "flat.pt": "flat.pt holds no kernels",
+        "none.pt": "none.pt holds no tensors by name.",
+        "nan.pt": "Layer conv: KSE cannot score weights that are infinite or NaN.",
+    }.items():
+        assert_refused(["inspect", name], problem)
+
+
+def test_a_pickle_with_code_is_refused_and_never_run(folder, assert_refused):
+    torch.save({"state_dict": {"w": torch.rand(2, 2)}, "payload": Payload()}, "code.pt")
+    assert_refused(["inspect", "code.pt"], "so it was not loaded. If you trust it,")
+    assert not Path("made").exists()
+    torch.load("code.pt", weights_only=False)
+    assert Path("made").exists()  # the payload works
+
+
+def test_an_unknown_layer_names_near_ones(folder, network, assert_refused):
+    assert_refused(
+        ["inspect", "net.pt", "--layer", "stemm"], "No layer is called 'stemm'. Did you mean stem?"
+    )
+
+
+def test_layers_that_nothing_reads_sort_last_by_share(folder, network, layers):
+    found = layers("net.pt", "--model", "network:make", "--sort", "share")
+    shares = [row["share"] for row in found.values()]
+    assert shares[-1] is None
+    assert shares[:-1] == sorted(shares[:-1], reverse=True)

@@ -1,0 +1,62 @@
+"""`tgd plan`: the plan of `plan_tgd`, shown and written."""
+
+from __future__ import annotations
+
+import pytest
+
+from tgdsurgery import TGDPlan, plan_tgd
+from tgdsurgery.cli.options import parse_shape
+from tgdsurgery.cli.plan import parse_override
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ([], {}),
+        (["--phi", "0.6"], {"phi": 0.6}),
+        (["--budget", "0.2"], {"budget": 0.2}),
+        (["--override", "up=train", "--override", "stem=0.9"], {"overrides": {"up": "train", "stem": 0.9}}),
+        (["--flow", "full", "--norm-stats", "batch"], {"flow": "full", "norm_stats": "batch"}),
+        (["--input-shape", "2x1x16x16"], {}),
+    ],
+    ids=str,
+)
+def test_the_plan_is_that_of_the_api(folder, network, tgd, options, settings):
+    result = tgd("plan", "--model", "network:make", "--checkpoint", "net.pt", "-o", "plan.json", *options)
+    assert result.exit_code == 0, result.output
+    expected = plan_tgd(network, **settings)
+    assert TGDPlan.from_json((folder / "plan.json").read_text()) == expected
+    assert result.stdout.startswith(str(expected))
+    assert "Written to plan.json." in result.output
+
+
+def test_without_an_output_nothing_is_written(folder, tgd):
+    assert tgd("plan", "--model", "network:make").exit_code == 0
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != "") == ["network.py"]
+
+
+def test_bad_options(folder, assert_refused):
+    plan = ["plan", "--model", "network:make"]
+    for options, problem in (
+        (["--phi", "0.3", "--budget", "0.2"], "--phi and --budget are both given."),
+        (["--phi", "3"], "phi is 3.0."),
+        (["--override", "up"], "'up' is no override. Write NAME=train, NAME=freeze or NAME=0.5"),
+        (["--override", "nothing=train"], "'nothing'"),
+        (["--input-shape", "1x0x3"], "'1x0x3' is no input shape. Write it like 1x3x64x64"),
+        (["--input-shape", "2x5x16x16"], "to have 1 channels, but got 5 channels instead."),
+        (["-o", "none/plan.json"], "The folder of none/plan.json does not exist."),
+    ):
+        assert_refused([*plan, *options], problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("up=train", ("up", "train")), ("a=b=freeze", ("a=b", "freeze")), ("4=0.5", ("4", 0.5))],
+)
+def test_overrides(text, value):
+    assert parse_override(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("1x3x64x64", (1, 3, 64, 64)), ("2X10", (2, 10)), ("5", (5,))])
+def test_shapes(text, value):
+    assert parse_shape(text) == value

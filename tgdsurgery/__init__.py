@@ -1,0 +1,55 @@
+"""Retrain only the kernels a pretrained CNN hardly uses, and keep all others bit for bit.
+
+    from tgdsurgery import apply_tgd, guard, remove_tgd
+
+    net = apply_tgd(net, phi=0.3)
+    optimizer = torch.optim.Adam(net.parameters())
+    guard(optimizer, net)
+    train(net, optimizer)
+    net = remove_tgd(net)
+"""
+
+from tgdsurgery.api import apply_tgd, plan_tgd
+from tgdsurgery.channels import channel_map
+from tgdsurgery.errors import (
+    CaptureError,
+    CheckpointError,
+    ExampleInputError,
+    MapConflictError,
+    PlanError,
+    RewriteError,
+    TGDError,
+    UnsupportedOpError,
+)
+from tgdsurgery.guard import Audit, guard, verify
+from tgdsurgery.kse import kse
+from tgdsurgery.records import ChannelMap, Layer, LayerPlan, ParameterRows, Producer, TGDPlan
+from tgdsurgery.rewrite import remove_tgd
+from tgdsurgery.rules import register_rule
+
+__all__ = [
+    "Audit",
+    "CaptureError",
+    "ChannelMap",
+    "CheckpointError",
+    "ExampleInputError",
+    "Layer",
+    "LayerPlan",
+    "MapConflictError",
+    "ParameterRows",
+    "PlanError",
+    "Producer",
+    "RewriteError",
+    "TGDError",
+    "TGDPlan",
+    "UnsupportedOpError",
+    "apply_tgd",
+    "channel_map",
+    "guard",
+    "kse",
+    "plan_tgd",
+    "register_rule",
+    "remove_tgd",
+    "verify",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,135 @@
+"""The one-call API: wiring of the stages, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from tgdsurgery.channels import map_model
+from tgdsurgery.inputs import Arguments, arguments_for
+from tgdsurgery.planning import Override, check_settings, make_plan
+from tgdsurgery.propagate import OnUnknown
+from tgdsurgery.records import Flow, NormStats, TGDPlan
+from tgdsurgery.rewrite import insert
+from tgdsurgery.scoring import score
+
+
+def plan_tgd(
+    model: nn.Module,
+    example_inputs: object = None,
+    *,
+    phi: float = 0.3,
+    budget: float | None = None,
+    overrides: Mapping[str, Override] | None = None,
+    k: int = 5,
+    alpha: float = 1.0,
+    flow: Flow = "masked",
+    norm_stats: NormStats = "hold",
+    on_unknown: OnUnknown = "raise",
+) -> TGDPlan:
+    """Score the kernels of a pretrained CNN and decide which to retrain; the model is not touched.
+
+    Args:
+        model: any network whose forward runs: convs in 1 to 3 dimensions, transposed, grouped, linear layers.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found by
+            trying usual sizes if None.
+        phi: the threshold in [0, 1]: feature maps with a KSE below it are retrained. A relative scale, per layer.
+        budget: instead of phi, the largest share of filter parameters that may be trainable.
+        overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.
+        k: nearest neighbours in the kernel entropy.
+        alpha: weight of the kernel entropy.
+        flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
+        norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
+        on_unknown: "raise" at an op without a rule; "mix" keeps more kernels than needed instead.
+
+    Returns:
+        The plan; `print` shows it as a table, `to_json` stores it.
+
+    Raises:
+        CaptureError: the model does not run on the inputs, or none could be found.
+        UnsupportedOpError: an op without a rule; see `register_rule`.
+        PlanError: a setting out of range, or an override that names nothing.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
+        >>> plan = plan_tgd(net, phi=0.5)
+        >>> plan.layers
+        ('0', '2')
+        >>> plan.trainable("2").tolist()  # the output layer is frozen
+        [False]
+
+    Reference:
+        Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the plan: section 2.1, equations 1-3).
+    """
+    check_settings(phi=phi, budget=budget, overrides=overrides or {}, flow=flow, norm_stats=norm_stats)
+    mapped = map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown)
+    return make_plan(
+        mapped.channels,
+        score(mapped, k=k, alpha=alpha),
+        phi=phi,
+        budget=budget,
+        overrides=overrides,
+        k=k,
+        alpha=alpha,
+        flow=flow,
+        norm_stats=norm_stats,
+    )
+
+
+def apply_tgd(
+    model: nn.Module,
+    example_inputs: object = None,
+    *,
+    phi: float = 0.3,
+    budget: float | None = None,
+    overrides: Mapping[str, Override] | None = None,
+    k: int = 5,
+    alpha: float = 1.0,
+    flow: Flow = "masked",
+    norm_stats: NormStats = "hold",
+    on_unknown: OnUnknown = "raise",
+) -> nn.Module:
+    """A copy of a pretrained CNN of which training moves only the kernels it hardly uses.
+
+    All arguments and errors are those of `plan_tgd`. The copy computes what the model computes, has the same
+    `state_dict` keys, and trains in any loop; gradients of frozen channels are zero. Hand its optimizer to
+    `guard`, so that weight decay and momentum do not move frozen entries either.
+
+    Returns:
+        The copy, with the plan as its `tgd_plan`; `remove_tgd` makes it a plain network again.
+
+    Raises:
+        RewriteError: the model cannot be copied, or has TGD layers already.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
+        >>> tgd = apply_tgd(net, phi=0.5)
+        >>> image = torch.randn(2, 1, 8, 8)
+        >>> torch.equal(tgd(image), net(image))
+        True
+        >>> tgd(image).square().mean().backward()
+        >>> frozen = ~tgd.tgd_plan.trainable("0")
+        >>> bool(tgd.get_parameter("0.weight").grad[frozen].any())
+        False
+
+    Reference:
+        Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the layer: section 2.2, equation 4).
+    """
+    args, kwargs = arguments_for(model, example_inputs)
+    plan = plan_tgd(
+        model,
+        Arguments(args, kwargs),
+        phi=phi,
+        budget=budget,
+        overrides=overrides,
+        k=k,
+        alpha=alpha,
+        flow=flow,
+        norm_stats=norm_stats,
+        on_unknown=on_unknown,
+    )
+    return insert(model, plan, args, kwargs)

@@ -1,0 +1,104 @@
+"""The `tgd` command: its subcommands and adapters by name, and every error as one line.
+
+Nothing heavy is imported here: a command's module, and with it torch, is loaded when the command runs.
+"""
+
+from __future__ import annotations
+
+import traceback
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+
+from tgdsurgery.cli.options import debug_option, debugging
+from tgdsurgery.errors import TGDError
+
+COMMANDS = {
+    "inspect": "Score the kernels of a checkpoint, layer by layer.",
+    "plan": "Decide which channels of a model are retrained.",
+    "map": "Show which filters feed each input channel of a layer.",
+}
+ADAPTER_GROUP = "tgdsurgery.adapters"
+
+
+class AdapterError(TGDError):
+    """An adapter that cannot be loaded, mostly for a missing extra."""
+
+
+class LazyCommand(click.Command):
+    """A command that is imported when it runs, not when it is listed.
+
+    Args:
+        entry: where the command is; its name is the command's.
+        summary: the line shown in the list of commands.
+    """
+
+    def __init__(self, entry: EntryPoint, summary: str) -> None:
+        super().__init__(entry.name, help=summary)
+        self.entry = entry
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command itself, which takes this one's place from here on."""
+        command: click.Command = self.entry.load()
+        return command.make_context(info_name, args, parent, **extra)
+
+
+class TGDGroup(click.Group):
+    """The built-in commands and the installed adapters; turns errors into one line with their exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Built-in commands, then adapters by name."""
+        return [*COMMANDS, *sorted(_adapters())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A stand-in for the command, or None if there is none of that name."""
+        if cmd_name in COMMANDS:
+            entry = EntryPoint(cmd_name, f"{__name__}.{cmd_name}:{cmd_name}_command", "")
+            return LazyCommand(entry, COMMANDS[cmd_name])
+        adapter = _adapters().get(cmd_name)
+        return adapter and LazyCommand(adapter, f"Adapter from {adapter.module.partition('.')[0]}.")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; what it raises becomes a message on stderr and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if debugging(ctx):
+                click.echo(traceback.format_exc(), err=True, nl=False)
+            adapter = _adapters().get(ctx.invoked_subcommand or "")
+            shown = _missing_extra(adapter, error) if adapter and isinstance(error, ImportError) else error
+            click.echo(f"Error: {_one_line(shown)}", err=True)
+            ctx.exit(shown.exit_code if isinstance(shown, TGDError) else 1)
+
+
+def _adapters() -> dict[str, EntryPoint]:
+    found = {entry.name: entry for entry in entry_points(group=ADAPTER_GROUP)}
+    return {name: entry for name, entry in found.items() if name not in COMMANDS}
+
+
+def _missing_extra(adapter: EntryPoint, error: ImportError) -> AdapterError:
+    package = adapter.dist
+    extras = package.metadata.get_all("Provides-Extra", []) if package else []
+    name = package.name if package else adapter.module
+    needed = f'"{name}[{adapter.name}]"' if adapter.name in extras else name
+    return AdapterError(
+        f"The adapter {adapter.name!r} cannot be loaded: {error}.", f"Try: pip install {needed}"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    known = isinstance(error, TGDError)
+    text = str(error) if known else f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
+    return " ".join(text.split())
+
+
+@click.command(cls=TGDGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tgdsurgery", prog_name="tgd")
+@debug_option
+def main() -> None:
+    """Retrain only the kernels a pretrained CNN hardly uses (Targeted Gradient Descent)."""

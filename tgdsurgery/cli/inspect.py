@@ -1,0 +1,134 @@
+"""`tgd inspect`: the scores of a checkpoint's kernels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.text import Text
+
+from tgdsurgery import plan_tgd, report
+from tgdsurgery.checkpoints import read_state_dict
+from tgdsurgery.cli.kernels import BINS, SORTS, LayerRow, chosen, kernel_row, kernels, plan_rows
+from tgdsurgery.cli.models import example_inputs, load_model
+from tgdsurgery.cli.options import MODEL, debug_option, input_shape_option
+from tgdsurgery.cli.output import progress, show
+from tgdsurgery.errors import CheckpointError
+from tgdsurgery.records import TGDPlan
+
+
+@click.command("inspect")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--model", metavar="MODULE:FACTORY", help=MODEL)
+@input_shape_option
+@click.option("--phi", type=float, default=0.3, show_default=True, help="Threshold of the scores.")
+@click.option("--layer", "layers", multiple=True, help="Only this layer, prefix or pattern; repeatable.")
+@click.option(
+    "--sort", type=click.Choice(list(SORTS)), default="order", show_default=True, help="Order of the rows."
+)
+@click.option("--json", "style", flag_value="json", help="Print JSON, with every score.")
+@click.option("--csv", "style", flag_value="csv", help="Print CSV, one row per layer.")
+@debug_option
+def inspect_command(
+    checkpoint: Path,
+    *,
+    model: str | None,
+    input_shape: Sequence[tuple[int, ...]],
+    phi: float,
+    layers: Sequence[str],
+    sort: str,
+    style: str | None,
+) -> None:
+    """Score the kernels in CHECKPOINT (KSE), layer by layer.
+
+    CHECKPOINT is a state_dict or a whole checkpoint written by torch.save, or a .safetensors file. Each
+    layer's input channels are scored from its own kernels. With --model, the channel map carries the scores
+    over to the filters that make those channels, and the plan is shown.
+    """
+    plan = None
+    if model is None:
+        rows = _rows_of_checkpoint(checkpoint, layers, phi)
+    else:
+        net = load_model(model, checkpoint)
+        plan = plan_tgd(net, example_inputs(net, input_shape), phi=phi)
+        found = {row.layer: row for row in plan_rows(plan)}
+        rows = [found[name] for name in chosen(found, layers)]
+    rows.sort(key=SORTS[sort])
+    if style == "json":
+        click.echo(_as_json(checkpoint, phi, rows, plan))
+    elif style == "csv":
+        click.echo(_as_csv(rows), nl=False)
+    else:
+        _show(checkpoint, phi, rows, plan)
+
+
+def _rows_of_checkpoint(checkpoint: Path, layers: Sequence[str], phi: float) -> list[LayerRow]:
+    weights = kernels(read_state_dict(checkpoint))
+    if not weights:
+        raise CheckpointError(
+            f"{checkpoint} holds no kernels, only tensors of one axis.", "Name another file."
+        )
+    names = chosen(weights, layers)
+    return [kernel_row(name, weights[name], phi) for name in progress(names, "Scoring")]
+
+
+def _as_json(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan | None) -> str:
+    data = {
+        "checkpoint": str(checkpoint),
+        "phi": phi,
+        "scored": "inputs" if plan is None else "filters",
+        "layers": [row.as_dict() for row in rows],
+    }
+    return json.dumps(data if plan is None else {**data, "plan": json.loads(plan.to_json())}, indent=1)
+
+
+def _as_csv(rows: Sequence[LayerRow]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("layer", "shape", "filters", "inputs", "below", "share"))
+    for row in rows:
+        writer.writerow((row.layer, _sizes(row), row.filters, row.inputs, row.below, row.share))
+    return text.getvalue()
+
+
+def _show(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan | None) -> None:
+    columns = ("layer", "shape", "filters", "inputs", f"< {phi:g}", "KSE 0 to 1")
+    cells = [
+        (row.layer, _sizes(row), row.filters, row.inputs, _percent(row.share), _bars(row, phi))
+        for row in rows
+    ]
+    scored = sum(len(row.scores) for row in rows)
+    share = _percent(sum(row.below for row in rows) / scored if scored else None)
+    if plan is None:
+        notes = (
+            f"{share} of the {scored:,} input channels score below {phi:g}. "
+            "Every weight is taken as (filters, inputs, ...); for transposed and grouped convs give --model."
+        )
+    else:
+        notes = (
+            f"{share} of the {scored:,} filters that a layer reads score below {phi:g}, by the channel map."
+        )
+    shown = report.table(columns, cells, title=f"KSE of {checkpoint.name}", caption=notes)
+    shown.pad_edge = False  # so that the names of a ResNet-50 fit into 80 columns
+    show(shown)
+    if plan is not None:
+        click.echo(f"\n{plan}")
+
+
+def _bars(row: LayerRow, phi: float) -> Text:
+    """The histogram; the bins below phi stand out."""
+    bars = Text(report.histogram(row.histogram), style="dim")
+    bars.stylize("not dim yellow", 0, sum(index / BINS < phi for index in range(BINS)))
+    return bars
+
+
+def _sizes(row: LayerRow) -> str:
+    return "x".join(str(size) for size in row.shape)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -1,0 +1,135 @@
+"""The scores of a checkpoint's or a plan's layers, one row each."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgdsurgery.cli.options import ArgumentError, nearest
+from tgdsurgery.errors import CheckpointError, PlanError
+from tgdsurgery.kse import kse
+from tgdsurgery.records import TGDPlan
+
+BINS = 10
+# Weight norm keeps a direction and a magnitude in place of the weight: as hooks, as parametrizations.
+WEIGHT_NORM = (
+    ("weight_v", "weight_g"),
+    ("parametrizations.weight.original1", "parametrizations.weight.original0"),
+)
+WEIGHT_NAME = re.compile(r"\.(weight(_orig|_v)?|parametrizations\.weight\.original1?)$")
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer and the scores shown for it.
+
+    Args:
+        layer: its name.
+        shape: the weight's shape.
+        filters: N, its output channels.
+        inputs: C, its input channels.
+        scores: KSE of its input channels, or of its own filters where they come from a plan.
+        below: how many of them are below phi.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    filters: int
+    inputs: int
+    scores: tuple[float, ...]
+    below: int
+
+    @property
+    def share(self) -> float | None:
+        """Share of the scores below phi; None without scores (nothing reads these filters)."""
+        return self.below / len(self.scores) if self.scores else None
+
+    @property
+    def histogram(self) -> list[int]:
+        """Counts of the scores in equal bins over [0, 1]."""
+        scores = torch.tensor(self.scores, dtype=torch.float64)
+        return [int(count) for count in torch.histc(scores, BINS, 0, 1)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, as JSON has it."""
+        return {**asdict(self), "share": self.share, "histogram": self.histogram}
+
+
+def kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights among the tensors of a checkpoint, by layer: floating-point and of two axes or more.
+
+    Weight norm's two tensors become the one weight that they stand for.
+    """
+    found = {
+        name: tensor
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel()
+    }
+    for direction, magnitude in WEIGHT_NORM:
+        for name in [name for name in found if name.endswith(direction)]:
+            size = found.pop(name.removesuffix(direction) + magnitude, None)
+            if size is not None:
+                axes = [axis for axis, entries in enumerate(size.shape) if entries == 1]
+                length = torch.linalg.vector_norm(found[name], dim=axes, keepdim=True)
+                found[name] = found[name] * (size / length)
+    return {WEIGHT_NAME.sub("", name): tensor for name, tensor in found.items()}
+
+
+def kernel_row(layer: str, weight: Tensor, phi: float) -> LayerRow:
+    """The scores of the input channels that a weight (N, C, *K) reads."""
+    try:
+        scores = tuple(kse(weight).tolist())
+    except PlanError as error:
+        raise CheckpointError(f"Layer {layer}: {error.problem}", error.remedy) from error
+    filters, inputs = weight.shape[:2]
+    return LayerRow(layer, tuple(weight.shape), filters, inputs, scores, _below(scores, phi))
+
+
+def plan_rows(plan: TGDPlan) -> list[LayerRow]:
+    """The scores of each layer's own filters, from the layers that read them."""
+    rows = []
+    for entry in plan.entries:
+        layer = entry.layer
+        if layer.role == "filter":
+            shape = layer.parameters[0].shape
+            inputs = shape[0] if layer.transposed else shape[1] * layer.groups
+            scores = tuple(score for score in entry.scores if score is not None)
+            rows.append(LayerRow(layer.name, shape, layer.channels, inputs, scores, _below(scores, plan.phi)))
+    return rows
+
+
+def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The layers that a name, a prefix (`layer4`) or a pattern (`*.conv1`) means; all without patterns."""
+    names = list(names)
+    meant: set[str] = set()
+    for pattern in patterns:
+        hits = {n for n in names if n.startswith(f"{pattern}.") or fnmatch.fnmatchcase(n, pattern)}
+        if not hits:
+            raise ArgumentError(f"No layer is called {pattern!r}.", nearest(pattern, names))
+        meant |= hits
+    return [name for name in names if name in meant or not patterns]
+
+
+def natural(row: LayerRow) -> list[tuple[int, str]]:
+    """A key that sorts by name, with numbers as numbers: layer2 before layer10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", row.layer)]
+
+
+# "order" is that of the checkpoint, or of execution where there is a model; numbers come largest first.
+SORTS = {
+    "order": lambda _: 0,
+    "name": natural,
+    "share": lambda row: 1.0 if row.share is None else -row.share,
+    "filters": lambda row: -row.filters,
+    "inputs": lambda row: -row.inputs,
+}
+
+
+def _below(scores: Iterable[float], phi: float) -> int:
+    return sum(score < phi for score in scores)

@@ -1,0 +1,151 @@
+"""`tgd map`: which filters feed each input channel of a layer, and which carriers are on the way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import click
+
+from tgdsurgery import channel_map, report
+from tgdsurgery.cli.models import example_inputs, load_model
+from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option, nearest
+from tgdsurgery.cli.output import show
+from tgdsurgery.records import ChannelMap, Producer
+
+Writers = dict[str, tuple[int, ...]]  # layer -> its channels that reach one input channel
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive input channels that are fed by one pattern: blocks of channels with the same writers.
+
+    Args:
+        start: the first input channel.
+        size: input channels per block (1, or H*W after a flatten).
+        first: what feeds the first block.
+        blocks: number of blocks.
+        steps: how far each layer's channel moves per block, 0 or 1; empty for a single block.
+    """
+
+    start: int
+    size: int
+    first: Writers
+    blocks: int = 1
+    steps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> str:
+        """The input channels, such as `0-63`."""
+        each = f" ({self.size} each)" if self.size > 1 and self.blocks > 1 else ""
+        return _span(self.start, self.start + self.size * self.blocks - 1) + each
+
+    def writers(self, layer: str) -> str:
+        """The channels of `layer` that feed them, such as `conv1[0-63]`, one each, or `all of conv1[0,2]`."""
+        channels = self.first[layer]
+        if self.steps.get(layer):
+            return f"{layer}[{_span(channels[0], channels[0] + self.blocks - 1)}]"
+        shared = len(channels) > 1 and self.size * self.blocks > 1
+        return f"{'all of ' if shared else ''}{layer}[{_spans(channels)}]"
+
+
+@click.command("map")
+@click.option("--model", required=True, metavar="MODULE:FACTORY", help=MODEL)
+@input_shape_option
+@click.option("--layer", required=True, help="The layer whose input channels are shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry per input channel.")
+@debug_option
+def map_command(*, model: str, input_shape: Sequence[tuple[int, ...]], layer: str, as_json: bool) -> None:
+    """Show which filters feed each input channel of a layer, and which carriers are on the way.
+
+    Filters reach the layer without passing another filter; carriers (norms, PReLU, layer scale) are what
+    they pass on the way.
+    """
+    net = load_model(model)
+    found = channel_map(net, example_inputs(net, input_shape))
+    if layer not in found.inputs:
+        raise ArgumentError(
+            f"No layer that reads channels is called {layer!r}.", nearest(layer, found.consumers)
+        )
+    if as_json:
+        click.echo(_as_json(found, layer))
+    else:
+        _show(found, layer)
+
+
+def fold(inputs: Iterable[frozenset[Producer]]) -> list[Run]:
+    """Input channels with their writers, as few runs."""
+    runs: list[Run] = []
+    start = 0
+    for reached, group in itertools.groupby(inputs):
+        size, writers = len(list(group)), _by_layer(reached)
+        last = runs[-1] if runs else None
+        steps = _steps(last, writers) if last and last.size == size else None
+        if last and steps is not None and last.steps in ({}, steps):
+            runs[-1] = replace(last, blocks=last.blocks + 1, steps=steps)
+        else:
+            runs.append(Run(start, size, writers))
+        start += size
+    return runs
+
+
+def _steps(run: Run, writers: Writers) -> dict[str, int] | None:
+    """How the block after `run` differs from its last one; None if it does not go on with that pattern."""
+    if run.first.keys() != writers.keys():
+        return None
+    steps = {}
+    for layer, channels in writers.items():
+        first = run.first[layer]
+        if channels == first:
+            steps[layer] = 0
+        elif len(first) == 1 and channels == (first[0] + run.blocks,):
+            steps[layer] = 1
+        else:
+            return None
+    return steps
+
+
+def _by_layer(reached: Iterable[Producer]) -> Writers:
+    ordered = sorted(reached)
+    grouped = itertools.groupby(ordered, key=lambda producer: producer.layer)
+    return {layer: tuple(producer.channel for producer in group) for layer, group in grouped}
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first}-{last}" if last > first else f"{first}"
+
+
+def _spans(channels: Sequence[int]) -> str:
+    """Ascending numbers with runs folded: 0-3,7."""
+    runs = itertools.groupby(enumerate(channels), key=lambda item: item[1] - item[0])
+    numbers = ([channel for _, channel in group] for _, group in runs)
+    return ",".join(_span(part[0], part[-1]) for part in numbers)
+
+
+def _show(found: ChannelMap, layer: str) -> None:
+    pairs = zip(found.producers(layer), found.carriers(layer), strict=True)
+    rows = []
+    for run in fold(producers | carriers for producers, carriers in pairs):
+        ordered = [name for name in found.layers if name in run.first]
+        filters = [run.writers(name) for name in ordered if found.layers[name].role == "filter"]
+        carriers = [run.writers(name) for name in ordered if found.layers[name].role == "carrier"]
+        rows.append((run.channels, "\n".join(filters) or "network input", "\n".join(carriers) or "-"))
+    shown = report.table(("channel", "filters", "carriers"), rows, title=f"Inputs of {layer}")
+    for column in shown.columns:
+        column.justify = "left"
+    show(shown)
+
+
+def _as_json(found: ChannelMap, layer: str) -> str:
+    pairs = zip(found.producers(layer), found.carriers(layer), strict=True)
+    inputs = [
+        {
+            "channel": channel,
+            "producers": [producer._asdict() for producer in sorted(producers)],
+            "carriers": [carrier._asdict() for carrier in sorted(carriers)],
+        }
+        for channel, (producers, carriers) in enumerate(pairs)
+    ]
+    return json.dumps({"layer": layer, "inputs": inputs}, indent=1)

@@ -1,0 +1,132 @@
+"""The network a command works on, from the user's own code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from tgdsurgery.checkpoints import read_state_dict
+from tgdsurgery.cli.options import ArgumentError, nearest
+from tgdsurgery.errors import CheckpointError
+
+FORM = "Write package.module:factory or path/to/file.py:factory."
+
+
+class FactoryError(ArgumentError):
+    """A `--model` that cannot be imported, or makes no module."""
+
+
+def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
+    """The network that `factory` makes, with the weights of `checkpoint`.
+
+    Args:
+        factory: `package.module:name` or `path/to/file.py:name`; the name of a module, or of something that
+            returns one when called without arguments.
+        checkpoint: its weights; every name and shape has to fit.
+
+    Raises:
+        FactoryError: it cannot be imported, has no such name, fails, or makes no module.
+        CheckpointError: the checkpoint cannot be read or does not fit.
+    """
+    where, colon, name = factory.rpartition(":")
+    if not (colon and where and name):
+        raise FactoryError(f"{factory!r} names no model.", FORM)
+    model = _make(factory, _attribute(_import(where), where, name))
+    if checkpoint is not None:
+        _load_weights(model, checkpoint)
+    return model
+
+
+def example_inputs(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...] | None:
+    """Random inputs of these shapes where the model's parameters are; None (to be found) without shapes."""
+    like = next(model.parameters(), torch.empty(0))
+    return tuple(torch.rand(shape, dtype=like.dtype, device=like.device) for shape in shapes) or None
+
+
+def _import(where: str) -> ModuleType:
+    path = Path(where)
+    from_file = path.suffix == ".py"
+    if from_file and not path.is_file():
+        raise FactoryError(f"{where} does not exist.", FORM)
+    # As `python file.py` and `python -m module` do; a console script has neither folder on its path.
+    folder = str(path.parent.resolve()) if from_file else os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return _import_file(path) if from_file else importlib.import_module(where)
+    except Exception as error:
+        raise FactoryError(
+            f"{where} cannot be imported: {type(error).__name__}: {error}.",
+            "Check that it is installed or in this folder, and imports without error.",
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_tgd_model_{path.stem}", path)
+    assert spec is not None  # there is a loader for every .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _attribute(module: ModuleType, where: str, name: str) -> object:
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise FactoryError(f"{where} has no {name!r}.", nearest(name, public)) from None
+
+
+def _make(factory: str, source: object) -> nn.Module:
+    if isinstance(source, nn.Module):
+        return source
+    if not callable(source):
+        raise FactoryError(
+            f"{factory} is no function but {type(source).__name__}.",
+            "Name a function that returns the model.",
+        )
+    try:
+        model = source()
+    except Exception as error:
+        raise FactoryError(
+            f"{factory}() failed: {type(error).__name__}: {error}.",
+            "Name a function that makes the model when called without arguments.",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise FactoryError(
+            f"{factory}() returned no module but {type(model).__name__}.",
+            "It has to return a torch.nn.Module.",
+        )
+    return model
+
+
+def _load_weights(model: nn.Module, checkpoint: Path) -> None:
+    state = read_state_dict(checkpoint)
+    try:
+        # Not strict: the names come back as lists, after the modules' own renaming of old names.
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        problems = [_listed("missing", missing), _listed("unexpected", unexpected)]
+    except RuntimeError as error:
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
+        problems = [_listed("misfit", lines, shown=1)]
+    found = [problem for problem in problems if problem]
+    if found:
+        raise CheckpointError(
+            f"{checkpoint} does not fit the model: {'; '.join(found)}.",
+            "Give the model that the checkpoint was made with.",
+        )
+
+
+def _listed(what: str, names: Sequence[str], *, shown: int = 3) -> str:
+    more = ", ..." if len(names) > shown else ""
+    return f"{len(names)} {what} ({', '.join(names[:shown])}{more})" if names else ""

@@ -1,0 +1,106 @@
+"""`tgd plan`: which channels of a model are retrained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import click
+
+from tgdsurgery import plan_tgd
+from tgdsurgery.checkpoints import replacing
+from tgdsurgery.cli.models import example_inputs, load_model
+from tgdsurgery.cli.options import (
+    MODEL,
+    ArgumentError,
+    debug_option,
+    input_shape_option,
+)
+from tgdsurgery.planning import Override
+from tgdsurgery.records import Flow, NormStats
+
+
+def parse_override(value: str) -> tuple[str, Override]:
+    """The layer's name or prefix, and what holds for it: `NAME=train`, `NAME=freeze` or `NAME=phi`."""
+    name, equals, rule = value.rpartition("=")
+    try:
+        if not (name and equals):
+            raise ValueError
+        return name, cast(Override, rule) if rule in ("train", "freeze") else float(rule)
+    except ValueError:
+        raise ArgumentError(
+            f"{value!r} is no override.", "Write NAME=train, NAME=freeze or NAME=0.5 (a phi of its own)."
+        ) from None
+
+
+@click.command("plan")
+@click.option("--model", required=True, metavar="MODULE:FACTORY", help=MODEL)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="The model's weights; as the factory made it if not given.",
+)
+@input_shape_option
+@click.option("--phi", type=float, help="Channels that score below are retrained; 0.3 without --budget.")
+@click.option(
+    "--budget", type=float, help="Share of the filters' parameters to retrain at most, in place of phi."
+)
+@click.option(
+    "--override",
+    "overrides",
+    type=parse_override,
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="train, freeze or a phi of its own for a layer or prefix; repeatable.",
+)
+@click.option(
+    "--flow",
+    type=click.Choice(get_args(Flow)),
+    default="masked",
+    show_default=True,
+    help="masked: nothing flows back through a frozen filter; full: only its own gradient is zero.",
+)
+@click.option(
+    "--norm-stats",
+    type=click.Choice(get_args(NormStats)),
+    default="hold",
+    show_default=True,
+    help="Frozen channels of a norm use their stored statistics (hold) or the batch's (batch).",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan to this file, as JSON.")
+@debug_option
+def plan_command(
+    *,
+    model: str,
+    checkpoint: Path | None,
+    input_shape: Sequence[tuple[int, ...]],
+    phi: float | None,
+    budget: float | None,
+    overrides: Sequence[tuple[str, Override]],
+    flow: Flow,
+    norm_stats: NormStats,
+    output: Path | None,
+) -> None:
+    """Decide which channels of a model are retrained, and show or write the plan."""
+    if phi is not None and budget is not None:
+        raise ArgumentError("--phi and --budget are both given.", "Give one; the budget finds its own phi.")
+    settings: dict[str, Any] = {} if phi is None else {"phi": phi}
+    net = load_model(model, checkpoint)
+    # Opened first: a place that cannot be written to is no news to get after the work.
+    with nullcontext() if output is None else replacing(output) as temporary:
+        plan = plan_tgd(
+            net,
+            example_inputs(net, input_shape),
+            budget=budget,
+            overrides=dict(overrides),
+            flow=flow,
+            norm_stats=norm_stats,
+            **settings,
+        )
+        if temporary is not None:
+            temporary.write_text(plan.to_json(), encoding="utf-8")
+    click.echo(str(plan))
+    if output is not None:
+        click.echo(f"Written to {output}.", err=True)
