@@ -1,13 +1,13 @@
 """How long does KSE take for all 53 convs of a ResNet-50, beside the two obvious ways to compute it?
 
-Per layer shape, in one run on the same weights:
+CPU seconds (steadier than the clock on a busy machine) per layer shape, in one run on the same weights:
 
 * ours: `tgdsurgery.kse`;
 * plain: float64 `torch.cdist` with its defaults and `topk`, one input channel (N x N distances) at a time;
 * published: one scikit-learn nearest-neighbour query per kernel, as in the program of the KSE paper.
   The C N queries of all layers would take hours, so a random sample is timed and extrapolated (marked ~).
 
-Run `python benchmarks/kse.py`.
+Run `python benchmarks/kse.py`; Linux only, for the memory.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import multiprocessing
 import os
 import platform
 import random
-import resource
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -43,7 +41,7 @@ COLUMNS = ("weight", "layers", "ours s", "plain s", "published s", "plain / ours
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds for one layer of a shape, or for all, and the memory that ours needs beside the weight."""
+    """CPU seconds for one layer of a shape, or for all, and the memory that ours needs beside the weight."""
 
     name: str
     layers: int
@@ -82,23 +80,23 @@ def published_seconds(weight: Tensor, queries: int) -> float:
     kernels = weight.transpose(0, 1).flatten(2).numpy()
     channels, filters, _ = kernels.shape
     chosen = random.sample(range(channels), min(8, channels))
-    start = time.perf_counter()
+    start = time.process_time()
     indices = {c: NearestNeighbors(n_neighbors=K + 1).fit(kernels[c]) for c in chosen}
-    per_channel = (time.perf_counter() - start) / len(chosen)
+    per_channel = (time.process_time() - start) / len(chosen)
     points = [(c, random.randrange(filters)) for c in random.choices(chosen, k=queries)]
-    start = time.perf_counter()
+    start = time.process_time()
     for c, n in points:
         indices[c].kneighbors(kernels[c, n].reshape(1, -1))
-    per_query = (time.perf_counter() - start) / queries
+    per_query = (time.process_time() - start) / queries
     return channels * (per_channel + filters * per_query)
 
 
 def median_seconds(compute: Callable[[Tensor], Tensor], weight: Tensor, repeats: int) -> float:
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         compute(weight)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times)
 
 
@@ -107,10 +105,18 @@ def peak_mib(shape: Shape) -> float:
     torch.set_num_threads(1)
     weight = torch.randn(shape)
     kse(torch.randn(8, 8, *shape[2:]))  # what is loaded on first use does not count
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+    before = resident_peak_kib()
     kse(weight)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return grown / (2**20 if sys.platform == "darwin" else 2**10)
+    return (resident_peak_kib() - before) / 2**10
+
+
+def resident_peak_kib() -> int:
+    # Not getrusage: its maximum still holds the peak of the process this one was started from.
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
+    return int(line.split()[1])
 
 
 def measure(shape: Shape, layers: int, repeats: int, queries: int) -> Timing:
@@ -161,7 +167,7 @@ def main(out: Path, threads: int, repeats: int, queries: int) -> None:
     timings = [measure(shape, layers, repeats, queries) for shape, layers in resnet50_convs().items()]
     caption = (
         f"{', '.join(f'{name} {value}' for name, value in setting.items())}; k {K}, normal weights.\n"
-        f"s: seconds per layer. ~: extrapolated from {queries} random queries per shape.\n"
+        f"s: CPU seconds per layer. ~: extrapolated from {queries} random queries per shape.\n"
         "MiB: growth of resident memory while ours runs."
     )
     rows = [timing.cells() for timing in (*timings, whole(timings))]

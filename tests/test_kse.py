@@ -26,8 +26,8 @@ module = importlib.import_module("tgdsurgery.kse")
 # Both sides compute in float64 but add in another order (1e-16); min-max stretches that by the inverse of the
 # within-layer range of the entropy, here above 1e-4.
 ROUNDING = 1e-9
-# Rounding may split channels that tie for the least s: 0 becomes up to 1e-13 of the range (drawn weights are small
-# integers, so the range is at least a few thousandths of s), and its square root up to 3e-7.
+# Rounding may split channels that tie for the least s: 0 becomes up to 1e-13 of the range (drawn weights are
+# small integers, so the range is at least a few thousandths of s), and its square root up to 3e-7.
 SPLIT_TIES = 1e-6
 
 

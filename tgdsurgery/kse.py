@@ -20,7 +20,7 @@ from tgdsurgery.errors import PlanError
 Variant = Literal["paper", "released-code"]
 
 # Most numbers that one temporary tensor holds (4 MiB in float64), or one channel's N x D kernels, or one
-# kernel's N distances where these are more. At most ten live at a time. Larger ones miss the cache: slower.
+# kernel's N distances where these are more. Up to a dozen live at a time; larger ones are no faster.
 CHUNK_ELEMENTS = 2**19
 
 # A range below this share of the largest value is rounding, which min-max would blow up to [0, 1].
@@ -42,8 +42,8 @@ def kse(
     min-max normalised over the layer. Where nothing tells the channels apart, `s` counts as 1, `e` as 0 and
     the result as 1. The scores depend neither on the order of the filters nor on the weights' scale or sign.
 
-    Time is O(C N log N) for scalar kernels and O(C N^2 D) for others. Memory is a few times `CHUNK_ELEMENTS`,
-    and a copy of the weight where it is grouped or not contiguous.
+    Time is O(C N log N) for scalar kernels and O(C N^2 D) for others. Memory is up to a
+    dozen tensors of `CHUNK_ELEMENTS`, and a copy of the weight where it is grouped or not contiguous.
 
     Args:
         weight: (N, C/g, *K), or (C, N/g, *K) if `transposed`; a linear layer's (N, C) has scalar kernels. For
@@ -118,11 +118,14 @@ def neighbour_distances(kernels: Tensor, k: int) -> Tensor:
         return _scalar_neighbour_distances(kernels.squeeze(2), k)
     rows = min(n, max(1, CHUNK_ELEMENTS // n))
     channels = max(1, CHUNK_ELEMENTS // (n * rows))
-    sums = [
-        torch.cat([_nearest(queries, part, k) for queries in torch.split(part, rows, dim=1)], dim=1)
-        for part in torch.split(kernels, channels)
-    ]
-    return torch.cat(sums)
+    # Written in place: small results kept between large temporaries would fragment the heap.
+    sums = kernels.new_empty(kernels.shape[:2])
+    for first in range(0, len(kernels), channels):
+        part = kernels[first : first + channels]
+        for row in range(0, n, rows):
+            queries = part[:, row : row + rows]
+            sums[first : first + channels, row : row + rows] = _nearest(queries, part, k)
+    return sums
 
 
 def entropy(distances: Tensor) -> Tensor:

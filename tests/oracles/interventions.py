@@ -37,7 +37,7 @@ class World:
         self._values: dict[Any, Any] = {}
 
     def noise(self, like: Tensor) -> Tensor:
-        """Random numbers of both signs and all sizes."""
+        """Random numbers of both signs, large and small."""
         return SPREAD * torch.randn(like.shape, dtype=like.dtype, generator=self._generator)
 
     def fixed(self, key: Any, make: Callable[[], Any]) -> Any:
