@@ -40,14 +40,12 @@ class ParameterRows:
         shape: the parameter's shape.
         axis: the axis that counts the channels (1 for a transposed conv, whose weight is (C, N/g, *K)).
         groups: groups of a transposed conv; 1 otherwise.
-        coupled: whether other channels read these entries too, as all do under spectral norm.
     """
 
     name: str
     shape: tuple[int, ...]
     axis: int = 0
     groups: int = 1
-    coupled: bool = False
 
     @property
     def numel(self) -> int:

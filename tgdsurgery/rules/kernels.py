@@ -215,8 +215,7 @@ def _without_own_rows(call: Call, made_of: Sequence[_Rows], weight: _Weight) -> 
         elif len(shape) == 2 and along_inputs and shape[1] == weight.filters:
             found.append(ParameterRows(name, shape, axis=1))
         elif shape[:1] == (weight.filters,) and all(n in rows.get(name, ()) for n, rows in enumerate(made_of)):
-            coupled = any(rows[name] != {n} for n, rows in enumerate(made_of))
-            found.append(ParameterRows(name, shape, coupled=coupled))
+            found.append(ParameterRows(name, shape))
     return found
 
 

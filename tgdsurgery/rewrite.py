@@ -1,0 +1,251 @@
+"""The literal form: a copy of a network with TGD layers in it, and the plain network back out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
+
+from tgdsurgery.copying import copy_model
+from tgdsurgery.errors import RewriteError
+from tgdsurgery.graph_form import TGDGraphModule, graph_form
+from tgdsurgery.layers import (
+    HOOK,
+    PARAMETERS,
+    TGD,
+    ParameterMask,
+    TGDLayer,
+    attach,
+    follow_parameters,
+    hold,
+    release,
+)
+from tgdsurgery.records import Layer, TGDPlan
+
+
+def insert(
+    model: nn.Module, plan: TGDPlan, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A copy of `model` with a TGD layer after each layer that the plan freezes in part.
+
+    With `flow="masked"` it is a torch.fx graph (`TGDGraphModule`), after its outputs and gradients were
+    compared with those of the model's own forward on the example inputs. Where the model cannot be traced,
+    has hooks or cannot run in train mode on these inputs, or where anything comes out different, the same TGD
+    layers are attached by forward hooks to a copy of the model's own class; the gradients are the same.
+    The comparison takes a training step's time and memory, twice, and two passing copies of the model.
+
+    A layer that is frozen whole gets no TGD layer, so that the loss still reaches the layers before it. Its
+    parameters get `requires_grad=False`; so do those that belong to no layer.
+
+    In either flow the gradients of the parameters are masked as well. TGD layers leave little to it, but
+    weights can be shared by layers that disagree, or computed with parameters of other rows (spectral norm).
+    With `flow="full"` that is all: the gradients of the activations are not masked. The same is true of a
+    layer that is no module (`torch.nn.functional` called on a parameter), as its output cannot be reached.
+
+    Args:
+        model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
+        plan: which channels are trainable. The result has it as `tgd_plan`.
+        example_inputs: the forward's positional arguments as a tuple, or the only one.
+        example_kwargs: the forward's keyword arguments.
+
+    Raises:
+        RewriteError: the plan does not fit the model; or the model cannot be copied, is wrapped, or has
+            been rewritten already.
+    """
+    _refuse(model, plan)
+    net = copy_model(model)
+    hooked = any(_has_hooks(module) for module in net.modules())
+    _mount(net, plan)
+    graph = None
+    if plan.flow == "masked" and not hooked:
+        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        graph = graph_form(net, args, example_kwargs or {})
+    return attach(net) if graph is None else graph
+
+
+def remove_tgd(tgd_model: nn.Module) -> nn.Module:
+    """The plain network out of the literal form: a copy, of the original class, with the present weights.
+
+    Nothing of TGD is left in it, its `state_dict` has the same keys, and `requires_grad` is as it was
+    before. Wrappers (DDP, DataParallel, torch.compile) are looked through.
+
+    Raises:
+        RewriteError: `tgd_model` is not a network that `insert` returned.
+    """
+    net = literal_form(tgd_model)
+    plain = copy_model(net.source() if isinstance(net, TGDGraphModule) else net)
+    for module in list(plain.modules()):
+        _dismount(module)
+    for attributes in (
+        vars(plain),
+        plain.meta.get(PRESERVED, {}) if isinstance(plain, fx.GraphModule) else {},
+    ):
+        attributes.pop("tgd_plan", None)
+        attributes.pop("tgd_stopped", None)
+    for name in vars(net)["tgd_stopped"]:
+        plain.get_parameter(name).requires_grad_(True)
+    return plain
+
+
+def literal_form(model: nn.Module) -> nn.Module:
+    """The network that `insert` returned, wrapped or not.
+
+    Raises:
+        RewriteError: `model` is no such network.
+    """
+    net = unwrapped(model)
+    if "tgd_stopped" in vars(net):
+        return net
+    raise RewriteError(
+        f"This {type(net).__name__} has no TGD layers.", "Give the network that apply_tgd returned."
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        else:
+            return model
+
+
+def trainable_entries(net: nn.Module, plan: TGDPlan) -> dict[nn.Parameter, Tensor]:
+    """For every parameter of `net`: a bool mask of its shape, True at the entries that may move.
+
+    A parameter under several names moves only where all of them agree, and one that no layer owns nowhere.
+    """
+    planned = plan.parameter_masks()
+    masks: dict[nn.Parameter, Tensor] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        if name in planned:
+            known = masks.get(parameter)
+            masks[parameter] = planned[name] if known is None else planned[name] & known
+    nowhere = torch.zeros((), dtype=torch.bool)
+    return {
+        parameter: masks.get(parameter, nowhere.expand(parameter.shape)) for parameter in net.parameters()
+    }
+
+
+def _refuse(model: nn.Module, plan: TGDPlan) -> None:
+    """Raise before anything is done, with all that is wrong."""
+    if unwrapped(model) is not model:
+        raise RewriteError(
+            f"The model is wrapped in {type(model).__name__}.",
+            "Apply TGD to the network inside, and wrap the result.",
+        )
+    if any("tgd_plan" in vars(module) for module in model.modules()):
+        raise RewriteError("TGD has been applied to this model already.", "Undo it with remove_tgd first.")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise RewriteError(
+            "TorchScript modules cannot be rewritten.", "Give the nn.Module they were made from."
+        )
+    if misfits := list(_misfits(model, plan)):
+        shown = "; ".join(misfits[:5]) + ("; ..." if len(misfits) > 5 else "")
+        raise RewriteError(f"The plan does not fit the model: {shown}.", "Make the plan from this model.")
+
+
+def _misfits(model: nn.Module, plan: TGDPlan) -> Iterator[str]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    tensors = _tensors(model)
+    for layer in _layers(plan):
+        yield from (f"no module {name!r}" for name in layer.modules if name not in modules)
+        shapes = {rows.name: rows.shape for rows in layer.parameters}
+        shapes |= dict.fromkeys(layer.statistics, (layer.channels,))
+        for name, shape in shapes.items():
+            if name not in tensors:
+                yield f"no {name!r}"
+            elif tuple(tensors[name].shape) != shape:
+                yield f"{name!r} has shape {tuple(tensors[name].shape)}, planned {shape}"
+        if plan.norm_stats == "hold" and layer.statistics and _norm(layer) is None:
+            yield f"the statistics of {layer.name!r} belong to no norm module (use norm_stats='batch')"
+
+
+def _mount(net: nn.Module, plan: TGDPlan) -> None:
+    """Put the plan into `net`: TGD layers (not called by anything yet), held norms, parameter masks."""
+    tensors = _tensors(net)
+    for entry in plan.entries:
+        layer, mask = entry.layer, plan.trainable(entry.layer.name)
+        held = layer.statistics and plan.norm_stats == "hold"
+        if held and not mask.all() and (norm := _norm(layer)) is not None:
+            statistics = [name.rpartition(".")[2] for name in layer.statistics]
+            hold(net.get_submodule(norm), mask, layer.channel_axis, statistics)
+        if plan.flow == "masked" and mask.any() and not mask.all():
+            device = tensors[(*(rows.name for rows in layer.parameters), *layer.statistics)[0]].device
+            for module in {net.get_submodule(name) for name in layer.modules}:
+                module.add_module(TGD, TGDLayer(mask.to(device), layer.channel_axis))
+    marks = {"tgd_plan": plan, "tgd_stopped": _mask_parameters(net, plan)}
+    vars(net).update(marks)
+    if isinstance(net, fx.GraphModule):  # whose copies keep only the plain attributes that are named here
+        net.meta[PRESERVED] = {**net.meta.get(PRESERVED, {}), **marks}
+
+
+def _mask_parameters(net: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
+    """Mask the parameters' gradients, and stop those of whole parameters; returns the names of the latter."""
+    trainable = trainable_entries(net, plan)
+    stopped: list[str] = []
+    masks: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in net.named_parameters():
+        mask = trainable[parameter]
+        if not mask.any():
+            if parameter.requires_grad:
+                stopped.append(name)
+            parameter.requires_grad_(False)
+        elif not mask.all():
+            owner, _, own_name = name.rpartition(".")
+            masks.setdefault(owner, {})[own_name] = _small(mask).to(parameter.device)
+    for owner, own_masks in masks.items():
+        net.get_submodule(owner).add_module(PARAMETERS, ParameterMask(own_masks))
+    follow_parameters(net)
+    net._forward_pre_hooks[HOOK] = follow_parameters
+    return tuple(stopped)
+
+
+def _dismount(module: nn.Module) -> None:
+    """Take away what `_mount` and `attach` gave to one module."""
+    release(module)
+    module._forward_hooks.pop(HOOK, None)
+    module._forward_pre_hooks.pop(HOOK, None)
+    if isinstance(mask := getattr(module, PARAMETERS, None), ParameterMask):
+        mask.release()
+        delattr(module, PARAMETERS)
+    if hasattr(module, TGD):
+        delattr(module, TGD)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether hooks watch or change what the module does; a graph that does not call it would skip them."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _norm(layer: Layer) -> str | None:
+    """Name of the norm module that keeps the layer's statistics; None if some other module keeps them."""
+    owner, _, _ = layer.statistics[0].rpartition(".")
+    return owner if owner in (layer.name, *layer.modules) else None
+
+
+def _layers(plan: TGDPlan) -> list[Layer]:
+    return [entry.layer for entry in plan.entries]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
+
+
+def _small(mask: Tensor) -> Tensor:
+    """The mask without its expanded axes (size 1 instead): it broadcasts all the same."""
+    for axis, stride in enumerate(mask.stride()):
+        if stride == 0 and mask.shape[axis] > 1:
+            mask = mask.narrow(axis, 0, 1)
+    return mask
