@@ -1,6 +1,6 @@
 """Retrain only the kernels a pretrained CNN hardly uses, and keep all others bit for bit.
 
-    from tgdsurgery import apply_tgd, guard, remove_tgd
+In short::
 
     net = apply_tgd(net, phi=0.3)
     optimizer = torch.optim.Adam(net.parameters())

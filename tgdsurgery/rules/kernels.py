@@ -214,7 +214,9 @@ def _without_own_rows(call: Call, made_of: Sequence[_Rows], weight: _Weight) -> 
                 found.append(ParameterRows(name, shape, axis=1, groups=weight.groups))
         elif len(shape) == 2 and along_inputs and shape[1] == weight.filters:
             found.append(ParameterRows(name, shape, axis=1))
-        elif shape[:1] == (weight.filters,) and all(n in rows.get(name, ()) for n, rows in enumerate(made_of)):
+        elif shape[:1] == (weight.filters,) and all(
+            n in rows.get(name, ()) for n, rows in enumerate(made_of)
+        ):
             found.append(ParameterRows(name, shape))
     return found
 
