@@ -1,9 +1,10 @@
 """Law 2's oracle: which filters reach which input channels, found by changing one and watching.
 
-A world gives every call of every filter layer a random output, whatever it reads. In such a world a filter
-can only be felt by the consumers it reaches without passing another filter. So: run the world, change the
-output of one filter, run again, and see which channels of which consumers' inputs are not bit for bit what
-they were. Carriers likewise, by changing the parameters of one of their channels.
+A world gives every call of every filter layer a random output, whatever it reads, and norms random
+statistics. In such a world a filter can only be felt by the consumers it reaches without passing
+another filter. So: run the world, change the output of one filter, run again, and see which channels of which
+consumers' inputs are not bit for bit what they were. Carriers likewise, by changing the parameters of one of
+their channels.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ Influence = dict[str, tuple[frozenset[Producer], ...]]
 READS_A_VALUE = (Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.tolist)
 # Several worlds, because a maximum or a rectifier may hide a filter in one of them.
 WORLDS = 3
-# Wide enough to cross every threshold of the usual activations, from both sides.
-SPREAD = 3.0
+# Wide enough to cross every threshold, and every offset that a norm may add before it, from both sides.
+SPREAD = 10.0
 
 
 class World:
-    """The values that stay as they are while one filter changes: drawn or computed once, then looked up."""
+    """The values that stay as they are while one filter changes: drawn once, then looked up."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -38,7 +39,14 @@ class World:
 
     def noise(self, like: Tensor) -> Tensor:
         """Random numbers of both signs, large and small."""
-        return SPREAD * torch.randn(like.shape, dtype=like.dtype, generator=self._generator)
+        return SPREAD * self._normal(like) * self.factor(like)
+
+    def factor(self, like: Tensor) -> Tensor:
+        """Random positive numbers around 1."""
+        return self._normal(like).exp()
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, dtype=like.dtype, generator=self._generator)
 
     def fixed(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value of that name, made on the first run."""
@@ -79,11 +87,13 @@ class _Run(FilterCalls):
         return func(*args, **kwargs)
 
     def _statistics(self, x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
-        def measure() -> tuple[Tensor, Tensor]:
-            variance, mean = torch.var_mean(x.detach(), axes, correction=0, keepdim=True)
-            return mean, variance
+        """Mean and variance over `axes`: drawn, as a norm of one value would else make a constant of it."""
 
-        return self.world.fixed(self._others, measure)
+        def draw() -> tuple[Tensor, Tensor]:
+            like = x.detach().mean(axes, keepdim=True)
+            return self.world.noise(like), self.world.factor(like)
+
+        return self.world.fixed(self._others, draw)
 
 
 def producers_by_intervention(case: Case) -> Influence:
@@ -175,7 +185,7 @@ def _channel_changed(model: nn.Module, layer: Layer, channel: int, world: World)
             mine = owner == channel
             data = tensors[name].detach()
             if name in layer.statistics:
-                data[mine] *= world.noise(data[mine]).exp()  # a variance stays positive
+                data[mine] *= world.factor(data[mine])  # a variance stays positive
             else:
                 data[mine] += world.noise(data[mine])
         yield
@@ -190,42 +200,62 @@ Statistics = Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]
 def _layer_norm(
     statistics: Statistics,
     x: Tensor,
-    shape: tuple[int, ...],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    shape: Any,
+    weight: Any = None,
+    bias: Any = None,
     eps: float = 1e-5,
-    *_: bool,
+    *_: Any,
 ) -> Tensor:
     """Layer norm with its statistics given: they are no way for one channel to reach another."""
     mean, variance = statistics(x, list(range(-len(shape), 0)))
-    y = (x - mean) / torch.sqrt(variance + eps)
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+    return _affine((x - mean) / torch.sqrt(variance + eps), weight, bias, list(shape))
 
 
 def _group_norm(
     statistics: Statistics,
     x: Tensor,
     groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    weight: Any = None,
+    bias: Any = None,
     eps: float = 1e-5,
-    *_: bool,
+    *_: Any,
 ) -> Tensor:
     """Group norm with its statistics given."""
     grouped = x.unflatten(1, (groups, -1))
     mean, variance = statistics(grouped, list(range(2, grouped.ndim)))
     y = ((grouped - mean) / torch.sqrt(variance + eps)).flatten(1, 2)
-    per_channel = [-1] + [1] * (x.ndim - 2)
-    y = y if weight is None else y * weight.view(per_channel)
-    return y if bias is None else y + bias.view(per_channel)
+    return _affine(y, weight, bias, [-1] + [1] * (x.ndim - 2))
 
 
+def _instance_norm(
+    statistics: Statistics,
+    x: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Instance norm; with its statistics given, unless it uses those it has stored."""
+    if use_input_stats:
+        return _group_norm(statistics, x, x.shape[1], weight, bias, eps)
+    return F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int]) -> Tensor:
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+# Norms whose statistics are drawn. Batch norm in evaluation has its own, which are random too.
 NORMS = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
 }
 
 

@@ -1,0 +1,21 @@
+"""Settings for all tests: one thread (small nets lose time to more), and how much Hypothesis draws."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# Nets are built and run inside an example: a slow machine must not turn that into a failure.
+COMMON = {
+    "max_examples": 25,
+    "deadline": None,
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
+settings.register_profile("dev", **COMMON)
+settings.register_profile("ci", **COMMON, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))

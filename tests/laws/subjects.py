@@ -1,0 +1,75 @@
+"""What the laws are tested on, and what they have in common."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.strategies import Case
+from tests.topologies import TOPOLOGIES
+from tgdsurgery import apply_tgd
+
+# Networks that are refused, and why that is right.
+REFUSED = {
+    "lstm after convolution": "one fused op with filters of its own inside",
+}
+ACCEPTED = tuple(name for name in TOPOLOGIES if name not in REFUSED)
+on_every_topology = pytest.mark.parametrize("name", ACCEPTED)
+
+# High enough that every network of the catalogue has something trainable.
+PHI = 0.95
+
+
+class Method(NamedTuple):
+    """The settings that change what training does."""
+
+    phi: float = PHI
+    flow: Any = "masked"
+    norm_stats: Any = "hold"
+
+
+CATALOGUE = Method()
+methods = st.builds(
+    Method,
+    phi=st.sampled_from([0.5, 0.2, 0.8, 1.0]),
+    flow=st.sampled_from(["masked", "full"]),
+    norm_stats=st.sampled_from(["hold", "batch"]),
+)
+
+
+def operated(case: Case, method: Method = CATALOGUE) -> nn.Module:
+    """The network with TGD applied."""
+    return apply_tgd(case.model, case.inputs, **method._asdict())
+
+
+def with_flags_of(model: nn.Module, other: nn.Module) -> nn.Module:
+    """The model with the other's `requires_grad`, for comparing outputs bit for bit.
+
+    torch multiplies some matrices another way where the weight needs no gradient, with other rounding.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(other.get_parameter(name).requires_grad)
+    return model
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every parameter; zero where there is none."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in model.named_parameters()
+    }
+
+
+def assert_equal_tensors(found: Any, expected: Any) -> None:
+    """Raise unless both dicts or sequences hold the same tensors, bit for bit."""
+    if not isinstance(expected, dict):
+        found, expected = (dict(enumerate(tensors)) for tensors in (found, expected))
+    if list(found) != list(expected):
+        raise AssertionError(f"{list(found)} is not {list(expected)}")
+    for key, tensor in expected.items():
+        if found[key].dtype != tensor.dtype or not torch.equal(found[key], tensor):
+            raise AssertionError(f"{key} differs")

@@ -1,0 +1,164 @@
+"""Law 4: frozen entries stay, bit for bit, whatever the optimizer and the training loop do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn, optim
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tests.laws.subjects import Method, methods, on_every_topology, operated
+from tests.strategies import Case, call, cases, scalar_loss
+from tests.topologies import case_of
+from tgdsurgery import TGDPlan, guard, verify
+
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "SGD": partial(optim.SGD, lr=0.1, weight_decay=0.1),
+    "momentum": partial(optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "nesterov": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "Adam": partial(optim.Adam, lr=0.1, weight_decay=0.1),
+    "AMSGrad": partial(optim.Adam, lr=0.1, amsgrad=True, weight_decay=0.1),
+    "AdamW": partial(optim.AdamW, lr=0.1, weight_decay=0.1),
+    "fused AdamW": partial(optim.AdamW, lr=0.1, weight_decay=0.1, fused=True),
+    "foreach AdamW": partial(optim.AdamW, lr=0.1, weight_decay=0.1, foreach=True),
+    "RMSprop": partial(optim.RMSprop, lr=0.1, momentum=0.9, centered=True, weight_decay=0.1),
+    "Adagrad": partial(optim.Adagrad, lr=0.1, weight_decay=0.1),
+    "NAdam": partial(optim.NAdam, lr=0.1, weight_decay=0.1),
+    "LBFGS": partial(optim.LBFGS, lr=0.1, max_iter=3),
+}
+STEPS = 2
+
+
+def frozen_part(tgd: nn.Module) -> dict[str, Tensor]:
+    """A copy of every entry the plan freezes: of parameters, of statistics, and parameters in no layer."""
+    plan: TGDPlan = tgd.tgd_plan
+    masks = plan.parameter_masks()
+    if plan.norm_stats == "hold":
+        masks |= {name: plan.trainable(e.layer.name) for e in plan.entries for name in e.layer.statistics}
+    state = dict(tgd.named_parameters()) | dict(tgd.named_buffers())
+    part = {name: state[name].detach()[~mask].clone() for name, mask in masks.items()}
+    return part | {name: state[name].detach().clone() for name in plan.unmapped}
+
+
+def trained(tgd: nn.Module, case: Case, optimizer: optim.Optimizer, steps: int = STEPS) -> None:
+    """Some steps with accumulated and clipped gradients."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        for _ in range(2):
+            loss = scalar_loss(call(tgd, case.inputs))
+            if loss.requires_grad:  # not where nothing is trainable
+                loss.backward()
+        nn.utils.clip_grad_norm_(tgd.parameters(), 10.0)
+        return loss.detach()
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
+def assert_frozen_stay(case: Case, method: Method, optimizer: str) -> None:
+    """Raise unless all frozen entries are the same bits after some steps of guarded training."""
+    tgd = operated(case, method)
+    before, state = frozen_part(tgd), {name: value.clone() for name, value in tgd.state_dict().items()}
+    made = OPTIMIZERS[optimizer](tgd.parameters())
+    guard(made, tgd)
+    trained(tgd, case, made)
+    after = frozen_part(tgd)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    assert verify(state, tgd, tgd.tgd_plan).ok
+
+
+@given(case=cases(), method=methods, optimizer=st.sampled_from(sorted(OPTIMIZERS)))
+def test_random_networks(case, method, optimizer):
+    assert_frozen_stay(case.train(), method, optimizer)
+
+
+@on_every_topology
+def test_catalogue(name):
+    assert_frozen_stay(case_of(name).train(), Method(), "AdamW")
+
+
+@pytest.mark.parametrize("flow", ["masked", "full"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizers(optimizer, flow):
+    assert_frozen_stay(case_of("residual stages").train(), Method(phi=0.5, flow=flow), optimizer)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_without_the_guard_decay_and_momentum_would_move_them(optimizer):
+    """What the guard is for; where this holds no more, the tests above show nothing."""
+    case = case_of("residual stages").train()
+    tgd = operated(case, Method(phi=0.5))
+    before = frozen_part(tgd)
+    made = OPTIMIZERS[optimizer](tgd.parameters())
+    trained(tgd, case, made)
+    moved = {name for name, value in frozen_part(tgd).items() if not torch.equal(value, before[name])}
+    # LBFGS has no weight decay: a zero gradient, accumulated over its history, stays a zero step.
+    assert bool(moved) == (optimizer != "LBFGS")
+    assert not any("running" in name for name in moved)
+
+
+def test_muon():
+    case = case_of("linear layers only").train()
+    tgd = operated(case)
+    before = frozen_part(tgd)
+    matrices = [
+        parameter for parameter in tgd.parameters() if parameter.ndim == 2 and parameter.requires_grad
+    ]
+    made = optim.Muon(matrices, lr=0.1, weight_decay=0.1)
+    guard(made, tgd)
+    trained(tgd, case, made)
+    assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())
+
+
+def test_state_from_before():
+    """An optimizer that has gathered momentum while all was trainable would move the frozen entries by it."""
+    case = case_of("chain").train()
+    old = optim.Adam(case.model.parameters(), lr=0.1)
+    trained(case.model, case, old)
+    tgd = operated(case)
+    new = optim.Adam(tgd.parameters(), lr=0.1)
+    new.load_state_dict(old.state_dict())
+    guard(new, tgd)
+    before = frozen_part(tgd)
+    trained(tgd, case, new)
+    assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())
+
+
+def test_average_of_weights():
+    case = case_of("chain").train()
+    tgd = operated(case)
+    before = frozen_part(tgd)
+    average = AveragedModel(tgd, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    made = OPTIMIZERS["AdamW"](tgd.parameters())
+    guard(made, tgd)
+    for _ in range(3):
+        trained(tgd, case, made, steps=1)
+        average.update_parameters(tgd)
+    assert not torch.equal(average.module.get_parameter("0.weight"), case.model[0].weight)
+    assert all(torch.equal(value, before[name]) for name, value in frozen_part(average.module).items())
+
+
+def test_mixed_precision():
+    case = case_of("residual stages").train()
+    tgd = operated(case)
+    before = frozen_part(tgd)
+    made = OPTIMIZERS["AdamW"](tgd.parameters())
+    guard(made, tgd)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(3):
+        made.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = scalar_loss(call(tgd, case.inputs))
+        scaler.scale(loss).backward()
+        scaler.step(made)
+        scaler.update()
+    assert not torch.equal(tgd.get_parameter("stem.weight"), case.model.stem.weight)
+    assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())

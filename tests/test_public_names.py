@@ -1,0 +1,64 @@
+"""The public names: exactly these, each with a docstring, and cheap to import."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import tgdsurgery
+
+NAMES = {
+    "apply_tgd",
+    "plan_tgd",
+    "remove_tgd",
+    "channel_map",
+    "kse",
+    "guard",
+    "verify",
+    "register_rule",
+    "Audit",
+    "ChannelMap",
+    "Layer",
+    "LayerPlan",
+    "ParameterRows",
+    "Producer",
+    "TGDPlan",
+    "TGDError",
+    "CaptureError",
+    "CheckpointError",
+    "ExampleInputError",
+    "MapConflictError",
+    "PlanError",
+    "RewriteError",
+    "UnsupportedOpError",
+}
+HEAVY = ("lightning", "matplotlib", "scipy", "onnx", "onnxscript", "onnxruntime", "sklearn", "skimage")
+
+
+def test_exactly_the_documented_names_are_public():
+    assert set(tgdsurgery.__all__) == NAMES
+    assert len(tgdsurgery.__all__) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_public_name_has_a_docstring_of_its_own(name):
+    value = getattr(tgdsurgery, name)
+    assert inspect.getdoc(value)
+    assert value.__doc__
+    assert not (value.__doc__ or "").startswith(f"{name}(")  # what a dataclass or tuple writes by itself
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_error_is_a_tgd_error(name):
+    value = getattr(tgdsurgery, name)
+    if inspect.isclass(value) and issubclass(value, Exception):
+        assert issubclass(value, tgdsurgery.TGDError)
+
+
+def test_a_bare_import_pulls_in_nothing_heavy():
+    code = f"import sys, tgdsurgery; print(*[name for name in {HEAVY} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []

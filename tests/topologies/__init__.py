@@ -1,0 +1,9 @@
+"""The bug catalogue: one small network per way of connecting channels that has gone wrong somewhere.
+
+Every fixed bug leaves a network behind here; all laws run on all of them.
+"""
+
+from tests.topologies import gates, interfaces, movement, sharing, weights
+from tests.topologies.registry import TOPOLOGIES, case_of
+
+__all__ = ["TOPOLOGIES", "case_of", "gates", "interfaces", "movement", "sharing", "weights"]

@@ -1,0 +1,54 @@
+"""Named networks: a factory each, and an input it accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from tests.strategies.case import Case, randomise
+
+Factory = Callable[[], nn.Module]
+
+
+class Topology(NamedTuple):
+    """How to build a network, and an input: shapes in the structure its forward takes."""
+
+    factory: Factory
+    inputs: Any
+
+
+TOPOLOGIES: dict[str, Topology] = {}
+IMAGE = (2, 3, 6, 6)
+
+
+def topology(name: str, inputs: Any = IMAGE) -> Callable[[Factory], Factory]:
+    """Register a network under a name.
+
+    Args:
+        name: what the network is about.
+        inputs: a shape, a list of shapes (positional) or a dict of shapes (keywords).
+    """
+
+    def register(factory: Factory) -> Factory:
+        if name in TOPOLOGIES:
+            raise ValueError(f"two topologies are called {name!r}")
+        TOPOLOGIES[name] = Topology(factory, inputs)
+        return factory
+
+    return register
+
+
+def case_of(name: str) -> Case:
+    """The network of that name in evaluation mode, with weights and an input that are always the same."""
+    factory, shapes = TOPOLOGIES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = randomise(factory(), seed=0).eval()
+        if isinstance(shapes, dict):
+            return Case(model, {key: torch.randn(shape) for key, shape in shapes.items()})
+        if isinstance(shapes, list):
+            return Case(model, tuple(torch.randn(shape) for shape in shapes))
+        return Case(model, torch.randn(shapes))
