@@ -1,8 +1,8 @@
 """Law 2's oracle: which filters reach which input channels, found by changing one and watching.
 
 A world gives every call of every filter layer a random output, whatever it reads, and norms random
-statistics. In such a world a filter can only be felt by the consumers it reaches without passing
-another filter. So: run the world, change the output of one filter, run again, and see which channels of which
+statistics. In such a world a filter can only be felt by the consumers it reaches without passing another
+filter. So: run the world, change the output of one filter, run again, and see which channels of which
 consumers' inputs are not bit for bit what they were. Carriers likewise, by changing the parameters of one of
 their channels.
 """
