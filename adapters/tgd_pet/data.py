@@ -1,0 +1,98 @@
+"""Training patches drawn from simulated studies, the same for the same seed on any number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tgd_pet.denoising import triplets
+
+PATCH = 32
+
+
+class Scans(Protocol):
+    """What training needs of a study: one target and its noisy versions, as (z, y, x) volumes in SUV."""
+
+    def full(self, version: str) -> npt.NDArray[np.float32]:
+        """The full-count image."""
+
+    def low(self, version: str) -> Sequence[npt.NDArray[np.float32]]:
+        """The low-count images, one per level."""
+
+    def body(self) -> npt.NDArray[np.bool_]:
+        """Where the patient is."""
+
+
+class PatchPairs(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of a low-count and the full-count patch: three slices of `patch` x `patch` pixels, in SUV.
+
+    A patch is centred on a random voxel of the body, in a random study at a random count level, and
+    flipped at random along every axis: a torso has no orientation that noise knows of. Item `i` depends on
+    `seed` and `i` alone.
+
+    Args:
+        studies: the studies to draw from.
+        version: reconstruction of inputs and targets, "v1" or "v2".
+        count: number of patches.
+        seed: any non-negative integers; other numbers give other patches.
+        patch: edge length in pixels.
+    """
+
+    def __init__(
+        self,
+        studies: Sequence[Scans],
+        version: str,
+        count: int,
+        *,
+        seed: Sequence[int] = (0,),
+        patch: int = PATCH,
+    ) -> None:
+        self._count, self._seed, self._patch = count, tuple(seed), patch
+        self._studies = [_Pair(study, version) for study in studies]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        random = np.random.default_rng((*self._seed, index))
+        study = self._studies[random.integers(len(self._studies))]
+        low = study.low[random.integers(len(study.low))]
+        z, *corner = study.corner(random.integers(len(study.centres)), self._patch)
+        rows, columns = (slice(start, start + self._patch) for start in corner)
+        flipped = [axis for axis in range(3) if random.integers(2)]
+        patches = (triplets(volume[:, rows, columns], torch.tensor([z]))[0] for volume in (low, study.full))
+        noisy, clean = (patch.flip(flipped) for patch in patches)
+        return noisy, clean
+
+
+class _Pair:
+    """The volumes of one study as tensors, and the voxels that patches are centred on."""
+
+    def __init__(self, study: Scans, version: str) -> None:
+        self.full = torch.from_numpy(study.full(version))
+        self.low = [torch.from_numpy(volume) for volume in study.low(version)]
+        self.centres = np.argwhere(study.body())
+
+    def corner(self, index: int, patch: int) -> list[int]:
+        """Slice of the voxel, and first row and column of the patch around it, moved into the image."""
+        z, *centre = self.centres[index].tolist()
+        ends = (size - patch for size in self.full.shape[1:])
+        return [z, *(min(max(c - patch // 2, 0), end) for c, end in zip(centre, ends, strict=True))]
+
+
+def fingerprint(studies: Sequence[Scans], version: str) -> str:
+    """A digest of all voxels that training would see; equal data give equal digests."""
+    digest = hashlib.sha256(version.encode())
+    for study in studies:
+        for volume in (study.full(version), *study.low(version), study.body()):
+            digest.update(np.ascontiguousarray(volume).data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,184 @@
+"""The commands: what they write, what they say, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tgd_pet.cli import pet
+from tgd_pet.demo import PROFILES, run_demo
+from tgd_pet.errors import ImageError, RunError
+from tgd_pet.network import new_network, save_network
+from tgd_pet.studies import StudyConfig, simulate_set
+
+from tests.pet.test_images import series, write
+
+QUICK = ("--epochs", 1, "--steps", 1, "--batch", 1)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(pet, [str(argument) for argument in arguments])
+
+
+def said(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.exception
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies")
+    simulate_set(folder, [1, 2], StudyConfig.tiny(), progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "network.safetensors"
+    save_network(new_network(0, (4, 4, 4, 4, 3)), path)
+    return path
+
+
+def test_help_names_every_command() -> None:
+    shown = said("--help")
+    for command in ("simulate", "train", "finetune", "denoise", "demo"):
+        assert command in shown
+        assert "Usage" in said(command, "--help")
+
+
+def test_commands_are_found_without_heavy_imports() -> None:
+    heavy = {"torch", "lightning", "numpy", "nibabel", "scipy", "pydicom"}
+    code = f"import sys, tgd_pet.cli; print(*({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_simulate_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def noted(folder: Path, seeds: range, config: StudyConfig, *, workers: int) -> list[Path]:
+        asked.append((folder, list(seeds), config, workers))
+        return [folder / "study"] * len(seeds)
+
+    monkeypatch.setattr("tgd_pet.studies.simulate_set", noted)
+    options = (
+        "--studies",
+        3,
+        "--seed",
+        7,
+        "--body-size",
+        "low",
+        "--realisations",
+        5,
+        "--feature",
+        "line",
+        "--workers",
+        1,
+    )
+    assert "3 studies" in said("simulate", tmp_path, *options)
+    ((folder, seeds, config, workers),) = asked
+    assert (folder, seeds, workers) == (tmp_path, [7, 8, 9], 1)
+    assert (config.body_size, config.realisations, config.feature) == ("low", 5, "line")
+    assert config.scanner == StudyConfig.demo().scanner
+
+
+def test_train_then_finetune(tmp_path: Path, studies: Path) -> None:
+    out = tmp_path / "v1"
+    assert "network.safetensors" in said("train", studies, "--out", out, "--validation", studies, *QUICK)
+    written = (out / "network.safetensors").stat().st_mtime_ns
+    said("train", studies, "--out", out, "--validation", studies, *QUICK)
+    assert (out / "network.safetensors").stat().st_mtime_ns == written
+    shown = said(
+        "finetune", out / "network.safetensors", studies, "--out", tmp_path / "tgd", "--phi", 0.4, *QUICK
+    )
+    assert "TGD plan, phi 0.4" in shown
+    assert "Frozen entries unchanged: yes" in shown
+    assert json.loads((tmp_path / "tgd" / "run.json").read_text())["images"] == "v2"
+
+
+@pytest.mark.parametrize(("method", "words"), [("last3", "unchanged: yes"), ("full", "Trainable: 100.0%")])
+def test_finetune_in_the_other_ways(
+    tmp_path: Path, studies: Path, network: Path, method: str, words: str
+) -> None:
+    assert words in said("finetune", network, studies, "--out", tmp_path / method, "--method", method, *QUICK)
+
+
+def test_train_without_studies_or_into_another_run_is_refused(
+    tmp_path: Path, studies: Path, network: Path
+) -> None:
+    result = run("train", tmp_path, "--out", tmp_path / "run", *QUICK)
+    assert isinstance(result.exception, RunError)
+    said("finetune", network, studies, "--out", tmp_path / "run", *QUICK)
+    result = run("finetune", network, studies, "--out", tmp_path / "run", "--phi", 0.5, *QUICK)
+    assert isinstance(result.exception, RunError)
+
+
+def test_denoise_dicom_to_nifti_in_suv(tmp_path: Path, network: Path) -> None:
+    folder = write(series(), tmp_path / "series")
+    assert "5 x 4 x 6 voxels" in said("denoise", folder, tmp_path / "out.nii.gz", "--network", network)
+    written = nib.load(tmp_path / "out.nii.gz")
+    assert written.shape == (5, 4, 6)
+    assert written.get_fdata().max() > 1
+
+
+def test_denoise_keeps_the_grid_of_nifti(tmp_path: Path, network: Path) -> None:
+    affine = np.array([[0, 0, -4.0, 10], [4, 0, 0, 20], [0, 4, 0, 30], [0, 0, 0, 1]])
+    voxels = np.random.default_rng(0).random((6, 7, 8), dtype=np.float32)
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "in.nii")
+    said("denoise", tmp_path / "in.nii", tmp_path / "out.nii", "--network", network)
+    written = nib.load(tmp_path / "out.nii")
+    np.testing.assert_array_equal(written.affine, affine)
+    np.testing.assert_array_equal(
+        written.get_fdata(dtype=np.float32), voxels
+    )  # an untrained network is the identity
+
+
+def test_denoise_refuses_in_one_line_with_exit_code_2(tmp_path: Path, network: Path) -> None:
+    datasets = series()
+    for dataset in datasets:
+        del dataset.PatientWeight
+    folder, out = write(datasets, tmp_path / "series"), tmp_path / "out.nii"
+    command = [Path(sys.executable).parent / "tgd", "pet", "denoise", folder, out, "--network", network]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == ImageError.exit_code == 2
+    assert "no PatientWeight" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not out.exists()
+
+
+def test_denoise_refuses_before_any_work(tmp_path: Path, network: Path) -> None:
+    source = tmp_path / "in.nii"
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), np.eye(4)), source)
+    for out in (source, tmp_path / "out.png"):
+        result = run("denoise", source, out, "--network", tmp_path / "none")
+        assert isinstance(result.exception, ImageError)
+
+
+def test_demo_compares_and_a_second_run_reuses(tmp_path: Path) -> None:
+    assert "last 3 convs" in said("demo", "--out", tmp_path, "--profile", "tiny")
+    kept = ("v1-net", "full", "last3", "tgd")
+    times = [(tmp_path / name / "network.safetensors").stat().st_mtime_ns for name in kept]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == [
+        "input",
+        "v1-net",
+        "full",
+        "last 3 convs",
+        "TGD, phi 0.3",
+    ]
+    for row in results["rows"]:
+        assert row["v2"]["cov"] > 0
+        assert row["v1"]["rmse"] > 0
+        assert row["kept"] is (True if row["name"].startswith(("last", "TGD")) else None)
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    again = run_demo(tmp_path, PROFILES["tiny"], progress=False)
+    assert times == [(tmp_path / name / "network.safetensors").stat().st_mtime_ns for name in kept]
+    assert [row.v2.rmse for row in again.rows] == [row["v2"]["rmse"] for row in results["rows"]]
+    assert isinstance(run("demo", "--out", tmp_path, "--profile", "tiny", "--seed", 1).exception, RunError)
