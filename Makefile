@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Small tensors: one thread per process is faster than several that wait for each other.
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint format bench clean
 .DEFAULT_GOAL := test
@@ -16,6 +14,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/tgd pet demo
 
+# Small tensors in a process per core: one thread each is faster than several that wait for each other.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
 

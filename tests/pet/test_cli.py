@@ -162,16 +162,17 @@ def test_denoise_refuses_before_any_work(tmp_path: Path, network: Path) -> None:
 
 
 def test_demo_compares_and_a_second_run_reuses(tmp_path: Path) -> None:
-    assert "last 3 convs" in said("demo", "--out", tmp_path, "--profile", "tiny")
-    kept = ("v1-net", "full", "last3", "tgd")
+    assert "last 3" in said("demo", "--out", tmp_path, "--profile", "tiny")
+    kept = ("v1-net", "full", "last3", "tgd", "tgd-full-flow")
     times = [(tmp_path / name / "network.safetensors").stat().st_mtime_ns for name in kept]
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == [
         "input",
         "v1-net",
         "full",
-        "last 3 convs",
-        "TGD, phi 0.3",
+        "last 3",
+        "TGD",
+        "TGD full flow",
     ]
     for row in results["rows"]:
         assert row["v2"]["cov"] > 0
