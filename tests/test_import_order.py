@@ -92,3 +92,15 @@ def test_no_relative_imports():
 )
 def test_imports_are_seen_wherever_they_stand(code, found):
     assert list(imports(ast.parse(code))) == found
+
+
+ADAPTER_FILES = sorted((ROOT.parent / "adapters").rglob("*.py"))
+
+
+def test_adapters_use_public_names_only() -> None:
+    assert ADAPTER_FILES
+    for path in ADAPTER_FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tgdsurgery"):
+                assert node.module == "tgdsurgery", path
+                assert {alias.name for alias in node.names} <= set(tgdsurgery.__all__), path

@@ -99,6 +99,7 @@ def test_the_table_has_every_layer(net: nn.Module) -> None:
         ({"overrides": {"stem": "train"}}, "'stem' names no layer"),
         ({"flow": "half"}, "flow is 'half'"),
         ({"norm_stats": "drift"}, "norm_stats is 'drift'"),
+        ({"on_unknown": "guess"}, "on_unknown is 'guess'"),
         ({"k": 0}, "k=0"),
         ({"alpha": -1.0}, "alpha"),
         ({"budget": 0.0, "overrides": {"1": "train"}}, "above the budget"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
@@ -39,13 +39,9 @@ class Capture:
 
     Args:
         graph: a GraphModule whose placeholders are the input's tensors in the order of `tree_leaves`.
-        training: whether the run was in train mode.
-        module_types: class name of every module by name.
     """
 
     graph: fx.GraphModule
-    training: bool
-    module_types: Mapping[str, str] = field(repr=False, default_factory=dict)
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool) -> Capture:
@@ -79,8 +75,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         for handle in handles:
             handle.remove()
     graph = recorder.finish(output)
-    types = {name: type(module).__name__ for name, module in model.named_modules()}
-    return Capture(graph, training, types)
+    return Capture(graph)
 
 
 class _Recorder(TorchDispatchMode):

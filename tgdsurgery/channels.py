@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tgdsurgery.capture import capture
 from tgdsurgery.copying import copy_model
-from tgdsurgery.errors import CaptureError, MapConflictError
+from tgdsurgery.errors import CaptureError, MapConflictError, PlanError
 from tgdsurgery.inputs import Arguments, arguments_for, repeated
 from tgdsurgery.labels import Block
 from tgdsurgery.propagate import STATISTICS, OnUnknown, Propagation, propagate
@@ -71,6 +72,8 @@ def channel_map(
 
 def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown = "raise") -> MappedModel:
     """The channel map of `model` in eval and in train mode, which must agree, and its consumers' weights."""
+    if on_unknown not in get_args(OnUnknown):
+        raise PlanError(f"on_unknown is {on_unknown!r}.", 'It can be "raise" or "mix".')
     trial = copy_model(model)
     evaluated = _map_run(trial, arguments, training=False, on_unknown=on_unknown)
     try:

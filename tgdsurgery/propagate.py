@@ -115,12 +115,7 @@ class _Interpreter:
             return None if labels is None else labels[index]
         # A rule that knows one set of labels for several outputs: they are good where the shape fits.
         spec = node.meta["val"]
-        fits = (
-            torch.broadcast_shapes(labels.shape, spec.shape) == spec.shape
-            if _broadcast(labels, spec)
-            else False
-        )
-        return _own_memory(labels if fits else self.found.table.mix(labels), spec)
+        return _own_memory(labels if _broadcast(labels, spec) else self.found.table.mix(labels), spec)
 
     def _op(self, node: fx.Node) -> Any:
         op = op_of(node)
@@ -197,6 +192,7 @@ def _own_memory(labels: Tensor, spec: Tensor) -> Tensor:
 
 
 def _broadcast(labels: Tensor, to: Tensor) -> bool:
+    """Whether `labels` can be expanded to the shape of `to`."""
     try:
         return bool(torch.broadcast_shapes(labels.shape, to.shape) == to.shape)
     except RuntimeError:

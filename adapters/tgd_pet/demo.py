@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -23,7 +24,6 @@ from tgd_pet.finetuning import PHI, Flow, Method, Tuned, finetune
 from tgd_pet.network import WIDTHS, DnCNN, new_network
 from tgd_pet.studies import Study, StudyConfig, load_study, simulate_set
 from tgd_pet.training import Schedule, fit
-from tgdsurgery.report import table
 
 # name in the table -> folder, method, flow
 TGD = "TGD"
@@ -124,9 +124,13 @@ class Results:
             "frozen ones were kept bit for bit. TGD stops gradients at frozen feature maps,\n"
             "as the paper does; full flow lets them through."
         )
-        return table(
-            columns, cells, title=f"Fine-tuning on few v2 studies, TGD at phi {PHI:g}", caption=caption
-        )
+        title = f"Fine-tuning on few v2 studies, TGD at phi {PHI:g}"
+        shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
+        for column in columns:
+            shown.add_column(column, justify="right" if column else "left")
+        for row in cells:
+            shown.add_row(*row)
+        return shown
 
 
 def run_demo(out: Path, profile: Profile, *, seed: int = 0, progress: bool = True) -> Results:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgdsurgery.errors import TGDError
+from tgdsurgery import TGDError
 
 
 class ImageError(TGDError):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tgd_pet.files import replacing
-from tgdsurgery.errors import CheckpointError
+from tgdsurgery import CheckpointError
 
 WIDTHS = (64, 64, 128, 128, 128, 256, 256, 3)
 SUV_SCALE = 5.0

@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 
-from tgdsurgery.errors import TGDError
+from tgdsurgery import TGDError
 
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 _GOLDEN_RATIO = (np.sqrt(5.0) - 1.0) / 2.0

@@ -18,7 +18,7 @@ from tgd_pet.grid import Grid, blocks
 from tgd_pet.osem import RECONSTRUCTIONS, reconstruct
 from tgd_pet.phantom import Phantom, random_torso
 from tgd_pet.projector import FloatArray, Geometry, SimulationError, TimeOfFlight
-from tgdsurgery.errors import TGDError
+from tgdsurgery import TGDError
 
 Feature = Literal["none", "bladder", "line"]
 Mask = NDArray[np.bool_]

@@ -40,7 +40,7 @@ from tgd_pet.files import replacing
 from tgd_pet.osem import RECONSTRUCTIONS
 from tgd_pet.projector import SimulationError
 from tgd_pet.simulate import Study, StudyConfig, StudyError, simulate_study
-from tgdsurgery.errors import TGDError
+from tgdsurgery import TGDError
 
 __all__ = ["Study", "StudyConfig", "StudyError", "load_study", "save_study", "simulate_set", "simulate_study"]
 
