@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import get_args
 
 import torch
@@ -14,7 +17,7 @@ from tgdsurgery.capture import capture
 from tgdsurgery.copying import copy_model
 from tgdsurgery.errors import CaptureError, MapConflictError, PlanError
 from tgdsurgery.inputs import Arguments, arguments_for, repeated
-from tgdsurgery.labels import Block
+from tgdsurgery.labels import Block, LabelTable
 from tgdsurgery.propagate import STATISTICS, OnUnknown, Propagation, propagate
 from tgdsurgery.records import ChannelMap, Layer, ParameterRows, Producer
 from tgdsurgery.rules import KernelCall, seed_axis
@@ -74,48 +77,59 @@ def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown =
     """The channel map of `model` in eval and in train mode, which must agree, and its consumers' weights."""
     if on_unknown not in get_args(OnUnknown):
         raise PlanError(f"on_unknown is {on_unknown!r}.", 'It can be "raise" or "mix".')
-    trial = copy_model(model)
-    evaluated = _map_run(trial, arguments, training=False, on_unknown=on_unknown)
+    trial, table = copy_model(model), LabelTable()
+    with _without_cycle_collection():
+        evaluated = propagate(capture(trial, *arguments, training=False), table, on_unknown)
+        try:
+            run = capture(trial, *arguments, training=True)
+        except CaptureError:
+            # Batch norm cannot train on one value per channel.
+            run = capture(trial, *repeated(arguments), training=True)
+        trained = propagate(run, table, on_unknown)
+        first = _Collector(evaluated, trial)
+        return _merged(first.collect(), _Collector(trained, trial, after=first).collect(), model)
+
+
+@contextlib.contextmanager
+def _without_cycle_collection() -> Iterator[None]:
+    """Large networks make a million small sets, none of them in a cycle: looking for cycles doubles the time."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        trained = _map_run(trial, arguments, training=True, on_unknown=on_unknown)
-    except CaptureError:
-        # Batch norm cannot train on one value per channel.
-        trained = _map_run(trial, repeated(arguments), training=True, on_unknown=on_unknown)
-    return _merged(evaluated, trained, model)
-
-
-def _map_run(trial: nn.Module, arguments: Arguments, *, training: bool, on_unknown: OnUnknown) -> MappedModel:
-    found = propagate(capture(trial, *arguments, training=training), on_unknown)
-    return _Collector(found, trial).collect()
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _merged(evaluated: MappedModel, trained: MappedModel, model: nn.Module) -> MappedModel:
-    """Both runs together: heads that only one of them has are added, what both have must agree."""
+    """Both runs together: heads that only one of them has are added, what both have must agree.
+
+    The sets of the second run begin with those of the first.
+    """
     first, second = evaluated.channels, trained.channels
     for name in first.inputs.keys() & second.inputs.keys():
-        for channel, (a, b) in enumerate(zip(_reached(first, name), _reached(second, name), strict=True)):
+        for channel, (a, b) in enumerate(zip(first.inputs[name], second.inputs[name], strict=True)):
             if a != b:
+                only_trained, only_evaluated = (
+                    second.sets[b] - second.sets[a],
+                    second.sets[a] - second.sets[b],
+                )
                 raise MapConflictError(
                     f"Input channel {channel} of {name!r} has other producers in train mode than in eval mode: "
-                    f"{_short(b - a)} only in train, {_short(a - b)} only in eval.",
+                    f"{_short(only_trained)} only in train, {_short(only_evaluated)} only in eval.",
                     "Remove the difference between the two modes, or apply TGD to the submodules that agree.",
                 )
-    sets = first.sets + second.sets
-    extra = {name: tuple(i + len(first.sets) for i in ids) for name, ids in second.inputs.items()}
     layers = {**second.layers, **first.layers}
     mapped = {rows.name for layer in layers.values() for rows in layer.parameters}
     whole = ChannelMap(
         layers={name: layers[name] for name in dict.fromkeys([*first.layers, *second.layers])},
-        inputs={**first.inputs, **{name: ids for name, ids in extra.items() if name not in first.inputs}},
-        sets=sets,
+        inputs={**second.inputs, **first.inputs},
+        sets=second.sets,
         unmapped={name: p.numel() for name, p in model.named_parameters() if name not in mapped},
         mixed=tuple(sorted({*first.mixed, *second.mixed})),
     )
     return MappedModel(whole, {**trained.weights, **evaluated.weights})
-
-
-def _reached(channels: ChannelMap, name: str) -> list[frozenset[Producer]]:
-    return [channels.sets[index] for index in channels.inputs[name]]
 
 
 def _short(producers: frozenset[Producer]) -> str:
@@ -124,28 +138,38 @@ def _short(producers: frozenset[Producer]) -> str:
 
 
 class _Collector:
-    """Turns the labels of one run into layers and producers."""
+    """Turns the labels of one run into layers and producers.
 
-    def __init__(self, found: Propagation, model: nn.Module) -> None:
+    What was collected `after` another run is added to what that one found: the runs are mostly alike.
+    """
+
+    def __init__(self, found: Propagation, model: nn.Module, after: _Collector | None = None) -> None:
         self.found = found
+        self.after = after
         self.modules = dict(model.named_modules())
         self.calls: dict[str, list[KernelCall]] = {}
         for call in found.kernels:
             self.calls.setdefault(call.layer, []).append(call)
         self.rows: dict[str, dict[str, ParameterRows]] = {}  # layer -> its parameters
         self.owner: dict[str, str] = {}  # parameter -> its layer
-        self._sets: dict[frozenset[Producer], int] = {}
+        self.layers: dict[str, Layer] = {}
+        self._sets: dict[frozenset[Producer], int] = after._sets if after else {}
+        self._singles: dict[tuple[str, int], Sequence[tuple[Producer]]] = after._singles if after else {}
+        self._writers: list[Sequence[Producer]] = []
+        self._indices: dict[int, int] = {}  # label -> index of its set
         self._translated: dict[int, frozenset[Producer]] = {}
-        self._writers: list[list[Producer]] = []
 
     def collect(self) -> MappedModel:
         """All layers, then the sets that reach the consumers."""
         self._own_parameters()
         self._writers = [known for block in self.found.table.blocks for known in self._producers(block)]
-        layers = {name: self._layer(name) for name in self._execution_order()}
+        if self.after and self._writers[: len(self.after._writers)] == self.after._writers:
+            self._indices, self._translated = self.after._indices, self.after._translated
+        known = self.after.layers if self.after else {}
+        self.layers = {name: known.get(name) or self._layer(name) for name in self._execution_order()}
         inputs = {name: tuple(self._reached(calls)) for name, calls in self.calls.items()}
         mixed = tuple(sorted(self.found.mixed))
-        channels = ChannelMap(layers, inputs, tuple(self._sets), mixed=mixed)
+        channels = ChannelMap(self.layers, inputs, tuple(self._sets), mixed=mixed)
         return MappedModel(channels, {name: _weight(calls) for name, calls in self.calls.items()})
 
     def _own_parameters(self) -> None:
@@ -235,48 +259,56 @@ class _Collector:
             by_channel = labels.movedim(axis, 0).flatten(1)
             if by_channel.shape[1] > 1:
                 by_channel = by_channel.unique(dim=1)
-            if all(self._is_channel(layer, n, row) for n, row in enumerate(by_channel.tolist())):
+            if self._are_channels(layer, by_channel):
                 return axis - labels.dim()
         return None
 
-    def _is_channel(self, layer: Layer, channel: int, labels: Sequence[int]) -> bool:
-        """Whether these elements are all written by that channel of the layer, and a filter's by nobody else."""
-        wanted = Producer(layer.name, channel)
-        for label in labels:
-            producers = [
-                producer for writer in self.found.table.members(label) for producer in self._writers[writer]
-            ]
-            own = [producer for producer in producers if producer.layer == layer.name]
-            if not own or any(producer != wanted for producer in own):
-                return False
-            if layer.role == "filter" and len(own) != len(producers):
-                return False
+    def _are_channels(self, layer: Layer, labels: Tensor) -> bool:
+        """Whether row n is all written by channel n of the layer, by no other, and a filter's by nobody else."""
+        for channel, row in enumerate(labels.tolist()):
+            wanted = {Producer(layer.name, channel)}
+            for producers in map(self._translate, row):
+                own = producers if layer.role == "filter" else {p for p in producers if p.layer == layer.name}
+                if own != wanted:
+                    return False
         return True
 
     def _reached(self, calls: Sequence[KernelCall]) -> list[int]:
         united = calls[0].inputs
         for call in calls[1:]:
             united = self.found.table.union(united, call.inputs)
-        return [self._sets.setdefault(self._translate(label), len(self._sets)) for label in united.tolist()]
+        return [self._index(label) for label in united.tolist()]
+
+    def _index(self, label: int) -> int:
+        index = self._indices.get(label)
+        if index is None:
+            index = self._sets.setdefault(self._translate(label), len(self._sets))
+            self._indices[label] = index
+        return index
 
     def _translate(self, label: int) -> frozenset[Producer]:
         if label not in self._translated:
             writers = self.found.table.members(label)
-            self._translated[label] = frozenset(p for writer in writers for p in self._writers[writer])
+            self._translated[label] = frozenset(chain.from_iterable(map(self._writers.__getitem__, writers)))
         return self._translated[label]
 
-    def _producers(self, block: Block) -> list[list[Producer]]:
+    def _producers(self, block: Block) -> Sequence[Sequence[Producer]]:
         """What each writer of a block stands for: its channel; none if the parameter stays frozen anyway."""
         if block.kind == "layer":
-            return [[Producer(block.name, index)] for index in range(block.count)]
-        name = self.found.rows[block.name][0]
+            return self._channels(block.name, block.count)
+        name = self.found.rows.get(block.name, [""])[0]
         if name not in self.owner:
-            return [[]] * block.count
+            return [()] * block.count
         owner = self.owner[name]
         rows = self.rows[owner][name]
         if rows.axis == seed_axis(rows.shape) and rows.groups == 1:
-            return [[Producer(owner, index)] for index in range(block.count)]
-        return [[Producer(owner, channel) for channel in range(rows.channels)]] * block.count
+            return self._channels(owner, block.count)
+        return [[producer for (producer,) in self._channels(owner, rows.channels)]] * block.count
+
+    def _channels(self, layer: str, count: int) -> Sequence[tuple[Producer]]:
+        if (layer, count) not in self._singles:
+            self._singles[layer, count] = [(Producer(layer, index),) for index in range(count)]
+        return self._singles[layer, count]
 
 
 def _weight(calls: Sequence[KernelCall]) -> ConsumerWeight:

@@ -48,7 +48,8 @@ class LabelTable:
     def __init__(self) -> None:
         self._sets: list[frozenset[int]] = [frozenset()]
         self._ids: dict[frozenset[int], int] = {frozenset(): EMPTY}
-        self._blocks: dict[tuple[str, str], tuple[Block, Tensor]] = {}
+        self._united: dict[int, int] = {}  # two labels in one number -> their union
+        self._blocks: dict[tuple[str, str, int], tuple[Block, Tensor]] = {}
         self._block_of: list[Block] = []
 
     def members(self, label: int) -> frozenset[int]:
@@ -67,16 +68,14 @@ class LabelTable:
     def block(self, kind: Literal["layer", "row"], name: str, count: int) -> Tensor:
         """One label per writer of a block, each the set of that writer alone; shape (count,).
 
-        The same name gives the same writers again.
+        The same name and count give the same writers again.
         """
-        if (kind, name) not in self._blocks:
+        if (kind, name, count) not in self._blocks:
             made = Block(kind, name, len(self._block_of), count)
             self._block_of += [made] * count
             labels = [self._intern(frozenset((made.start + index,))) for index in range(count)]
-            self._blocks[kind, name] = made, torch.tensor(labels, dtype=torch.int64)
-        known, labels_of_block = self._blocks[kind, name]
-        assert known.count == count, f"{name}: {known.count} writers, not {count}"
-        return labels_of_block
+            self._blocks[kind, name, count] = made, torch.tensor(labels, dtype=torch.int64)
+        return self._blocks[kind, name, count][1]
 
     def union(self, first: Tensor, second: Tensor) -> Tensor:
         """Element by element the union of two label tensors, which are broadcast against each other."""
@@ -86,12 +85,9 @@ class LabelTable:
             return first.expand(shape)
         if not bool(first.any()):
             return second.expand(shape)
-        pairs, place = torch.unique(first * len(self._sets) + second, return_inverse=True)
-        total = len(self._sets)
-        united = [
-            self._intern(self._sets[pair // total] | self._sets[pair % total]) for pair in pairs.tolist()
-        ]
-        return torch.tensor(united, dtype=torch.int64)[place].expand(shape)
+        pairs, place = torch.unique((first << 32) | second, return_inverse=True)
+        united = torch.tensor([self._unite_pair(pair) for pair in pairs.tolist()], dtype=torch.int64)
+        return united[place].expand(shape)
 
     def reduce(self, labels: Tensor, dims: Sequence[int]) -> Tensor:
         """The union over `dims`, which stay as axes of length 1 (0-d tensors stay as they are)."""
@@ -116,6 +112,12 @@ class LabelTable:
     def mix(self, *tensors: Tensor) -> Tensor:
         """One label (a 0-d tensor): everything that is in the given tensors."""
         return torch.tensor(self.unite(label for t in tensors for label in collapse(t).unique().tolist()))
+
+    def _unite_pair(self, pair: int) -> int:
+        label = self._united.get(pair)
+        if label is None:
+            label = self._united[pair] = self._intern(self._sets[pair >> 32] | self._sets[pair & 0xFFFFFFFF])
+        return label
 
     def _intern(self, members: frozenset[int]) -> int:
         label = self._ids.setdefault(members, len(self._sets))

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tgdsurgery.capture import Capture, op_of, written
+from tgdsurgery.capture import Capture, alias_root, aliases, op_of, written
 from tgdsurgery.errors import UnsupportedOpError
 from tgdsurgery.labels import LabelTable, collapse
 from tgdsurgery.rules import Call, KernelCall, Traced, find_rule, mix_all, seed_axis
@@ -29,7 +29,7 @@ class Propagation:
 
     Args:
         capture: the run it belongs to.
-        table: the sets behind all labels.
+        table: the sets behind all labels; the same for all runs of a model, which are mostly alike.
         parameters: shape of every parameter, and of every running statistic, that the run read.
         rows: names of the parameters that share a block of rows, by the block's name.
         kernels: the calls of filter layers, in execution order.
@@ -38,7 +38,7 @@ class Propagation:
     """
 
     capture: Capture
-    table: LabelTable = field(default_factory=LabelTable)
+    table: LabelTable
     parameters: dict[str, torch.Size] = field(default_factory=dict)
     rows: dict[str, list[str]] = field(default_factory=dict)
     kernels: list[KernelCall] = field(default_factory=list)
@@ -46,13 +46,13 @@ class Propagation:
     mixed: set[str] = field(default_factory=set)
 
 
-def propagate(capture: Capture, on_unknown: OnUnknown = "raise") -> Propagation:
-    """Run `capture` on labels.
+def propagate(capture: Capture, table: LabelTable, on_unknown: OnUnknown = "raise") -> Propagation:
+    """Run `capture` on the labels of `table`.
 
     Raises:
         UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`).
     """
-    found = Propagation(capture)
+    found = Propagation(capture, table)
     _Interpreter(found, on_unknown).run()
     return found
 
@@ -62,6 +62,7 @@ class _Interpreter:
         self.found = found
         self.on_unknown = on_unknown
         self.labels: dict[fx.Node, Any] = {}
+        self.laid_out = _laid_out(found.capture.graph.graph)
 
     def run(self) -> None:
         """Go through the nodes; labels are dropped after their last use."""
@@ -80,7 +81,7 @@ class _Interpreter:
 
     def _labels(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return _own_memory(torch.zeros((), dtype=torch.int64), node.meta["val"])
+            return self._kept(node, torch.zeros((), dtype=torch.int64))
         if node.op == "get_attr":
             return self._seeds(node)
         if node.target is getitem:
@@ -94,7 +95,8 @@ class _Interpreter:
         name: str = node.meta.get("parameter") or node.meta.get("buffer", "")
         owner, _, leaf = name.rpartition(".")
         if not ("parameter" in node.meta or leaf in STATISTICS):
-            return None
+            # A buffer that the run writes its input to starts empty like any other memory.
+            return None if node.meta["fixed"] else self._kept(node, torch.zeros((), dtype=torch.int64))
         shape = node.meta["val"].shape
         axis = seed_axis(shape)
         size = shape[axis] if shape else 1
@@ -111,11 +113,14 @@ class _Interpreter:
         assert isinstance(parent, fx.Node)
         assert isinstance(index, int)
         labels = self.labels[parent]
-        if labels is None or isinstance(labels, (tuple, list)):
+        if labels is None or aliases(node) is not None:
             return None if labels is None else labels[index]
+        if isinstance(labels, (tuple, list)):
+            return self._kept(node, labels[index])
         # A rule that knows one set of labels for several outputs: they are good where the shape fits.
-        spec = node.meta["val"]
-        return _own_memory(labels if _broadcast(labels, spec) else self.found.table.mix(labels), spec)
+        return self._kept(
+            node, labels if _broadcast(labels, node.meta["val"]) else self.found.table.mix(labels)
+        )
 
     def _op(self, node: fx.Node) -> Any:
         op = op_of(node)
@@ -137,11 +142,13 @@ class _Interpreter:
             # A norm's own update of its running statistics is no way from one channel to another.
             if target.meta.get("buffer", "").rpartition(".")[2] not in STATISTICS:
                 self._write(target, mix_all(call, *args, **kwargs))
-        if isinstance(node.meta["val"], Tensor):
-            return _own_memory(result, node.meta["val"])
-        if isinstance(result, (tuple, list)):
-            return tuple(_own_memory(part, spec) for part, spec in zip(result, node.meta["val"], strict=True))
-        return result
+        return self._kept(node, result) if isinstance(node.meta["val"], Tensor) else result
+
+    def _kept(self, node: fx.Node, labels: Tensor) -> Tensor:
+        """The labels of a new tensor: small where it may be, laid out as the real one where it must be."""
+        if alias_root(node) in self.laid_out:
+            return _own_memory(labels, node.meta["val"])
+        return collapse(labels).clone().expand(node.meta["val"].shape)
 
     def _view(self, node: fx.Node) -> Any:
         op: Any = op_of(node)
@@ -149,11 +156,14 @@ class _Interpreter:
             op = getattr(torch.ops.aten, op._schema.name.removeprefix("aten::").removesuffix("_"))
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda parent: self.labels[parent])
         try:
-            return op(*args, **kwargs)
+            result = op(*args, **kwargs)
         except RuntimeError:
-            # Rows of a parameter are kept expanded, which not every view can take.
+            # Labels are kept expanded, which not every view can take.
             whole = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
-            return op(*whole, **kwargs)
+            result = op(*whole, **kwargs)
+        if alias_root(node) in self.laid_out:
+            return result
+        return tree_map_only(Tensor, lambda part: collapse(part).expand(part.shape), result)
 
     def _write(self, target: fx.Node, result: Any) -> None:
         labels = self.labels[target]
@@ -161,17 +171,18 @@ class _Interpreter:
             return
         if not _broadcast(result, labels):
             result = self.found.table.mix(result)
-        if any(stride == 0 and size > 1 for stride, size in zip(labels.stride(), labels.shape, strict=True)):
-            self.labels[target] = _own_memory(result, target.meta["val"])
-        else:
+        if alias_root(target) in self.laid_out and target.op != "get_attr":
             labels.copy_(result)
+        else:
+            self.labels[target] = self._kept(target, result)
 
     def _traced(self, node: fx.Node) -> Any:
         labels, spec = self.labels[node], node.meta["val"]
         value = node.meta.get("value")
         empty = torch.zeros((), dtype=torch.int64)
         shown = empty.expand(spec.shape) if labels is None else labels
-        return Traced(shown, labels is not None and bool(shown.any()), value, spec.shape, spec.dtype, node)
+        labelled = bool(collapse(shown).any())
+        return Traced(shown, labelled, value, spec.shape, spec.dtype, node)
 
     def _without_rule(self, node: fx.Node) -> Any:
         if self.on_unknown == "mix":
@@ -183,6 +194,28 @@ class _Interpreter:
             f'Describe it with tgdsurgery.register_rule("{op_of(node)._schema.name}", ...), '
             'or pass on_unknown="mix" to keep more kernels than needed.',
         )
+
+
+def _laid_out(graph: fx.Graph) -> set[fx.Node]:
+    """The tensors whose labels need the memory layout of the real run.
+
+    Those that are written to while views look at them, and those that are looked at by strides. All others
+    can be kept small, with every axis along which the labels do not change expanded.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    targets = {alias_root(target) for node in calls for target in written(node)}
+    viewed = {alias_root(node) for node in calls if _is_view(node)}
+    by_strides = {alias_root(node) for node in calls if getattr(node.target, "_opname", "") in _BY_STRIDES}
+    return targets & viewed | by_strides
+
+
+_BY_STRIDES = ("as_strided", "as_strided_", "_reshape_alias", "resize_", "set_")
+
+
+def _is_view(node: fx.Node) -> bool:
+    if aliases(node) is None or node.target is getitem:
+        return aliases(node) is not None
+    return not _works_in_place(node) or torch.Tag.inplace_view in op_of(node).tags
 
 
 def _own_memory(labels: Tensor, spec: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def _with_rows(call: Call, tensor: Traced, rows: Sequence[Traced | None], traili
     shaped = [
         row.labels.reshape(*row.shape, *[1] * trailing) for row in rows if row is not None and row.labelled
     ]
-    return reduce(call.table.union, shaped, tensor.labels)
+    return reduce(call.table.union, [*shaped, tensor.labels])
 
 
 @rule_for("native_batch_norm", "_native_batch_norm_legit_functional", "_native_batch_norm_legit_no_training")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from tgdsurgery.capture import alias_root
@@ -146,18 +147,10 @@ class _Weight:
 
 def _fresh(call: Call, inputs: Tensor, weight: _Weight, bias: Traced | None, axis: int) -> Tensor:
     """Write the kernel call down, and give each of its outputs a label of its own."""
-    made_of = [_rows_of(call, label) for label in weight.rows.tolist()]
-    main = None if weight.transposed else _main_parameter(call, made_of)
-    if main is None:
-        channels = tuple(range(weight.filters))
-        parameters = _without_own_rows(call, made_of, weight)
-    else:
-        channels = tuple(next(iter(rows[main])) for rows in made_of)
-        parameters = [_along_seeds(call, main)]
-    parameters += _side_parameters(call, made_of, channels, {rows.name for rows in parameters})
+    channels, parameters = _own_parameters(call, weight)
     if bias is not None and bias.labelled:
-        bias_rows = [_rows_of(call, label) for label in bias.labels.reshape(-1).tolist()]
-        parameters += _side_parameters(call, bias_rows, channels, set())
+        parameters += _row_parameters(call, bias.labels.reshape(-1), channels, known=set())
+    parameters = list(dict.fromkeys(parameters))
     layer = _layer_name(call, parameters, weight.source)
     call.kernels.append(
         KernelCall(
@@ -175,6 +168,35 @@ def _fresh(call: Call, inputs: Tensor, weight: _Weight, bias: Traced | None, axi
     main_rows = parameters[0] if parameters else None
     count = main_rows.channels if main_rows else weight.filters
     return call.table.block("layer", layer, count)[list(channels)]
+
+
+def _own_parameters(call: Call, weight: _Weight) -> tuple[tuple[int, ...], list[ParameterRows]]:
+    """The channel that each filter of the weight is, and the parameters whose rows are those channels."""
+    identity = tuple(range(weight.filters))
+    if not weight.transposed and len(plain := _block_names(call, weight.rows)) == 1:
+        return identity, [_along_seeds(call, plain[0])]
+    made_of = [_rows_of(call, label) for label in weight.rows.tolist()]
+    main = None if weight.transposed else _main_parameter(call, made_of)
+    if main is None:
+        channels, parameters = identity, _without_own_rows(call, made_of, weight)
+    else:
+        channels = tuple(next(iter(rows[main])) for rows in made_of)
+        parameters = [_along_seeds(call, main)]
+    known = {rows.name for rows in parameters}
+    return channels, parameters + _row_parameters(call, weight.rows, channels, known)
+
+
+def _block_names(call: Call, labels: Tensor) -> list[str]:
+    """The parameters that share a block of rows, if `labels` are just those rows in order; else none.
+
+    A short way for the most common case.
+    """
+    first = call.table.members(int(labels[0]))
+    block = call.table.block_of(next(iter(first))) if len(first) == 1 else None
+    if block is None or block.kind != "row" or block.count != len(labels):
+        return []
+    same = torch.equal(labels, call.table.block("row", block.name, block.count))
+    return sorted(call.rows[block.name]) if same else []
 
 
 _Rows = dict[str, set[int]]
@@ -221,12 +243,15 @@ def _without_own_rows(call: Call, made_of: Sequence[_Rows], weight: _Weight) -> 
     return found
 
 
-def _side_parameters(
-    call: Call, made_of: Sequence[_Rows], channels: Sequence[int], known: set[str]
+def _row_parameters(
+    call: Call, labels: Tensor, channels: tuple[int, ...], known: set[str]
 ) -> list[ParameterRows]:
-    """Parameters (bias, gains) of which row n is used by channel n alone."""
-    if len(made_of) != len(channels):
+    """Parameters (bias, gains) of which row n is used by channel n alone, given what each channel is made of."""
+    if len(labels) != len(channels):
         return []
+    if channels == tuple(range(len(channels))) and (plain := _block_names(call, labels)):
+        return [_along_seeds(call, name) for name in plain if name not in known]
+    made_of = [_rows_of(call, label) for label in labels.tolist()]
     return [
         _along_seeds(call, name)
         for name in sorted({name for rows in made_of for name in rows} - known)
