@@ -156,6 +156,29 @@ def test_found_inputs_follow_the_dtype() -> None:
     assert found.dtype == torch.bfloat16
 
 
+def test_feature_maps_written_into_a_buffer_are_followed() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 2, 1)
+            self.head = nn.Conv2d(3, 1, 1)
+            self.register_buffer("cache", torch.zeros(1, 3, 8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.cache[:, 2:] = self.one(x)
+            self.cache[:, :2] = self.two(x)
+            return self.head(self.cache)
+
+    net = Cached()
+    reached = channel_map(net, torch.randn(1, 3, 8, 8)).producers("head")
+    assert [sorted(producers) for producers in reached] == [
+        [Producer("two", 0)],
+        [Producer("two", 1)],
+        [Producer("one", 0)],
+    ]
+    assert not net.cache.any()
+
+
 def test_inputs_that_cannot_be_found_are_asked_for() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The README's snippets are run: Python as doctests in order, then the `tgd` commands with their output."""
+"""The README's and the docs' snippets are run: Python as doctests in order, then the README's `tgd` commands."""
 
 import doctest
 import re
@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from tgdsurgery.cli import main
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 FACTORY = """
 from torch import nn
 
@@ -25,14 +26,18 @@ def denoiser():
 """
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[tuple[str, str]]:
     """The `tgd` commands shown with output."""
     shown = [
-        part for block in blocks("console") for part in re.split(r"^\$ ", block, flags=re.MULTILINE) if part
+        part
+        for block in blocks(README, "console")
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)
+        if part
     ]
     pairs = [tuple(part.split("\n", 1)) for part in shown]
     return [(command, output) for command, output in pairs if command.startswith("tgd ")]
@@ -43,13 +48,17 @@ def words(text: str) -> list[str]:
     return re.sub(r"[─\s]+", " ", text).split()
 
 
-def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_snippets(page: Path) -> doctest.TestResults:
+    """All Python blocks of a page, one after the other."""
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks(page, "python")), {}, page.name, str(page), 0)
+    with torch.random.fork_rng():
+        return doctest.DocTestRunner().run(test)
+
+
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(FACTORY, encoding="utf-8")
-    with torch.random.fork_rng():
-        source = "\n".join(blocks("python"))
-        test = doctest.DocTestParser().get_doctest(source, {}, "README.md", "README.md", 0)
-        results = doctest.DocTestRunner().run(test)
+    results = run_snippets(README)
     assert results.failed == 0
     assert results.attempted > 10
     assert len(commands()) >= 3
@@ -59,8 +68,19 @@ def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert words(result.output) == words(output), command
 
 
-def test_pictures_and_links_exist() -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert targets
-    missing = [target for target in targets if not (ROOT / target).exists()]
+@pytest.mark.parametrize(
+    "page", [page for page in DOCS if ">>>" in page.read_text(encoding="utf-8")], ids=lambda page: page.name
+)
+def test_docs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = run_snippets(page)
+    assert results.failed == 0
+    assert results.attempted > 0
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+def test_pictures_and_links_exist(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert targets or page != README
+    missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing

@@ -543,11 +543,9 @@ class TestGraphForm:
                 super().__init__()
                 self.conv = nn.Conv2d(3, 4, 1)
 
-            def forward(
-                self, x: Tensor, scale: float = 1.0, extra: Tensor | None = None
-            ) -> dict[str, object]:
-                y = self.conv(x) * scale
-                return {"y": y, "pair": (y + extra, scale)}
+            def forward(self, x: Tensor, *, extra: Tensor) -> dict[str, object]:
+                y = self.conv(x)
+                return {"y": y, "pair": (y + extra, 2.0)}
 
         net = Named()
         tgd = insert(net, plan_for(net, {"conv": [1, 0, 1, 0]}), (X,), {"extra": torch.ones(())})

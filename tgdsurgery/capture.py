@@ -126,7 +126,7 @@ class _Recorder(TorchDispatchMode):
         node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
         result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if tensors:
+        if tensors or any(argument.is_write for argument in func._schema.arguments):
             node = self.graph.call_function(func, node_args, node_kwargs)
             node.meta |= {"val": tree_map(_spec, result), "module": self.stack[-1], "returned_by": []}
             self._remember(node, result)
@@ -139,7 +139,7 @@ class _Recorder(TorchDispatchMode):
         if isinstance(result, Tensor):
             self._nodes[self._key(result)] = node
             return
-        for index, part in enumerate(result):
+        for index, part in enumerate(result or ()):
             if isinstance(part, Tensor):
                 item = self.graph.call_function(getitem, (node, index))
                 item.meta |= {"val": _spec(part), "module": self.stack[-1], "returned_by": []}
@@ -220,7 +220,8 @@ def written(node: fx.Node) -> list[fx.Node]:
     arguments = op_of(node)._schema.arguments
     named = [(argument, node.kwargs.get(argument.name)) for argument in arguments]
     placed = list(zip(arguments, node.args, strict=False))
-    return [value for argument, value in placed + named if argument.is_write and isinstance(value, fx.Node)]
+    targets = tree_leaves([value for argument, value in placed + named if argument.is_write])
+    return [target for target in targets if isinstance(target, fx.Node)]
 
 
 def alias_root(node: fx.Node) -> fx.Node:

@@ -120,6 +120,8 @@ def traced(net: nn.Module) -> fx.Graph | None:
     train, evaluation = (graph.python_code("self").src for graph in graphs)
     if train != evaluation or not _unchanged(before, _attributes(scratch)):
         return None
+    if any(node.op == "placeholder" and node.args for node in graphs[0].nodes):
+        return None  # An argument with a default: the tracer's stand-in for it never `is None`.
     _call_tgd_layers(scratch, graphs[0])
     return graphs[0]
 

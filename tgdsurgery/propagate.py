@@ -138,10 +138,13 @@ class _Interpreter:
             (target,) = written(node)
             self._write(target, result)
             return self.labels[target]
-        for target in written(node):
+        targets = written(node)
+        for target in targets:
             # A norm's own update of its running statistics is no way from one channel to another.
             if target.meta.get("buffer", "").rpartition(".")[2] not in STATISTICS:
-                self._write(target, mix_all(call, *args, **kwargs))
+                # Where an op writes to one argument and returns nothing, that is what its rule describes.
+                described = not op._schema.returns and len(targets) == 1
+                self._write(target, result if described else mix_all(call, *args, **kwargs))
         return self._kept(node, result) if isinstance(node.meta["val"], Tensor) else result
 
     def _kept(self, node: fx.Node, labels: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class ParameterRows:
         >>> ParameterRows("up.weight", (4, 1, 1), axis=1, groups=2).owner().flatten().tolist()
         [0, 0, 1, 1]
         """
+        if not self.shape:
+            return torch.zeros((), dtype=torch.int64)  # type: ignore[return-value]
         size = self.shape[self.axis]
         channel = torch.arange(size).view([size if d == self.axis else 1 for d in range(len(self.shape))])
         if self.groups > 1:

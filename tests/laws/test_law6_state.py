@@ -34,7 +34,7 @@ def by_torch_save(model: nn.Module) -> nn.Module:
 
 
 # torch stores networks with parametrizations by their state only.
-UNPICKLABLE = ("weight norm", "spectral norm")
+UNPICKLABLE = ("weight norm", "spectral norm", "orthogonal weights", "parametrizations of one's own")
 COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),

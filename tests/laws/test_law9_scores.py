@@ -16,7 +16,10 @@ from tests.topologies import case_of
 from tgdsurgery import ChannelMap, Producer, TGDPlan, channel_map, kse, plan_tgd
 
 # Kernels that are not a parameter as it lies in the state: computed, transposed, or another layer's.
-COMPUTED = {"standardised weights", "weight norm", "spectral norm", "mixture of kernels", "tied weights"}
+COMPUTED = {
+    *("standardised weights", "weight norm", "spectral norm", "old weight and spectral norm"),
+    *("orthogonal weights", "parametrizations of one's own", "mixture of kernels", "tied weights"),
+}
 
 
 def scores_by_hand(model: nn.Module, found: ChannelMap) -> dict[Producer, float]:

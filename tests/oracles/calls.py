@@ -21,18 +21,16 @@ from torch.overrides import TorchFunctionMode
 from tests.strategies import call
 
 # Axis of the channels, counted from the end: a batch axis may be missing.
-FILTER_FUNCTIONS = {
+CONVOLUTIONS = {
     torch.conv1d: -2,
     torch.conv2d: -3,
     torch.conv3d: -4,
     torch.conv_transpose1d: -2,
     torch.conv_transpose2d: -3,
     torch.conv_transpose3d: -4,
-    F.linear: -1,
-    torch.matmul: -1,
-    Tensor.matmul: -1,
-    Tensor.__matmul__: -1,
 }
+PRODUCTS = {F.linear: -1, torch.matmul: -1, Tensor.matmul: -1, Tensor.__matmul__: -1}
+FILTER_FUNCTIONS = CONVOLUTIONS | PRODUCTS
 
 
 class FilterCall(NamedTuple):
@@ -56,7 +54,7 @@ class FilterCalls(TorchFunctionMode):
 
     A function is a filter layer's if its weight is made of the model's parameters alone: neither fixed, nor
     from the input. That is read off autograd's graph, so the model's parameters and whatever it is fed need
-    gradients while this watches.
+    gradients while this watches. A matrix product without the input in it is no layer: it computes a weight.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,9 +81,10 @@ class FilterCalls(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func in FILTER_FUNCTIONS:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
-            if self._made_of_parameters(weight):
+            x = args[0] if args else kwargs["input"]
+            computes_a_weight = func in PRODUCTS and self._independent_of_the_input(x)
+            if self._made_of_parameters(weight) and not computes_a_weight:
                 name = self._name(func, weight)
-                x = args[0] if args else kwargs["input"]
                 seen = FilterCall(name, self._count[name], FILTER_FUNCTIONS[func], x)
                 self._count[name] += 1
                 return self.filter_call(seen, lambda: func(*args, **kwargs))
@@ -95,6 +94,9 @@ class FilterCalls(TorchFunctionMode):
         """The model's output, watched."""
         with self._watch_modules(), self:
             return call(model, inputs)
+
+    def _independent_of_the_input(self, tensor: Tensor) -> bool:
+        return not tensor.requires_grad or self._made_of_parameters(tensor)
 
     def _made_of_parameters(self, weight: Tensor) -> bool:
         if weight.is_leaf:

@@ -125,6 +125,24 @@ class LayerScaleBias(nn.Module):
         return self.head(x + self.gamma.view(1, -1, 1, 1) * self.body(x))
 
 
+@topology("scalar gains")
+def scalar_gains() -> nn.Module:
+    """A residual branch scaled by one number, which is a carrier's only channel."""
+
+    class SkipInit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.gain = nn.Parameter(torch.tensor(0.5))
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + self.gain * F.silu(self.branch(F.silu(x))))
+
+    return SkipInit()
+
+
 @topology("parametric rectifiers")
 def parametric_rectifiers() -> nn.Module:
     return nn.Sequential(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +49,48 @@ class AnyNumber(nn.Module):
 
     def forward(self, *images: Tensor) -> Tensor:
         return self.head(torch.cat([self.stem(image) for image in images], 1))
+
+
+@topology("no mask by position", [(2, 3, 6, 6), None])
+@topology("no mask by keyword", {"image": (2, 3, 6, 6), "mask": None})
+class OptionalMask(nn.Module):
+    """An argument that may be None: a tracer's stand-in for it never is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(1, 4, 1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = F.silu(self.stem(image))
+        return self.head(x if mask is None else x * self.gate(mask).sigmoid())
+
+
+class Levels(NamedTuple):
+    """Outputs under names."""
+
+    fine: Tensor
+    coarse: list[Tensor | None]
+
+
+@topology(
+    "nested inputs and outputs",
+    {"images": [(2, 3, 6, 6), (2, 2, 3, 3)], "extras": {"weights": {"gain": (2, 1, 1, 1)}, "mask": None}},
+)
+class Nested(nn.Module):
+    """Lists in dicts in dicts, on both sides, with None among the tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(2, 3, 3, padding=1)
+        self.head, self.label = nn.Conv2d(6, 2, 1), nn.Linear(3, 2)
+
+    def forward(self, images: list[Tensor], extras: dict[str, object]) -> dict[str, object]:
+        fine, coarse = (F.silu(layer(x)) for layer, x in zip((self.fine, self.coarse), images, strict=True))
+        fine = fine * extras["weights"]["gain"]
+        both = self.head(torch.cat([fine, coarse], 1))
+        label = self.label(coarse.mean((2, 3)))
+        return {"levels": Levels(both, [coarse, extras["mask"]]), "others": {"labels": ([label], None)}}
 
 
 @topology("intermediate outputs")

@@ -29,7 +29,7 @@ def topology(name: str, inputs: Any = IMAGE) -> Callable[[Factory], Factory]:
 
     Args:
         name: what the network is about.
-        inputs: a shape, a list of shapes (positional) or a dict of shapes (keywords).
+        inputs: a shape, a list of inputs (positional) or a dict of inputs (keywords); None for None.
     """
 
     def register(factory: Factory) -> Factory:
@@ -47,8 +47,14 @@ def case_of(name: str) -> Case:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = randomise(factory(), seed=0).eval()
-        if isinstance(shapes, dict):
-            return Case(model, {key: torch.randn(shape) for key, shape in shapes.items()})
-        if isinstance(shapes, list):
-            return Case(model, tuple(torch.randn(shape) for shape in shapes))
-        return Case(model, torch.randn(shapes))
+        drawn = drawn_like(shapes)
+    return Case(model, tuple(drawn) if isinstance(drawn, list) else drawn)
+
+
+def drawn_like(shapes: Any) -> Any:
+    """Random tensors in place of the shapes (tuples), in the same nested lists and dicts."""
+    if isinstance(shapes, dict):
+        return {key: drawn_like(inner) for key, inner in shapes.items()}
+    if isinstance(shapes, list):
+        return [drawn_like(inner) for inner in shapes]
+    return None if shapes is None else torch.randn(shapes)

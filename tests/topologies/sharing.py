@@ -121,7 +121,7 @@ class Containers(nn.Module):
             setattr(self, f"layer{index}", nn.Conv2d(3, 3, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.steps[2:](F.leaky_relu(self.steps[0](x)))
+        x = self.steps[-1:](self.steps[2](self.steps[:2](x)))
         for index in range(2):
             x = F.silu(getattr(self, f"layer{index}")(x))
         return self.heads["0"](x)

@@ -54,6 +54,6 @@ def look_up(call: Call, data: Traced, *args: Any, **kwargs: Any) -> Any:
     """Fixed indices are followed exactly; where the input decides, any element may come out anywhere."""
     indices = [item for item in tensors(*args, **kwargs) if not item.dtype.is_floating_point]
     accumulates = any(value is True for value in (*args, *kwargs.values()))
-    if accumulates or any(index.value is None for index in indices):
+    if accumulates or any(index.value is None or index.value.is_meta for index in indices):
         return mix_all(call, data, *args, **kwargs)
     return run_on_labels(call, data, *args, **kwargs)

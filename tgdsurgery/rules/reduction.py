@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from torch import Tensor
 
-from tgdsurgery.rules.registry import Call, Traced, mix_all, rule_for
+from tgdsurgery.rules.registry import Call, Traced, mix_all, rule_for, tensors
 
 _POOLS = ("max", "mkldnn_max", "avg", "adaptive_avg", "_adaptive_avg", "adaptive_max", "fractional_max")
 
@@ -110,10 +111,23 @@ def attention(call: Call, query: Traced, key: Traced, value: Traced, *args: Any,
     return union(over(value.labels, [-2]), weights)
 
 
+@rule_for("linalg_matrix_exp", "linalg_inv_ex", "linalg_qr", "_linalg_solve_ex", "linalg_lu_factor_ex")
+def of_matrices(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """(..., M, N): within each matrix anything may depend on anything."""
+    united = [call.table.reduce(matrix.labels, [-1, -2]) for matrix in tensors(*args, **kwargs)]
+    return reduce(call.table.union, united)
+
+
+@rule_for("linalg_householder_product")
+def householder(call: Call, reflectors: Traced, tau: Traced) -> Tensor:
+    """(..., M, N) with tau (..., N)."""
+    return call.table.union(
+        call.table.reduce(reflectors.labels, [-1, -2]), call.table.reduce(tau.labels, [-1]).unsqueeze(-1)
+    )
+
+
 # Anything may depend on anything.
-rule_for("renorm", "linalg_qr", "_linalg_svd", "linalg_inv_ex", "_fft_r2c", "_fft_c2r", "_fft_c2c", "dist")(
-    mix_all
-)
+rule_for("renorm", "_linalg_svd", "_fft_r2c", "_fft_c2r", "_fft_c2c", "dist")(mix_all)
 
 
 @rule_for("_weight_norm_interface", "_weight_norm")

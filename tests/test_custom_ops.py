@@ -1,0 +1,266 @@
+"""Networks with the user's own ops: refused without a rule, and like any other network with one.
+
+Every op has a twin made of torch's own ops, which need no rule: maps, plans and gradients must be the twin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.laws.subjects import assert_equal_tensors, with_flags_of
+from tests.strategies.case import randomise, scalar_loss
+from tgdsurgery import (
+    UnsupportedOpError,
+    apply_tgd,
+    channel_map,
+    guard,
+    plan_tgd,
+    register_rule,
+    remove_tgd,
+    verify,
+)
+from tgdsurgery.rules import Call, Traced
+
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def custom(name: str, twin: Callable[..., object]) -> Callable[..., object]:
+    """The twin as an op that torch cannot look into, with fake tensors and gradients of its own."""
+    op = torch.library.custom_op(f"tgdops::{name}", twin, mutates_args=())
+    op.register_fake(twin)
+
+    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            inputs = [leaf.detach().requires_grad_() for leaf in ctx.saved_tensors]
+            outputs = twin(*inputs)
+            return torch.autograd.grad(outputs, inputs, gradients)
+
+    def save(ctx: object, inputs: tuple[Tensor, ...], output: object) -> None:
+        ctx.save_for_backward(*inputs)
+
+    op.register_autograd(backward, setup_context=save)
+    return getattr(torch.ops.tgdops, name)  # unlike `op`, it can be copied with the network that holds it
+
+
+def squash(x: Tensor, gain: Tensor) -> Tensor:
+    return x * torch.sigmoid(gain * x)
+
+
+def interleave(x: Tensor) -> Tensor:
+    """The channels of the first half, and between them those of the second."""
+    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2).clone()
+
+
+def mix_pairs(x: Tensor) -> Tensor:
+    """Channels 2c and 2c + 1 in two mixtures of both."""
+    first, second = x[:, ::2], x[:, 1::2]
+    return torch.stack([first + 0.5 * second, second - 0.5 * first], 2).flatten(1, 2)
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Even and odd channels."""
+    return x[:, ::2].clone(), x[:, 1::2].clone()
+
+
+def mix_pairs_rule(call: Call, x: Traced) -> Tensor:
+    pairs = x.labels.unflatten(1, (-1, 2))
+    return call.table.reduce(pairs, [2]).expand(pairs.shape).reshape(call.shape)
+
+
+def halves_rule(call: Call, x: Traced) -> tuple[Tensor, Tensor]:
+    return x.labels[:, ::2], x.labels[:, 1::2]
+
+
+class Ops(NamedTuple):
+    """One way to compute the four."""
+
+    squash: Callable[..., Tensor]
+    interleave: Callable[..., Tensor]
+    mix_pairs: Callable[..., Tensor]
+    halves: Callable[..., tuple[Tensor, Tensor]]
+
+
+class Net(nn.Module):
+    """The four ops between convolutions."""
+
+    def __init__(self, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.stem, self.body = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.gain = nn.Parameter(torch.zeros(4, 1, 1))
+        self.even, self.odd = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ops.interleave(self.ops.squash(self.stem(x), self.gain))
+        x = self.ops.mix_pairs(F.silu(self.body(x)))
+        even, odd = self.ops.halves(x)
+        return self.even(even) + self.odd(odd)
+
+
+TWINS = Ops(squash, interleave, mix_pairs, halves)
+CUSTOM = Ops(*(custom(name, twin) for name, twin in TWINS._asdict().items()))
+register_rule("tgdops::squash", "pointwise")
+register_rule("tgdops::interleave", "movement")
+register_rule("tgdops::mix_pairs", mix_pairs_rule)
+register_rule("tgdops::halves", halves_rule)
+
+
+def networks() -> tuple[Net, Net]:
+    """With the custom ops, and with their twins; the same weights."""
+    net, twin = (randomise(Net(ops), seed=0) for ops in (CUSTOM, TWINS))
+    assert torch.equal(net(X), twin(X))
+    return net, twin
+
+
+def test_map_is_the_twins():
+    net, twin = networks()
+    assert channel_map(net, X) == channel_map(twin, X)
+    fed = [sorted(p.channel for p in reached) for reached in channel_map(net, X).producers("body")]
+    assert fed == [[0], [2], [1], [3]]
+    fed = [sorted(p.channel for p in reached) for reached in channel_map(net, X).producers("odd")]
+    assert fed == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_training_is_the_twins():
+    net, twin = networks()
+    pair = [apply_tgd(model, X, phi=0.8) for model in (net, twin)]
+    assert pair[0].tgd_plan == pair[1].tgd_plan == plan_tgd(net, X, phi=0.8)
+    assert 0 < pair[0].tgd_plan.share < 1
+    assert torch.equal(pair[0](X), with_flags_of(net, pair[0])(X))
+    for model in pair:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+        guard(optimizer, model)
+        for _ in range(2):
+            optimizer.zero_grad()
+            scalar_loss(model(X)).backward()
+            optimizer.step()
+    assert_equal_tensors(pair[0].state_dict(), pair[1].state_dict())
+    assert verify(net, pair[0], pair[0].tgd_plan).ok
+    assert not torch.equal(pair[0].get_parameter("stem.weight"), net.stem.weight)
+    plain = remove_tgd(pair[0])
+    assert type(plain) is Net
+    assert torch.equal(plain(X), with_flags_of(pair[0], plain)(X))
+
+
+class Around(nn.Module):
+    """conv -> an op -> conv."""
+
+    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.op, self.last = nn.Conv2d(3, 4, 1), op, nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.op(self.first(x)))
+
+
+def fed_by(op: Callable[[Tensor], Tensor], **settings: str) -> list[list[int]]:
+    """Which channels of the first convolution reach each input channel of the last."""
+    reached = channel_map(Around(op), X, **settings).producers("last")
+    return [sorted(producer.channel for producer in producers) for producers in reached]
+
+
+def test_ops_of_the_older_interface():
+    """Defined by a schema, as extensions in C++ are too."""
+    library = torch.library.Library("tgdops", "FRAGMENT")
+    library.define("turn(Tensor x, int by=1) -> Tensor")
+    library.impl("turn", lambda x, by=1: x.roll(by, 1), "CompositeExplicitAutograd")
+    with pytest.raises(UnsupportedOpError, match=r'register_rule\("tgdops::turn"'):
+        fed_by(torch.ops.tgdops.turn)
+    register_rule(torch.ops.tgdops.turn, "movement")
+    assert fed_by(torch.ops.tgdops.turn) == [[3], [0], [1], [2]]
+    assert fed_by(lambda x: torch.ops.tgdops.turn(x, by=2)) == [[2], [3], [0], [1]]
+
+
+def test_ops_written_in_python_are_looked_into():
+    """An autograd.Function is made of torch's own ops, and needs no rule."""
+
+    class Flip(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.flip(1)
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            return gradient.flip(1)
+
+    assert fed_by(Flip.apply) == [[3], [2], [1], [0]]
+
+
+def test_a_later_rule_replaces_an_earlier_one():
+    def again(x: Tensor) -> Tensor:
+        return x.clone()
+
+    op = custom("again", again)
+    register_rule("tgdops::again", "mix")
+    assert fed_by(op) == [[0, 1, 2, 3]] * 4
+    register_rule("tgdops::again", "pointwise")
+    assert fed_by(op) == [[0], [1], [2], [3]]
+
+
+# Ops that return nothing: what they do is what they write. The first writes to its input, the second elsewhere.
+
+
+@torch.library.custom_op("tgdops::flip_", mutates_args=("x",))
+def flip_(x: Tensor) -> None:
+    x.copy_(x.flip(1))
+
+
+@torch.library.custom_op("tgdops::flip_into", mutates_args=("out",))
+def flip_into(x: Tensor, out: Tensor) -> None:
+    out.copy_(x.flip(1))
+
+
+def flipped_in_place(x: Tensor) -> Tensor:
+    x = x.clone()
+    flip_(x)
+    return x
+
+
+def flipped_into_memory(x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    flip_into(x, out)
+    return out
+
+
+def added_together(x: Tensor) -> Tensor:
+    x, other = x.clone(), x.flip(1)
+    torch._foreach_addcmul_([x], [other], [other])
+    return x
+
+
+WRITERS = {
+    "tgdops::flip_": flipped_in_place,
+    "tgdops::flip_into": flipped_into_memory,
+    "aten::_foreach_addcmul_": added_together,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_ops_that_only_write_are_refused_without_a_rule(name):
+    with pytest.raises(UnsupportedOpError, match=rf'register_rule\("{name}"'):
+        fed_by(WRITERS[name])
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_ops_that_only_write_mix_on_request(name):
+    assert fed_by(WRITERS[name], on_unknown="mix") == [[0, 1, 2, 3]] * 4
+
+
+def test_the_rule_of_an_op_that_only_writes_describes_what_it_writes():
+    @torch.library.custom_op("tgdops::turn_into", mutates_args=("out",))
+    def turn_into(x: Tensor, out: Tensor) -> None:
+        out.copy_(x.roll(1, 1))
+
+    def turned(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        turn_into(x, out)
+        return out
+
+    register_rule("tgdops::turn_into", lambda call, x, out: x.labels.roll(1, 1))
+    assert fed_by(turned) == [[3], [0], [1], [2]]
