@@ -25,6 +25,7 @@ ORDER = (
     "scoring",
     "planning",
     "layers",
+    "compact",
     "graph_form",
     "rewrite",
     "guard",

@@ -1,0 +1,1 @@
+"""The lowered form's layers."""

@@ -1,0 +1,11 @@
+"""The lowered form's layers: torch's own layers whose only Parameters are the trainable rows.
+
+`obstacle` says whether a layer of a network can be made compact, `compact` does it, `restore` undoes it.
+"""
+
+from __future__ import annotations
+
+from tgdsurgery.compact.rows import Compact, Compaction
+from tgdsurgery.compact.swap import compact, obstacle, restore
+
+__all__ = ["Compact", "Compaction", "compact", "obstacle", "restore"]

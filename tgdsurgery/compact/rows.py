@@ -1,0 +1,209 @@
+"""A layer's parameters in two parts: trainable rows are Parameters, frozen rows are buffers.
+
+Outside, nothing shows of it: `state_dict` and `load_state_dict` speak the original's keys, shapes and dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tgdsurgery.records import ParameterRows
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compact module knows about itself.
+
+    Args:
+        mask: for each output channel, whether it is trainable.
+        rows: how the entries of each parameter (by its own name) belong to the channels.
+        channel_axis: axis of the channels in the output, counted from the end.
+        stops_gradient: whether the gradient at frozen output channels counts as zero.
+        hold: whether frozen channels of a norm use, and keep, their stored statistics in training.
+        needs: for each input channel, whether anything before it is trainable; None for all.
+        required: `requires_grad` of each parameter in the original module.
+    """
+
+    mask: tuple[bool, ...]
+    rows: Mapping[str, ParameterRows]
+    channel_axis: int
+    stops_gradient: bool
+    hold: bool
+    needs: tuple[bool, ...] | None
+    required: Mapping[str, bool]
+
+    @property
+    def trainable(self) -> int:
+        """Number of trainable channels."""
+        return sum(self.mask)
+
+
+class Compact(nn.Module):
+    """What all compact modules have in common: a mixin, in front of the original's class.
+
+    A parameter `weight` with n of N rows trainable becomes the Parameter `weight` (n, ...), rows first, and
+    the buffer `frozen_weight` (N - n, ...). With nothing trainable it becomes a buffer of the same name.
+    """
+
+    original_class: ClassVar[type[nn.Module]]
+    compaction: Compaction
+    trainable_rows: Tensor
+    frozen_rows: Tensor
+
+    def full(self, name: str) -> Any:
+        """The whole parameter (or None), differentiable in its trainable rows; in the original's layout."""
+        trainable: Tensor | None = getattr(self, name)
+        frozen: Tensor | None = getattr(self, f"frozen_{name}", None)
+        if trainable is None or frozen is None:
+            return trainable
+        return join(
+            self.compaction.rows[name], trainable, frozen, at=self.trainable_rows, elsewhere=self.frozen_rows
+        )
+
+    def stopped(self, x: Tensor) -> Tensor:
+        """The input; detached if no gradient gets through the layer at all."""
+        return x.detach() if self.compaction.stops_gradient and not self.compaction.trainable else x
+
+    def indices(self) -> dict[str, Tensor | None]:
+        """The index buffers by name, on the CPU."""
+        mask = torch.tensor(self.compaction.mask)
+        return {"trainable_rows": mask.nonzero().flatten(), "frozen_rows": (~mask).nonzero().flatten()}
+
+    def divide(self) -> None:
+        """Divide the parameters of what was a plain module until now."""
+        if not self.compaction.trainable:
+            whole = {name: self._parameters.pop(name) for name in self.compaction.rows}
+            frozen = {name: None if p is None else p.detach() for name, p in whole.items()}
+            self._buffers = {**frozen, **self._buffers}  # in front, as the state_dict has parameters first
+        for name, index in self.indices().items():
+            self.register_buffer(name, None if index is None else index.to(self._device()), persistent=False)
+        for name in self._divided():
+            parameter = self._parameters[name]
+            assert parameter is not None
+            trainable, frozen_part = self._parts(name, parameter.detach())
+            self._parameters[name] = nn.Parameter(trainable, requires_grad=parameter.requires_grad)
+            self.register_buffer(f"frozen_{name}", frozen_part, persistent=False)
+
+    def unite(self) -> None:
+        """Undo `divide`."""
+        united: dict[str, nn.Parameter | None] = {}
+        for name, required in self.compaction.required.items():
+            rows, full = self._parameters.get(name), self.full(name).detach()
+            united[name] = nn.Parameter(full, requires_grad=required if rows is None else rows.requires_grad)
+        added = {*self.indices(), *(f"frozen_{name}" for name in self.compaction.rows)}
+        for name in (added | united.keys()) & self._buffers.keys():
+            delattr(self, name)
+        self._parameters = {**united, **{n: p for n, p in self._parameters.items() if n not in united}}
+
+    def _divided(self) -> list[str]:
+        """Names of the parameters that exist in two parts."""
+        present = [name for name in self.compaction.rows if self._parameters.get(name) is not None]
+        return present if self.compaction.trainable else []
+
+    def _parts(self, name: str, full: Tensor) -> tuple[Tensor, Tensor]:
+        rows = by_row(self.compaction.rows[name], full)
+        form = memory_format(full)
+        index = self.indices()
+        trainable, frozen = (
+            _in_format(rows.index_select(0, _present(index[kind]).to(full.device)), form)
+            for kind in ("trainable_rows", "frozen_rows")
+        )
+        return trainable, frozen
+
+    def _device(self) -> torch.device:
+        tensors = [*self._parameters.values(), *(self._buffers.get(n) for n in self.compaction.rows)]
+        tensors += self._buffers.values()  # a norm without affine parameters has only statistics
+        return next(tensor.device for tensor in tensors if tensor is not None)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._divided():
+            full = self.full(name)
+            destination[prefix + name] = full if keep_vars else full.detach()
+
+    def _load_from_state_dict(  # type: ignore[no-untyped-def]
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        for name in self._divided():
+            key = prefix + name
+            if not isinstance(full := state_dict.get(key), Tensor):
+                continue  # missing: torch reports it
+            rows, own = self.compaction.rows[name], _present(self._parameters[name])
+            if full.shape != rows.shape:
+                wanted = torch.Size(rows.shape)
+                error_msgs.append(
+                    f"size mismatch for {key}: copying a param with shape {full.shape} from checkpoint, "
+                    f"the shape in current model is {wanted}."
+                )
+                state_dict[key] = own.detach()
+                continue
+            # The state_dict is this module's own copy, and may be changed.
+            state_dict[key], frozen = self._parts(name, full.detach())
+            if assign:
+                setattr(self, f"frozen_{name}", frozen)
+            else:
+                self.get_buffer(f"frozen_{name}").copy_(frozen)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._renew_indices()
+
+    def _renew_indices(self) -> None:
+        """Indices are in no state_dict; after `to("meta")` and `to_empty` they would be lost."""
+        device = self._device()
+        for name, index in self.indices().items():
+            setattr(self, name, None if index is None else index.to(device))
+
+    def extra_repr(self) -> str:
+        """Shown in the module's repr."""
+        share = f"{self.compaction.trainable}/{len(self.compaction.mask)} trainable"
+        original = super().extra_repr()
+        return f"{original}, {share}" if original else share
+
+
+def join(rows: ParameterRows, trainable: Tensor, frozen: Tensor, *, at: Tensor, elsewhere: Tensor) -> Tensor:
+    """The whole parameter from its two parts: rows `at` are the trainable ones, rows `elsewhere` the frozen."""
+    form = memory_format(trainable)
+    shape = (len(at) + len(elsewhere), *trainable.shape[1:])
+    whole: Tensor = torch.empty(shape, dtype=trainable.dtype, device=trainable.device, memory_format=form)
+    whole.index_copy_(0, at, trainable).index_copy_(0, elsewhere, frozen)
+    full = whole.movedim(0, rows.axis) if rows.groups == 1 else swapped(whole, rows.groups)
+    return full.contiguous(memory_format=form)
+
+
+def by_row(rows: ParameterRows, full: Tensor) -> Tensor:
+    """(N, ...): a parameter with its channels first."""
+    return full.movedim(rows.axis, 0) if rows.groups == 1 else swapped(full, rows.groups)
+
+
+def swapped(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a transposed conv (C, N/g, *K) as rows (N, C/g, *K), and back."""
+    result: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return result
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """How the entries lie in memory; the formats of a single entry per row are the same."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if tensor.dim() not in channels_last or tensor[:1].numel() == 1:
+        return torch.contiguous_format
+    lies_last = tensor.stride(1) == 1 and tensor.stride(-1) == tensor.size(1)
+    return channels_last[tensor.dim()] if lies_last else torch.contiguous_format
+
+
+def _in_format(tensor: Tensor, form: torch.memory_format) -> Tensor:
+    # Not `contiguous`: it returns a 1x1 kernel as it is, whose strides torch reads the format from.
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=form)
+    empty.copy_(tensor)
+    return empty
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
