@@ -7,15 +7,12 @@ CPU seconds (steadier than the clock on a busy machine) per layer shape, in one 
 * published: one scikit-learn nearest-neighbour query per kernel, as in the program of the KSE paper.
   The C N queries of all layers would take hours, so a random sample is timed and extrapolated (marked ~).
 
-Run `python benchmarks/kse.py`; Linux only, for the memory.
+Run `python -m benchmarks.kse`; Linux only, for the memory.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
-import platform
 import random
 import statistics
 import time
@@ -23,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -31,6 +27,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from benchmarks.measuring import RESULTS, forget_peak, peak_mib, setting, write_json
 from tgdsurgery import kse
 from tgdsurgery.report import as_text, table
 
@@ -100,29 +97,33 @@ def median_seconds(compute: Callable[[Tensor], Tensor], weight: Tensor, repeats:
     return statistics.median(times)
 
 
-def peak_mib(shape: Shape) -> float:
+def wall_seconds(repeats: int) -> float:
+    """Seconds on the clock for all layers one after the other, the fastest run of some."""
+    weights = [torch.randn(shape) for shape, count in resnet50_convs().items() for _ in range(count)]
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for weight in weights:
+            kse(weight)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def growth_mib(shape: Shape) -> float:
     """How far the resident memory of a fresh process grows while a weight it already holds is scored."""
     torch.set_num_threads(1)
     weight = torch.randn(shape)
     kse(torch.randn(8, 8, *shape[2:]))  # what is loaded on first use does not count
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
-    before = resident_peak_kib()
+    forget_peak()
+    before = peak_mib()
     kse(weight)
-    return (resident_peak_kib() - before) / 2**10
-
-
-def resident_peak_kib() -> int:
-    # Not getrusage: its maximum still holds the peak of the process this one was started from.
-    (line,) = (
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    )
-    return int(line.split()[1])
+    return peak_mib() - before
 
 
 def measure(shape: Shape, layers: int, repeats: int, queries: int) -> Timing:
     weight = torch.randn(shape)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        peak = fresh.submit(peak_mib, shape).result()
+        peak = fresh.submit(growth_mib, shape).result()
     return Timing(
         "x".join(map(str, shape)),
         layers,
@@ -142,18 +143,9 @@ def whole(timings: list[Timing]) -> Timing:
     return Timing("ResNet-50", layers, ours, plain, published, max(timing.peak_mib for timing in timings))
 
 
-def write_json(path: Path, data: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    partial.replace(path)
-
-
 @click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "kse.json"
-)
-@click.option("--threads", default=1, show_default=True, help="Threads of torch.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "kse.json")
+@click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--repeats", default=3, show_default=True, help="Runs of ours and plain; the median counts.")
 @click.option("--queries", default=200, show_default=True, help="Sampled queries per shape, published way.")
 def main(out: Path, threads: int, repeats: int, queries: int) -> None:
@@ -161,20 +153,27 @@ def main(out: Path, threads: int, repeats: int, queries: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     random.seed(0)
-    setting = {name: version(name) for name in ("tgdsurgery", "torch", "numpy", "scikit-learn")}
-    setting |= {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    setting |= {"cores": str(os.cpu_count()), "threads": str(threads), "repeats": str(repeats)}
+    used = setting("numpy", "scikit-learn", threads=threads, repeats=repeats)
     timings = [measure(shape, layers, repeats, queries) for shape, layers in resnet50_convs().items()]
     caption = (
-        f"{', '.join(f'{name} {value}' for name, value in setting.items())}; k {K}, normal weights.\n"
+        f"{', '.join(f'{name} {value}' for name, value in used.items())}; k {K}, normal weights.\n"
         f"s: CPU seconds per layer. ~: extrapolated from {queries} random queries per shape.\n"
         "MiB: growth of resident memory while ours runs."
     )
+    wall = wall_seconds(repeats)
+    caption += f"\nAll {whole(timings).layers} layers, on the clock: {wall:.2f} s."
     rows = [timing.cells() for timing in (*timings, whole(timings))]
     print(as_text(table(COLUMNS, rows, title="KSE of a ResNet-50", caption=caption)))
     layers = [asdict(timing) for timing in timings]
     write_json(
-        out, {"setting": setting, "queries": queries, "layers": layers, "total": asdict(whole(timings))}
+        out,
+        {
+            "setting": used,
+            "wall_seconds": wall,
+            "queries": queries,
+            "layers": layers,
+            "total": asdict(whole(timings)),
+        },
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -19,3 +21,10 @@ COMMON = {
 settings.register_profile("dev", **COMMON)
 settings.register_profile("ci", **COMMON, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The zoo has an environment of its own (`make zoo`): it is collected only where it is asked for."""
+    zoo = Path(__file__).parent / "zoo"
+    asked = any(Path(argument).resolve().is_relative_to(zoo) for argument in config.args)
+    return True if collection_path == zoo and not asked else None

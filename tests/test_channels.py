@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tgdsurgery import ExampleInputError, MapConflictError, Producer, channel_map
+from tgdsurgery import ExampleInputError, MapConflictError, Producer, UnsupportedOpError, channel_map
 from tgdsurgery.inputs import as_arguments, find_inputs
 
 
@@ -177,6 +177,13 @@ def test_feature_maps_written_into_a_buffer_are_followed() -> None:
         [Producer("one", 0)],
     ]
     assert not net.cache.any()
+
+
+def test_maps_that_outgrow_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tgdsurgery.labels.MAX_MEMBERS", 20)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1))
+    with pytest.raises(UnsupportedOpError, match=r"in module '\d'\) too much has mixed.*before and behind"):
+        channel_map(net)
 
 
 def test_inputs_that_cannot_be_found_are_asked_for() -> None:

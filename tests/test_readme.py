@@ -1,6 +1,7 @@
 """The README's and the docs' snippets are run: Python as doctests in order, then the README's `tgd` commands."""
 
 import doctest
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks import zoo_page
 from tgdsurgery.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -84,3 +86,8 @@ def test_pictures_and_links_exist(page: Path) -> None:
     assert targets or page != README
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+def test_the_zoo_page_is_made_from_its_results() -> None:
+    results = json.loads(zoo_page.RESULTS.read_text(encoding="utf-8"))
+    assert zoo_page.PAGE.read_text(encoding="utf-8") == zoo_page.page(results)

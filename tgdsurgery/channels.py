@@ -20,7 +20,7 @@ from tgdsurgery.inputs import Arguments, arguments_for, repeated
 from tgdsurgery.labels import Block, LabelTable
 from tgdsurgery.propagate import STATISTICS, OnUnknown, Propagation, propagate
 from tgdsurgery.records import ChannelMap, Layer, ParameterRows, Producer
-from tgdsurgery.rules import KernelCall, seed_axis
+from tgdsurgery.rules import KernelCall
 
 # Modules whose output is their input, channel by channel, with their own parameters on it.
 _CARRIER_MODULES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
@@ -184,10 +184,9 @@ class _Collector:
             own = {rows.name: rows for call in calls for rows in call.parameters if rows.name not in torn}
             self.rows[name] = own
             self.owner.update(dict.fromkeys(own, name))
-        for parameter, shape in self.found.parameters.items():
+        for parameter, rows in self.found.parameters.items():
             if parameter not in self.owner and parameter not in torn:
-                owner = self._bias_owner(parameter, shape) or self._carrier_name(parameter)
-                rows = ParameterRows(parameter, tuple(shape), axis=seed_axis(shape))
+                owner = self._bias_owner(parameter, rows.shape) or self._carrier_name(parameter)
                 self.rows.setdefault(owner, {})[parameter] = rows
                 self.owner[parameter] = owner
 
@@ -301,7 +300,7 @@ class _Collector:
             return [()] * block.count
         owner = self.owner[name]
         rows = self.rows[owner][name]
-        if rows.axis == seed_axis(rows.shape) and rows.groups == 1:
+        if rows == self.found.parameters[name]:
             return self._channels(owner, block.count)
         return [[producer for (producer,) in self._channels(owner, rows.channels)]] * block.count
 

@@ -14,6 +14,13 @@ import torch
 from torch import Tensor
 
 EMPTY = 0
+# A member takes 30 to 60 bytes. The sets of a Swin3d-B have ten million; where everything mixes with everything
+# (layer upon layer whose kernels are made from the input) there is no end to it.
+MAX_MEMBERS = 50_000_000
+
+
+class TableFullError(Exception):
+    """The sets of one table have more than `MAX_MEMBERS` members together."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class LabelTable:
         self._united: dict[int, int] = {}  # two labels in one number -> their union
         self._blocks: dict[tuple[str, str, int], tuple[Block, Tensor]] = {}
         self._block_of: list[Block] = []
+        self._members = 0
 
     def members(self, label: int) -> frozenset[int]:
         """The numbers of the writers in the set that a label stands for."""
@@ -123,6 +131,9 @@ class LabelTable:
         label = self._ids.setdefault(members, len(self._sets))
         if label == len(self._sets):
             self._sets.append(members)
+            self._members += len(members)
+            if self._members > MAX_MEMBERS:
+                raise TableFullError
         return label
 
 

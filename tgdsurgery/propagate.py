@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tgdsurgery.capture import Capture, alias_root, aliases, op_of, written
 from tgdsurgery.errors import UnsupportedOpError
-from tgdsurgery.labels import LabelTable, collapse
-from tgdsurgery.rules import Call, KernelCall, Traced, find_rule, mix_all, seed_axis
+from tgdsurgery.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
+from tgdsurgery.records import ParameterRows
+from tgdsurgery.rules import Call, KernelCall, Traced, find_rule, mix_all
 
 OnUnknown = Literal["raise", "mix"]
 STATISTICS = ("running_mean", "running_var")
@@ -30,7 +31,7 @@ class Propagation:
     Args:
         capture: the run it belongs to.
         table: the sets behind all labels; the same for all runs of a model, which are mostly alike.
-        parameters: shape of every parameter, and of every running statistic, that the run read.
+        parameters: every parameter, and every running statistic, that the run read, with the rows that write.
         rows: names of the parameters that share a block of rows, by the block's name.
         kernels: the calls of filter layers, in execution order.
         returned: labels of the nodes that some module returned, collapsed (axes of length 1 where constant).
@@ -39,7 +40,7 @@ class Propagation:
 
     capture: Capture
     table: LabelTable
-    parameters: dict[str, torch.Size] = field(default_factory=dict)
+    parameters: dict[str, ParameterRows] = field(default_factory=dict)
     rows: dict[str, list[str]] = field(default_factory=dict)
     kernels: list[KernelCall] = field(default_factory=list)
     returned: dict[fx.Node, Tensor] = field(default_factory=dict)
@@ -65,14 +66,25 @@ class _Interpreter:
         self.laid_out = _laid_out(found.capture.graph.graph)
 
     def run(self) -> None:
-        """Go through the nodes; labels are dropped after their last use."""
+        """Go through the nodes; labels are dropped after their last use.
+
+        Raises:
+            UnsupportedOpError: an op without a rule, or sets that outgrow the memory.
+        """
         last_use = {
             parent: node for node in self.found.capture.graph.graph.nodes for parent in node.all_input_nodes
         }
         for node in self.found.capture.graph.graph.nodes:
             if node.op == "output":
                 continue
-            self.labels[node] = self._labels(node)
+            try:
+                self.labels[node] = self._labels(node)
+            except TableFullError:
+                raise UnsupportedOpError(
+                    f"At the op {node.target} (node {node.name}, in module {_place(node)}) too much has mixed: "
+                    f"the sets of filters behind the channels have over {MAX_MEMBERS:,} members together.",
+                    "Apply TGD to the parts of the model before and behind it (net.stem = apply_tgd(net.stem, ...)).",
+                ) from None
             if node.meta["returned_by"] and isinstance(self.labels[node], Tensor):
                 self.found.returned[node] = collapse(self.labels[node]).clone()
             for parent in node.all_input_nodes:
@@ -97,16 +109,16 @@ class _Interpreter:
         if not ("parameter" in node.meta or leaf in STATISTICS):
             # A buffer that the run writes its input to starts empty like any other memory.
             return None if node.meta["fixed"] else self._kept(node, torch.zeros((), dtype=torch.int64))
-        shape = node.meta["val"].shape
-        axis = seed_axis(shape)
-        size = shape[axis] if shape else 1
+        seeded = ParameterRows(name, tuple(node.meta["val"].shape), axis=_seed_axis(node))
         # What a norm has per channel is written and frozen together: one writer stands for it all.
-        block = f"{owner}:{size}" if len(shape) == 1 and leaf in ("weight", "bias", *STATISTICS) else name
+        of_norm = len(seeded.shape) == 1 and leaf in ("weight", "bias", *STATISTICS)
+        block = f"{owner}:{seeded.channels}" if of_norm else name
         if name not in self.found.parameters:
-            self.found.parameters[name] = shape
+            self.found.parameters[name] = seeded
             self.found.rows.setdefault(block, []).append(name)
-        labels = self.found.table.block("row", block, size)
-        return labels.view([size if dim == axis else 1 for dim in range(len(shape))]).expand(shape)
+        labels = self.found.table.block("row", block, seeded.channels)
+        rank = len(seeded.shape)
+        return labels.view([-1 if dim == seeded.axis else 1 for dim in range(rank)]).expand(seeded.shape)
 
     def _part(self, node: fx.Node) -> Any:
         parent, index = node.args
@@ -193,10 +205,37 @@ class _Interpreter:
             return mix_all
         raise UnsupportedOpError(
             f"No rule says how the op {node.target} carries channels "
-            f"(node {node.name}, in module {node.meta['module'] or 'the model itself'!r}).",
+            f"(node {node.name}, in module {_place(node)}).",
             f'Describe it with tgdsurgery.register_rule("{op_of(node)._schema.name}", ...), '
             'or pass on_unknown="mix" to keep more kernels than needed.',
         )
+
+
+def _place(node: fx.Node) -> str:
+    return repr(node.meta["module"] or "the model itself")
+
+
+def _seed_axis(node: fx.Node) -> int:
+    """The axis whose rows are a parameter's writers: its only long one, else the first.
+
+    A table from which the same entries are read again and again (relative positions in attention) has its
+    writers along the other axis: the places in it are no channels.
+    """
+    shape = node.meta["val"].shape
+    long = [axis for axis, size in enumerate(shape) if size > 1]
+    axis = long[0] if len(long) == 1 else 0
+    others = [other for other in long if other != axis]
+    return others[-1] if others and any(_looks_up(user, node, axis) for user in node.users) else axis
+
+
+def _looks_up(user: fx.Node, table: fx.Node, axis: int) -> bool:
+    if getattr(user.target, "_opname", "") not in ("index", "_unsafe_index", "index_select", "embedding"):
+        return False
+    data = user.args[0]
+    along = user.args[1] if user.target._opname == "index_select" else 0  # type: ignore[union-attr]
+    if isinstance(user.args[1], (tuple, list)):
+        along = next(dim for dim, index in enumerate(user.args[1]) if index is not None)
+    return bool(data is table and along == axis and user.meta["val"].numel() > table.meta["val"].numel())
 
 
 def _laid_out(graph: fx.Graph) -> set[fx.Node]:

@@ -20,6 +20,8 @@ from tgdsurgery import ChannelMap, UnsupportedOpError, channel_map
 COARSER = {
     "mixture of kernels": "a kernel made from the input: all its rows count for all its channels",
 }
+# What looks like a layer to the oracle, but makes the kernel of a convolution: no feature maps come out of it.
+NO_LAYER = {"mixture of kernels": "experts"}
 
 
 def producers(found: ChannelMap) -> Influence:
@@ -64,9 +66,11 @@ def test_catalogue(name):
 def test_coarser_maps_miss_nothing(name):
     case = case_of(name)
     found, expected = producers(channel_map(case.model, case.inputs)), by_intervention(case)
+    expected.pop(NO_LAYER[name])
     assert found.keys() == expected.keys()
     for consumer, read in expected.items():
-        assert all(want <= have for want, have in zip(read, found[consumer], strict=True))
+        for want, have in zip(read, found[consumer], strict=True):
+            assert {producer for producer in want if producer.layer != NO_LAYER[name]} <= have
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -126,21 +126,38 @@ class LayerScaleBias(nn.Module):
 
 
 @topology("scalar gains")
-def scalar_gains() -> nn.Module:
+class ScalarGains(nn.Module):
     """A residual branch scaled by one number, which is a carrier's only channel."""
 
-    class SkipInit(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.branch = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-            self.gain = nn.Parameter(torch.tensor(0.5))
-            self.head = nn.Conv2d(4, 2, 1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.head = nn.Conv2d(4, 2, 1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            return self.head(x + self.gain * F.silu(self.branch(F.silu(x))))
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.gain * F.silu(self.branch(F.silu(x))))
 
-    return SkipInit()
+
+@topology("relative positions")
+class RelativePositions(nn.Module):
+    """Attention over places, with a bias per head that is looked up in a table by distance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv = nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Linear(4, 12)
+        self.table = nn.Parameter(torch.zeros(17, 2))
+        self.project, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+        places = torch.arange(9)
+        self.register_buffer("distance", places[:, None] - places + 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)  # (B, 9, 4)
+        q, k, v = self.qkv(x).reshape(-1, 9, 3, 2, 2).permute(2, 0, 3, 1, 4)  # each (B, heads, 9, 2)
+        weights = q @ k.transpose(-1, -2) + self.table[self.distance].permute(2, 0, 1)
+        x = (weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return self.head(F.gelu(self.project(x)))
 
 
 @topology("parametric rectifiers")

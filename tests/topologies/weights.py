@@ -238,7 +238,7 @@ class MixtureOfKernels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 3, 3, padding=1)
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
         self.routing = nn.Linear(3, 2)
         self.experts = nn.Parameter(torch.zeros(2, 4 * 3 * 9))
         self.head = nn.Conv2d(4, 2, 1)

@@ -1,7 +1,6 @@
 """How each op carries labels from its inputs to its outputs; an op without a rule is an error, never a guess."""
 
 from tgdsurgery.rules import carriers, creation, kernels, movement, pointwise, reduction
-from tgdsurgery.rules.kernels import seed_axis
 from tgdsurgery.rules.registry import Call, KernelCall, Traced, find_rule, mix_all, register_rule
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "pointwise",
     "reduction",
     "register_rule",
-    "seed_axis",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tgdsurgery.capture import alias_root
+from tgdsurgery.capture import alias_root, aliases
 from tgdsurgery.records import ParameterRows
 from tgdsurgery.rules.registry import Call, KernelCall, Traced, rule_for
 
@@ -25,7 +25,10 @@ def is_weight(tensor: Traced) -> bool:
     return tensor.value is not None and tensor.labelled and tensor.value.is_floating_point()
 
 
-@rule_for("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable")
+_CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable")
+
+
+@rule_for(*_CONVOLUTIONS)
 def convolution(
     call: Call,
     tensor: Traced,
@@ -94,11 +97,12 @@ def linear(call: Call, tensor: Traced, weight: Traced, bias: Traced | None = Non
 
 def _product(call: Call, first: Traced, second: Traced, bias: Traced | None) -> Tensor:
     table = call.table
-    weight = _flat(second) if is_weight(second) and first.value is None else None
+    filters = not _makes_a_kernel(call.node)
+    weight = _flat(second) if filters and is_weight(second) and first.value is None else None
     if weight is not None:  # (..., F) @ (F, N)
         inputs = table.reduce(first.labels, range(first.labels.dim() - 1)).flatten()
         return _linear_filters(call, inputs, weight, bias, axis=-1)
-    weight = _flat(first) if is_weight(first) and second.value is None else None
+    weight = _flat(first) if filters and is_weight(first) and second.value is None else None
     if weight is not None and len(second.shape) > 1:  # (N, F) @ (..., F, L)
         rows = [d for d in range(second.labels.dim()) if d != second.labels.dim() - 2]
         inputs = table.reduce(second.labels, rows).flatten()
@@ -109,6 +113,20 @@ def _product(call: Call, first: Traced, second: Traced, bias: Traced | None) -> 
     if len(second.shape) == 1:
         return table.union(left, right).reshape(call.shape)
     return table.union(left, right)
+
+
+def _makes_a_kernel(node: fx.Node) -> bool:
+    """Whether the result is reshaped and then used as the weight of a convolution.
+
+    Such a mixture of kernels has as many outputs as the weight has entries, and none of them is a feature map.
+    """
+    for user in node.users:
+        name = getattr(user.target, "_opname", "")
+        if name in _CONVOLUTIONS and user.args[1] is node:
+            return True
+        if (aliases(user) is node or name == "clone") and _makes_a_kernel(user):
+            return True
+    return False
 
 
 def _flat(weight: Traced) -> tuple[Tensor, Tensor, fx.Node] | None:
@@ -174,14 +192,14 @@ def _own_parameters(call: Call, weight: _Weight) -> tuple[tuple[int, ...], list[
     """The channel that each filter of the weight is, and the parameters whose rows are those channels."""
     identity = tuple(range(weight.filters))
     if not weight.transposed and len(plain := _block_names(call, weight.rows)) == 1:
-        return identity, [_along_seeds(call, plain[0])]
+        return identity, [call.parameters[plain[0]]]
     made_of = [_rows_of(call, label) for label in weight.rows.tolist()]
     main = None if weight.transposed else _main_parameter(call, made_of)
     if main is None:
         channels, parameters = identity, _without_own_rows(call, made_of, weight)
     else:
         channels = tuple(next(iter(rows[main])) for rows in made_of)
-        parameters = [_along_seeds(call, main)]
+        parameters = [call.parameters[main]]
     known = {rows.name for rows in parameters}
     return channels, parameters + _row_parameters(call, weight.rows, channels, known)
 
@@ -221,7 +239,7 @@ def _main_parameter(call: Call, made_of: Sequence[_Rows]) -> str | None:
         if all(len(rows[name]) == 1 for rows in made_of)
         and len(set[int]().union(*(rows[name] for rows in made_of))) == len(made_of)
     ]
-    return max(own, key=lambda name: (call.parameters[name].numel(), name), default=None)
+    return max(own, key=lambda name: (call.parameters[name].numel, name), default=None)
 
 
 def _without_own_rows(call: Call, made_of: Sequence[_Rows], weight: _Weight) -> list[ParameterRows]:
@@ -229,7 +247,7 @@ def _without_own_rows(call: Call, made_of: Sequence[_Rows], weight: _Weight) -> 
     across = [_rows_of(call, label) for label in weight.features.tolist()]
     found = []
     for name in sorted({name for rows in made_of for name in rows}):
-        shape = tuple(call.parameters[name])
+        shape = call.parameters[name].shape
         along_inputs = all(rows.get(name) == {index} for index, rows in enumerate(across))
         if weight.transposed:
             if shape == tuple(weight.value.shape):
@@ -250,24 +268,13 @@ def _row_parameters(
     if len(labels) != len(channels):
         return []
     if channels == tuple(range(len(channels))) and (plain := _block_names(call, labels)):
-        return [_along_seeds(call, name) for name in plain if name not in known]
+        return [call.parameters[name] for name in plain if name not in known]
     made_of = [_rows_of(call, label) for label in labels.tolist()]
     return [
-        _along_seeds(call, name)
+        call.parameters[name]
         for name in sorted({name for rows in made_of for name in rows} - known)
         if all(rows.get(name) == {channel} for channel, rows in zip(channels, made_of, strict=True))
     ]
-
-
-def _along_seeds(call: Call, name: str) -> ParameterRows:
-    shape = tuple(call.parameters[name])
-    return ParameterRows(name, shape, axis=seed_axis(shape))
-
-
-def seed_axis(shape: Sequence[int]) -> int:
-    """The axis whose rows are a parameter's writers: its only long one, else the first."""
-    long = [axis for axis, size in enumerate(shape) if size > 1]
-    return long[0] if len(long) == 1 else 0
 
 
 def _layer_name(call: Call, parameters: Sequence[ParameterRows], source: fx.Node) -> str:

@@ -77,14 +77,14 @@ class Call:
     Args:
         node: the op in the captured graph.
         table: the sets behind the labels.
-        parameters: shape of every parameter by name.
+        parameters: every parameter that was read, by name, with the rows that are its writers.
         rows: names of the parameters that share a block of rows, by the block's name.
         kernels: where a rule of a filter layer leaves its `KernelCall`.
     """
 
     node: fx.Node
     table: LabelTable
-    parameters: Mapping[str, torch.Size]
+    parameters: Mapping[str, ParameterRows]
     rows: Mapping[str, Sequence[str]]
     kernels: list[KernelCall]
 

@@ -1,0 +1,135 @@
+"""Which of the networks people use can be mapped and operated on, how long does it take, and in how much memory?
+
+Every network of `tests/zoo/networks.py` at its smallest input, and four large ones at their native size. In a
+process of its own per network, one thread, CPU seconds (steadier than the clock on a busy machine):
+
+* forward: one plain forward pass of the batch of two, the second of two;
+* map: `channel_map`, which records a run in evaluation and one in training mode;
+* scores: KSE of all layers;
+* insert: the copy with TGD layers, compared with the original's outputs and gradients;
+* Torch-Pruning: building its dependency graph, the peer's equivalent of the map.
+
+Memory is the growth of the resident memory while map, scores and plan are made (Linux only).
+Results are written after every network; a run that was stopped goes on where it was.
+
+Run `make bench-zoo`; `python -m benchmarks.zoo_page` only rewrites docs/zoo.md from the results.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from typing import Any
+
+import click
+import torch
+import torch_pruning
+from rich.progress import track
+
+from benchmarks.measuring import forget_peak, in_a_child, peak_mib, setting, write_json
+from benchmarks.zoo_page import RESULTS, write_page
+from tests.zoo.networks import GIANTS, NETWORKS
+from tgdsurgery.channels import map_model
+from tgdsurgery.inputs import arguments_for
+from tgdsurgery.planning import make_plan
+from tgdsurgery.records import ChannelMap, LayerScores
+from tgdsurgery.rewrite import insert
+from tgdsurgery.scoring import score
+
+BUDGET = 0.25
+NATIVE = {
+    "torchvision/densenet201": 224,
+    "torchvision/efficientnet_b7": 600,
+    "torchvision/resnet152": 224,
+    "torchvision/vgg16": 224,
+}
+LARGE = 100_000_000  # parameters, above which scores are drawn instead of computed, at the smallest input
+LIMIT = 900.0  # seconds per network
+PEER_LIMIT = 120.0
+
+Result = dict[str, Any]
+
+
+class Stopwatch:
+    """CPU seconds since it was last looked at."""
+
+    def __init__(self) -> None:
+        self._last = time.process_time()
+
+    def __call__(self) -> float:
+        now = time.process_time()
+        self._last, elapsed = now, now - self._last
+        return round(elapsed, 3)
+
+
+def ours(name: str, size: int | None) -> Result:
+    """Everything from the network to its TGD form."""
+    net, image = NETWORKS[name].make(size)
+    result: Result = {"parameters": sum(p.numel() for p in net.parameters()), "input": list(image.shape)}
+    with torch.no_grad():
+        net(image)
+        watch = Stopwatch()
+        net(image)
+    result["forward"] = watch()
+    forget_peak()
+    before = peak_mib()
+    mapped = map_model(net, arguments_for(net, image))
+    result["map"] = watch()
+    if size is None and result["parameters"] > LARGE:
+        scores = drawn(mapped.channels)
+    else:
+        scores = score(mapped)
+        result["scores"] = watch()
+    plan = make_plan(mapped.channels, scores, budget=BUDGET)
+    result["mib"], result["total_mib"] = round(peak_mib() - before), round(peak_mib())
+    result |= {"layers": len(plan.entries), "share": plan.share, "unmapped": len(plan.unmapped)}
+    if name in GIANTS:
+        return result
+    watch()
+    tgd = insert(net, plan, (image,), {})
+    result["insert"] = watch()
+    result["form"] = "graph" if isinstance(tgd, torch.fx.GraphModule) else "copy"
+    return result
+
+
+def drawn(channels: ChannelMap) -> list[LayerScores]:
+    """Random scores."""
+    return [LayerScores(layer, torch.rand(layer.channels).double()) for layer in channels.layers.values()]
+
+
+def peer(name: str, size: int | None) -> Result:
+    """Torch-Pruning's graph."""
+    net, image = NETWORKS[name].make(size)
+    watch = Stopwatch()
+    torch_pruning.DependencyGraph().build_dependency(net, example_inputs=image)
+    return {"seconds": watch()}
+
+
+def measure(name: str, size: int | None) -> Result:
+    """One row."""
+    result = in_a_child(ours, name, size, limit=LIMIT)
+    return {**result, "peer": in_a_child(peer, name, size, limit=PEER_LIMIT)}
+
+
+@click.command()
+@click.option("--only", default="", help="Only networks whose name has this in it.")
+@click.option("--again", is_flag=True, help="Measure again what is in the results already.")
+def main(only: str, again: bool) -> None:
+    """Measure coverage, time and memory on the zoo."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"networks": {}}
+    libraries = ("torchvision", "timm", "monai", "segmentation_models_pytorch", "torch-pruning")
+    found["setting"] = setting(*libraries, threads=1, budget=BUDGET)
+    rows = {name: (name, None) for name in NETWORKS}
+    rows |= {f"{name} at {size}": (name, size) for name, size in NATIVE.items()}
+    wanted = [row for row in rows if only in row and (again or row not in found["networks"])]
+    for row in track(wanted, description="networks"):
+        found["networks"][row] = measure(*rows[row])
+        write_json(RESULTS, found)
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

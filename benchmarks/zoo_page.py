@@ -1,0 +1,121 @@
+"""docs/zoo.md, made from the results of `benchmarks/zoo.py`: `python -m benchmarks.zoo_page`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import measuring
+
+PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
+RESULTS = measuring.RESULTS / "zoo.json"
+Result = Mapping[str, Any]
+
+TEXT = """\
+# The zoo: on which networks it works
+
+Made by `make bench-zoo` from [its results](../benchmarks/results/zoo.json); do not edit.
+{setting}.
+
+Random weights, a batch of two, the smallest input that a network takes; `make zoo` tests the laws on the same networks.
+Times are CPU seconds on one thread:
+
+* *forward*: one forward pass of the batch;
+* *map*: recording two runs, one in evaluation and one in training mode, and following every channel through them;
+* *scores*: KSE of all layers; not computed for more than 100 million parameters, except at the native size;
+* *insert*: the copy with TGD layers, its outputs and gradients compared with the original's; the *form* is a torch.fx
+  graph, or a copy of the model with its own classes where no graph can be all of its forward (not made of the two
+  with more than 600 million parameters);
+* *MiB*: how far the memory grows for map, scores and plan;
+* *peer*: building the dependency graph of Torch-Pruning, the nearest equivalent of the map. It is quicker: it looks at
+  one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
+
+## In short
+
+{summary}
+
+## Large networks at their native size
+
+{native}
+
+## All networks
+
+{networks}
+"""
+COLUMNS = ("network", "parameters", "forward", "map", "scores", "insert", "MiB", "form", "peer")
+
+
+def write_page() -> None:
+    """Make the page anew."""
+    PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    print(f"Written: {PAGE}")
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole page as Markdown."""
+    results: Mapping[str, Result] = found["networks"]
+    native = {name: result for name, result in results.items() if " at " in name}
+    small = {name: result for name, result in results.items() if " at " not in name}
+    libraries = list(dict.fromkeys(name.partition("/")[0] for name in small))
+    groups = {library: [r for n, r in small.items() if n.startswith(f"{library}/")] for library in libraries}
+    return TEXT.format(
+        setting=", ".join(f"{name} {value}" for name, value in found["setting"].items()),
+        summary=_table(
+            (
+                "library",
+                "networks",
+                "operated on",
+                "refused",
+                "map / forward",
+                "map s",
+                "peer: graph built",
+                "peer s",
+            ),
+            [_summary(library, group) for library, group in groups.items()]
+            + [_summary("all", list(small.values()))],
+        ),
+        native=_table(COLUMNS, [_row(name, result) for name, result in native.items()]),
+        networks=_table(COLUMNS, [_row(name, result) for name, result in small.items()]),
+    )
+
+
+def _summary(library: str, results: Sequence[Result]) -> list[str]:
+    done = [result for result in results if "error" not in result]
+    built = [result["peer"]["seconds"] for result in results if "seconds" in result["peer"]]
+    return [
+        library,
+        str(len(results)),
+        str(len(done)),
+        str(len(results) - len(done)),
+        f"{median(r['map'] / max(r['forward'], 1e-3) for r in done):.0f}" if done else "",
+        _spread(result["map"] for result in done),
+        str(len(built)),
+        _spread(built),
+    ]
+
+
+def _spread(values: Iterable[float]) -> str:
+    values = sorted(values)
+    return f"{median(values):.2f} (max {values[-1]:.1f})" if values else ""
+
+
+def _row(name: str, result: Result) -> list[str]:
+    peer = result["peer"]
+    seen = f"{peer['seconds']:.2f}" if "seconds" in peer else f"failed: {peer['error'].partition(':')[0]}"
+    if "error" in result:
+        return [name, *[""] * 6, result["error"].replace("|", "/"), seen]
+    times = [f"{result[key]:.2f}" if key in result else "" for key in ("forward", "map", "scores", "insert")]
+    size = f"{result['parameters'] / 1e6:.1f} M"
+    return [name, size, *times, str(result["mib"]), result.get("form", ""), seen]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    write_page()

@@ -1,0 +1,1 @@
+"""Networks that people really use, in an environment of their own (`make zoo`)."""

@@ -1,0 +1,211 @@
+"""The networks people really use: random weights, the smallest inputs they take (batch of two)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import monai.networks.nets as monai_nets
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import torchvision
+from torch import nn
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to make a network, and what to call it with.
+
+    Args:
+        factory: makes it, with random weights.
+        shape: of its one input.
+        submodule: the part that TGD is applied to; all of it if empty.
+    """
+
+    factory: Callable[[], nn.Module]
+    shape: Shape
+    submodule: str = ""
+
+    def make(self, size: int | None = None) -> tuple[nn.Module, torch.Tensor]:
+        """The network in evaluation mode and an input, of `size` in all axes of space if given; always the same."""
+        shape = self.shape if size is None else (*self.shape[:2], *[size] * (len(self.shape) - 2))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = self.factory().eval()
+            return (net.get_submodule(self.submodule) if self.submodule else net), torch.randn(shape)
+
+
+# Networks whose head or position code wants one size.
+_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224}
+_TIMM = {
+    # ResNet and its kin
+    **dict.fromkeys(
+        ("resnet18", "resnet50", "resnetv2_50", "resnext50_32x4d", "res2net50_26w_4s", "res2next50"), 64
+    ),
+    **dict.fromkeys(
+        ("resnest14d", "seresnet50", "skresnet18", "ecaresnet26t", "gcresnet33ts", "resnetblur50"), 64
+    ),
+    **dict.fromkeys(
+        ("legacy_seresnet18", "legacy_senet154", "wide_resnet50_2", "resnetv2_50x1_bit", "resnet51q"), 64
+    ),
+    # dense, dual path, aggregation
+    **dict.fromkeys(("densenet121", "densenetblur121d", "dla34", "dla60_res2net", "dpn68", "vovnet39a"), 64),
+    **dict.fromkeys(("ese_vovnet19b_dw", "eca_vovnet39b", "cspresnet50", "cspresnext50", "cspdarknet53"), 64),
+    **dict.fromkeys(("cs3darknet_m", "cs3edgenet_x", "darknet53", "hrnet_w18_small", "selecsls42b"), 64),
+    # Inception and Xception
+    **dict.fromkeys(
+        ("inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "legacy_xception"), 96
+    ),
+    **dict.fromkeys(("xception71", "inception_next_atto"), 96),
+    # mobile networks
+    **dict.fromkeys(
+        ("mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_large_100", "mobilenetv4_conv_small"), 64
+    ),
+    **dict.fromkeys(
+        ("mobilenetv4_hybrid_medium", "mnasnet_100", "spnasnet_100", "fbnetc_100", "lcnet_050"), 64
+    ),
+    **dict.fromkeys(
+        ("efficientnet_b0", "efficientnetv2_rw_t", "tf_efficientnet_b0", "tf_efficientnetv2_b0"), 64
+    ),
+    **dict.fromkeys(
+        ("efficientnet_es", "tf_efficientnet_lite0", "mixnet_s", "tf_mixnet_s", "ghostnet_100"), 64
+    ),
+    **dict.fromkeys(
+        ("ghostnetv2_100", "rexnet_100", "rexnetr_100", "hardcorenas_a", "tinynet_a", "semnasnet_075"), 64
+    ),
+    **dict.fromkeys(
+        ("mobileone_s0", "repvgg_a2", "repghostnet_050", "fastvit_t8", "repvit_m0_9", "fasternet_t0"), 64
+    ),
+    # without batch norm, standardised weights
+    **dict.fromkeys(("nfnet_l0", "dm_nfnet_f0", "nf_regnet_b1", "nf_resnet50"), 64),
+    # ConvNeXt, RegNet and later
+    **dict.fromkeys(("convnext_atto", "convnextv2_atto", "convnext_tiny", "regnetx_002", "regnety_002"), 64),
+    **dict.fromkeys(("regnetz_b16", "regnetv_040", "edgenext_xx_small", "hgnet_tiny", "hgnetv2_b0"), 64),
+    **dict.fromkeys(("vgg11", "vgg16_bn", "tresnet_m", "poolformer_s12", "caformer_s18"), 64),
+    **dict.fromkeys(("starnet_s1", "mambaout_femto", "tf_efficientnet_cc_b0_4e", "convmixer_768_32"), 64),
+    **dict.fromkeys(("coatnet_nano_rw_224", "focalnet_tiny_srf", "efficientvit_m0"), 224),
+}
+
+
+def _torchvision() -> dict[str, Network]:
+    models = torchvision.models
+    found = {}
+    for name in models.list_models(models):
+        size = _TORCHVISION_SIZES.get(name, 224 if name.startswith("vit") else 64)
+        given = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        make = partial(models.get_model, name, weights=None, **given)
+        found[f"torchvision/{name}"] = Network(make, (2, 3, size, size))
+    for name in models.list_models(models.segmentation):
+        make = partial(models.get_model, name, weights=None, weights_backbone=None)
+        found[f"torchvision/{name}"] = Network(make, (2, 3, 64, 64))
+    for name in models.list_models(models.video):
+        shape = (2, 3, 16, 224, 224) if name.startswith("mvit") else (2, 3, 16, 64, 64)
+        found[f"torchvision/{name}"] = Network(partial(models.get_model, name, weights=None), shape)
+    detector = partial(
+        models.get_model, "fasterrcnn_mobilenet_v3_large_fpn", weights=None, weights_backbone=None
+    )
+    found["torchvision/fasterrcnn.backbone"] = Network(detector, (2, 3, 64, 64), "backbone")
+    return found
+
+
+def _timm() -> dict[str, Network]:
+    return {
+        f"timm/{name}": Network(partial(timm.create_model, name), (2, 3, size, size))
+        for name, size in _TIMM.items()
+    }
+
+
+def _monai() -> dict[str, Network]:
+    small = {"channels": (8, 16, 32), "strides": (2, 2)}
+    dynamic = {"kernel_size": (3, 3, 3), "strides": (1, 2, 2), "upsample_kernel_size": (2, 2)}
+    both: dict[str, tuple[str, dict[str, Any], int]] = {
+        "UNet": ("UNet", {"in_channels": 1, "out_channels": 2, "num_res_units": 2, **small}, 16),
+        "BasicUNet": ("BasicUNet", {"features": (8, 8, 16, 16, 32, 8)}, 32),
+        "BasicUNetPlusPlus": ("BasicUNetPlusPlus", {"features": (8, 8, 16, 16, 32, 8)}, 32),
+        "VNet": ("VNet", {}, 32),
+        "SegResNet": ("SegResNet", {"init_filters": 8, "in_channels": 1, "out_channels": 2}, 16),
+        "SegResNetDS": ("SegResNetDS", {"init_filters": 8, "in_channels": 1, "out_channels": 2}, 32),
+        "DynUNet": ("DynUNet", {"in_channels": 1, "out_channels": 2, "filters": (8, 16, 32), **dynamic}, 16),
+        "AttentionUnet": ("AttentionUnet", {"in_channels": 1, "out_channels": 2, **small}, 16),
+        "HighResNet": ("HighResNet", {"in_channels": 1, "out_channels": 2}, 16),
+        "RegUNet": ("RegUNet", {"in_channels": 1, "num_channel_initial": 8, "depth": 2}, 16),
+        "DenseNet121": ("DenseNet121", {"in_channels": 1, "out_channels": 2}, 32),
+        "SEResNet50": ("SEResNet50", {"in_channels": 1, "num_classes": 2}, 32),
+        "EfficientNetBN": (
+            "EfficientNetBN",
+            {"model_name": "efficientnet-b0", "pretrained": False, "in_channels": 1, "num_classes": 2},
+            32,
+        ),
+        "ResNet": (
+            "ResNet",
+            {
+                "block": "basic",
+                "layers": [1, 1, 1, 1],
+                "block_inplanes": [8, 16, 32, 64],
+                "n_input_channels": 1,
+            },
+            32,
+        ),
+        "FlexibleUNet": (
+            "FlexibleUNet",
+            {"in_channels": 3, "out_channels": 2, "backbone": "efficientnet-b0"},
+            32,
+        ),
+        "SwinUNETR": ("SwinUNETR", {"in_channels": 1, "out_channels": 2, "feature_size": 12}, 64),
+        "UNETR": ("UNETR", {"in_channels": 1, "out_channels": 2, "feature_size": 8, "hidden_size": 48}, 32),
+    }
+    found = {}
+    for dims in (2, 3):
+        for name, (kind, given, size) in both.items():
+            channels = 3 if name in ("FlexibleUNet",) else 1
+            settings = {"spatial_dims": dims, **given, **_monai_extra(name, dims, size)}
+            make = partial(getattr(monai_nets, kind), **settings)
+            found[f"monai/{name}-{dims}d"] = Network(make, (2, channels, *[size] * dims))
+    ahnet = partial(
+        monai_nets.AHNet,
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=2,
+        psp_block_num=0,
+        upsample_mode="trilinear",
+    )
+    found["monai/AHNet-3d"] = Network(ahnet, (2, 1, 64, 64, 64))
+    return found
+
+
+def _monai_extra(name: str, dims: int, size: int) -> dict[str, Any]:
+    if name == "RegUNet":
+        return {"out_kernel_initializer": "kaiming_uniform", "out_activation": None, "out_channels": dims}
+    if name == "UNETR":
+        return {"img_size": size, "mlp_dim": 64, "num_heads": 4}
+    if name == "VNet":
+        return {"in_channels": 1, "out_channels": 2}
+    return {}
+
+
+def _smp() -> dict[str, Network]:
+    found = {}
+    for name in smp.MODEL_ARCHITECTURES_MAPPING:
+        for encoder in ("resnet18", "mobilenet_v2"):
+            kind, used = smp.MODEL_ARCHITECTURES_MAPPING[name], encoder
+            if name == "dpt":
+                used = {"resnet18": "tu-vit_tiny_patch16_224", "mobilenet_v2": "tu-vit_small_patch16_224"}[
+                    encoder
+                ]
+            elif name == "pan" and encoder == "mobilenet_v2":  # which it refuses
+                used = "efficientnet-b0"
+            given = {"dynamic_img_size": True} if name == "dpt" else {}
+            make = partial(kind, encoder_name=used, encoder_weights=None, **given)
+            size = 128 if name == "pan" else 64
+            found[f"smp/{kind.__name__}-{used}"] = Network(make, (2, 3, size, size))
+    return found
+
+
+NETWORKS: dict[str, Network] = {**_torchvision(), **_timm(), **_monai(), **_smp()}
+# More than 600 million parameters.
+GIANTS = ("torchvision/regnet_y_128gf", "torchvision/vit_h_14")

@@ -1,0 +1,69 @@
+"""Every network of the zoo: the map, the surgery, a training step, and back; the laws that need no oracle."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from tests.laws.subjects import assert_equal_tensors, with_flags_of
+from tests.strategies.case import call, leaves
+from tests.zoo.networks import GIANTS, NETWORKS
+from tests.zoo.surgery import operated
+from tgdsurgery import UnsupportedOpError, channel_map, guard, remove_tgd, verify
+
+# Networks that are refused, and the module where: every layer's kernel is mixed by the input there, so that no
+# filter ends what flows into it.
+REFUSED = {"timm/tf_efficientnet_cc_b0_4e": "blocks.5.1.conv_dw"}
+
+# Deprecations inside the zoo's own libraries.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*GIANTS, *REFUSED)])
+def test_there_and_back(name):
+    gc.collect()  # networks of hundreds of megabytes follow each other
+    net, image = NETWORKS[name].make()
+    tgd = operated(net, image)
+    plan = tgd.tgd_plan
+    assert 0 < plan.share < 1
+    assert_equal_tensors(leaves(call(tgd, image)), leaves(call(with_flags_of(net, tgd), image)))
+
+    optimizer = torch.optim.SGD(tgd.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
+    guard(optimizer, tgd)
+    tgd.train()
+    outputs = [leaf for leaf in leaves(call(tgd, image)) if leaf.requires_grad]
+    sum(leaf.float().square().mean() for leaf in outputs).backward()
+    optimizer.step()
+    assert verify(net, tgd, plan).ok
+    before, after = net.state_dict(), tgd.state_dict()
+    moved = [key for key in plan.parameter_masks() if not torch.equal(before[key], after[key])]
+    assert moved
+
+    plain = remove_tgd(tgd.eval())
+    assert type(plain) is type(net)
+    assert_equal_tensors(plain.state_dict(), after)
+    assert list(after) == list(before)
+    assert_equal_tensors(leaves(call(with_flags_of(plain, tgd), image)), leaves(call(tgd, image)))
+
+    tgd.load_state_dict(before)
+    assert_equal_tensors(tgd.state_dict(), before)
+    net.load_state_dict(plain.state_dict())
+    assert_equal_tensors(net.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("name", GIANTS)
+def test_giants_are_mapped(name):
+    """Beyond the memory of a test machine: the map alone, without weights."""
+    net, image = NETWORKS[name].make()
+    found = channel_map(net.to("meta"), image.to("meta"))
+    assert len(found.consumers) > 100
+    assert not found.unmapped
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_place_and_the_remedy(name):
+    net, image = NETWORKS[name].make()
+    with pytest.raises(UnsupportedOpError, match=rf"in module '{REFUSED[name]}'.* Apply TGD to the parts"):
+        channel_map(net, image)

@@ -1,0 +1,84 @@
+"""Law 2 on networks people use: the map is what interventions find, channel by channel."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from tests.oracles.batches import BatchedInterventions
+from tests.strategies import Case
+from tests.strategies.case import randomise
+from tests.zoo.networks import NETWORKS
+from tgdsurgery import channel_map
+
+# Deprecations inside the zoo's own libraries.
+pytestmark = pytest.mark.filterwarnings("default")
+
+# Small networks of many kinds, and the size of their inputs.
+TRUTH = {
+    # torchvision: fire modules, channel shuffle, squeeze and excite, branches, video, dense blocks, dilation
+    "torchvision/squeezenet1_1": 32,
+    "torchvision/shufflenet_v2_x0_5": 32,
+    "torchvision/mobilenet_v3_small": 32,
+    "torchvision/mnasnet0_5": 32,
+    "torchvision/googlenet": 32,
+    "torchvision/densenet121": 32,
+    "torchvision/regnet_y_400mf": 32,
+    "torchvision/lraspp_mobilenet_v3_large": 32,
+    "torchvision/r3d_18": 16,
+    # timm: selective kernels, split attention, aggregation, dual paths, several resolutions, ghosts, mixed kernels
+    "timm/resnet18": 32,
+    "timm/skresnet18": 32,
+    "timm/resnest14d": 32,
+    "timm/ecaresnet26t": 32,
+    "timm/dla34": 32,
+    "timm/dpn68": 32,
+    "timm/hrnet_w18_small": 32,
+    "timm/selecsls42b": 32,
+    "timm/ghostnet_100": 32,
+    "timm/mixnet_s": 32,
+    "timm/rexnet_100": 32,
+    "timm/mobileone_s0": 32,
+    "timm/fastvit_t8": 32,
+    "timm/nf_regnet_b1": 32,
+    "timm/convnext_atto": 32,
+    "timm/edgenext_xx_small": 64,
+    "timm/inception_next_atto": 32,
+    # MONAI and segmentation_models_pytorch: skips, attention gates, deep supervision, padding, 2-d and 3-d
+    "monai/UNet-2d": 16,
+    "monai/BasicUNet-3d": 16,
+    "monai/BasicUNetPlusPlus-2d": 32,
+    "monai/AttentionUnet-2d": 16,
+    "monai/DynUNet-3d": 16,
+    "monai/SegResNetDS-2d": 32,
+    "monai/HighResNet-2d": 16,
+    "monai/VNet-2d": 32,
+    "monai/RegUNet-3d": 16,
+    "smp/Unet-mobilenet_v2": 32,
+    "smp/FPN-resnet18": 32,
+    "smp/Linknet-resnet18": 32,
+}
+
+# Heads that run in training only, where samples of a batch see each other.
+TRAINING_ONLY = {"torchvision/googlenet": ("aux1.", "aux2.")}
+
+
+def _alive(net: nn.Module) -> nn.Module:
+    """Positive scales: rectifier, negative scale and rectifier in a row would shut a channel off for good."""
+    for parameter in net.parameters():
+        if parameter.ndim == 1:
+            parameter.data.abs_()
+    return net
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_the_map_is_what_interventions_find(name):
+    net, image = NETWORKS[name].make(TRUTH[name])
+    case = Case(_alive(randomise(net, seed=0)), image)
+    found = channel_map(case.model, case.inputs)
+    there = [
+        consumer for consumer in found.consumers if not consumer.startswith(TRAINING_ONLY.get(name, "-"))
+    ]
+    experiment = BatchedInterventions(case, {consumer: found.producers(consumer) for consumer in there})
+    assert experiment.differences() == []
+    assert experiment.checked == sum(found.layers[consumer].channels for consumer in there)
