@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.oracles.batches import BatchedInterventions
 from tests.oracles.gradients import Step, assert_same_gradients, hand_masked_step
 from tests.oracles.interventions import (
     Influence,
@@ -86,6 +87,28 @@ def by_hand(name: str) -> Influence:
 @pytest.mark.parametrize("name", BY_HAND)
 def test_interventions_find_the_map_worked_out_by_hand(name):
     assert_same_influence(producers_by_intervention(case_of(name)), by_hand(name))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_batched_interventions_agree_with_the_map_worked_out_by_hand(name):
+    case = case_of(name)
+    assert BatchedInterventions(case, by_hand(name), batch=4).differences() == []
+
+
+def test_batched_interventions_catch_planted_errors():
+    case, true = case_of("reordered channels"), by_hand("reordered channels")
+    heads = true["heads.1"]
+    wrong = {
+        "two channels swapped": (heads[1], heads[0], *heads[2:]),
+        "a producer too many": (heads[0] | {Producer("stem", 0)}, *heads[1:]),
+        "a producer too few": (frozenset(), *heads[1:]),
+        "an unknown producer": (heads[0] | {Producer("body", 0)}, *heads[1:]),
+    }
+    for fault, planted in wrong.items():
+        found = BatchedInterventions(case, {**true, "heads.1": planted}, batch=4).differences()
+        assert found, fault
+    others = {name: read for name, read in true.items() if name != "heads.1"}
+    assert "only in one: heads.1" in BatchedInterventions(case, others, batch=4).differences()
 
 
 def test_heads_of_an_attention_read_their_own_queries_and_keys_and_one_value():

@@ -55,7 +55,7 @@ class World:
         return self._values[key]
 
 
-class _Run(FilterCalls):
+class Run(FilterCalls):
     """One run of a model in a world, with at most one filter changed; keeps what every consumer read."""
 
     def __init__(self, model: nn.Module, world: World, changed: Producer | None = None) -> None:
@@ -66,17 +66,25 @@ class _Run(FilterCalls):
         self._others = 0
 
     def filter_call(self, seen: FilterCall, compute: Callable[[], Tensor]) -> Tensor:
-        self.read[seen.name].append(seen.input.detach().movedim(seen.axis, 0).clone())
+        self.watch(seen)
         # The shape is all that is needed of the true output.
-        pinned = self.world.fixed(
-            (seen.name, seen.index), lambda: self.world.noise(compute().detach())
-        ).clone()
+        pinned = self.world.fixed((seen.name, seen.index), lambda: self.world.noise(compute().detach()))
         self.channels[seen.name] = pinned.shape[seen.axis]
-        if self.changed and self.changed.layer == seen.name:
-            row = pinned.select(seen.axis, self.changed.channel)
-            row.copy_(self.world.noise(row))
         # Autograd is to tell what is made of it; an in-place op may follow, which a leaf does not allow.
-        return pinned.requires_grad_().clone()
+        return self.intervene(pinned, seen).detach().requires_grad_().clone()
+
+    def watch(self, seen: FilterCall) -> None:
+        """Keep what the layer reads."""
+        self.read[seen.name].append(seen.input.detach().movedim(seen.axis, 0).clone())
+
+    def intervene(self, pinned: Tensor, seen: FilterCall) -> Tensor:
+        """The pinned output, or a copy of it with the filter changed."""
+        if not self.changed or self.changed.layer != seen.name:
+            return pinned
+        output = pinned.clone()
+        row = output.select(seen.axis, self.changed.channel)
+        row.copy_(self.world.noise(row))
+        return output
 
     def other_call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._others += 1
@@ -98,16 +106,16 @@ class _Run(FilterCalls):
 
 def producers_by_intervention(case: Case) -> Influence:
     """For each input channel of every consumer, the filters that reach it; in the case's own mode."""
-    model, inputs = _prepared(case)
+    model, inputs = prepared(case.double())  # a small influence is not rounded away
     found: dict[str, list[set[Producer]]] = {}
     for seed in range(WORLDS):
         world = World(seed)
-        reference = _Run(model, world)
+        reference = Run(model, world)
         reference.run(model, inputs)
         for layer, channels in reference.channels.items():
             for channel in range(channels):
                 producer = Producer(layer, channel)
-                changed = _Run(model, world, producer)
+                changed = Run(model, world, producer)
                 changed.run(model, inputs)
                 _note(found, producer, reference.read, changed.read)
     return _frozen(found)
@@ -120,33 +128,33 @@ def carriers_by_intervention(case: Case, layers: Mapping[str, Layer]) -> Influen
         case: the network.
         layers: the map's layers; of a carrier, only which entries belong to which channel is used.
     """
-    model, inputs = _prepared(case)
+    model, inputs = prepared(case.double())  # a small influence is not rounded away
     found: dict[str, list[set[Producer]]] = {}
     for seed in range(WORLDS):
         world = World(seed)
-        reference = _Run(model, world)
+        reference = Run(model, world)
         reference.run(model, inputs)
         _note(found, None, reference.read, reference.read)
         for layer in layers.values():
             if layer.role == "filter":
                 continue
             for channel in range(layer.channels):
-                changed = _Run(model, world)
+                changed = Run(model, world)
                 with _channel_changed(model, layer, channel, world):
                     changed.run(model, inputs)
                 _note(found, Producer(layer.name, channel), reference.read, changed.read)
     return _frozen(found)
 
 
-def _prepared(case: Case) -> tuple[nn.Module, Any]:
-    # In float64 a small influence is not rounded away. Autograd tells what is made of parameters alone.
-    double = case.double()
-    for module in double.model.modules():
+def prepared(case: Case) -> tuple[nn.Module, Any]:
+    """The case's model and inputs for an experiment; both are changed."""
+    for module in case.model.modules():
         # A channel that is dropped in all worlds would look as if nothing reached it.
         module.training &= not isinstance(module, nn.modules.dropout._DropoutNd)
-    for leaf in leaves(double.inputs):
+    # Autograd tells what is made of parameters alone.
+    for leaf in leaves(case.inputs):
         leaf.requires_grad_(leaf.is_floating_point())
-    return double.model.requires_grad_(True), double.inputs
+    return case.model.requires_grad_(True), case.inputs
 
 
 def _note(
