@@ -44,7 +44,7 @@ NATIVE = {
     "torchvision/resnet152": 224,
     "torchvision/vgg16": 224,
 }
-LARGE = 100_000_000  # parameters, above which scores are drawn instead of computed, at the smallest input
+LARGE = 40_000_000  # parameters, above which scores are drawn instead of computed, at the smallest input
 LIMIT = 900.0  # seconds per network
 PEER_LIMIT = 120.0
 

@@ -25,7 +25,7 @@ Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;
 * *map*: recording two runs, one in evaluation and one in training mode, and following every channel through them;
-* *scores*: KSE of all layers; not computed for more than 100 million parameters, except at the native size;
+* *scores*: KSE of all layers; blank where it was not computed (large networks at their smallest input);
 * *insert*: the copy with TGD layers, its outputs and gradients compared with the original's; the *form* is a torch.fx
   graph, or a copy of the model with its own classes where no graph can be all of its forward (not made of the two
   with more than 600 million parameters);
