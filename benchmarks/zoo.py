@@ -46,7 +46,7 @@ NATIVE = {
 }
 LARGE = 40_000_000  # parameters, above which scores are drawn instead of computed, at the smallest input
 LIMIT = 900.0  # seconds per network
-PEER_LIMIT = 120.0
+PEER_LIMIT = 30.0
 
 Result = dict[str, Any]
 

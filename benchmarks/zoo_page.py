@@ -68,6 +68,7 @@ def page(found: Mapping[str, Any]) -> str:
                 "library",
                 "networks",
                 "operated on",
+                "mapped only",
                 "refused",
                 "map / forward",
                 "map s",
@@ -88,7 +89,8 @@ def _summary(library: str, results: Sequence[Result]) -> list[str]:
     return [
         library,
         str(len(results)),
-        str(len(done)),
+        str(sum("form" in result for result in done)),
+        str(sum("form" not in result for result in done)),
         str(len(results) - len(done)),
         f"{median(r['map'] / max(r['forward'], 1e-3) for r in done):.0f}" if done else "",
         _spread(result["map"] for result in done),

@@ -98,7 +98,7 @@ NEEDS_VALUES = {
 }
 CHECKS_VALUES = ("orthogonal weights",)  # when it is made
 # Maps that are coarser without values: an index buffer could hold any order.
-ORDER_UNKNOWN = ("reordered channels",)
+ORDER_UNKNOWN = ("reordered channels", "relative positions")
 
 
 def on_meta(name: str) -> Case:

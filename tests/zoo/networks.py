@@ -104,7 +104,8 @@ def _torchvision() -> dict[str, Network]:
         make = partial(models.get_model, name, weights=None, weights_backbone=None)
         found[f"torchvision/{name}"] = Network(make, (2, 3, 64, 64))
     for name in models.list_models(models.video):
-        shape = (2, 3, 16, 224, 224) if name.startswith("mvit") else (2, 3, 16, 64, 64)
+        size = 224 if name.startswith(("mvit", "s3d")) else 64
+        shape = (2, 3, 16, size, size)
         found[f"torchvision/{name}"] = Network(partial(models.get_model, name, weights=None), shape)
     detector = partial(
         models.get_model, "fasterrcnn_mobilenet_v3_large_fpn", weights=None, weights_backbone=None
