@@ -33,6 +33,9 @@ Times are CPU seconds on one thread:
 * *peer*: building the dependency graph of Torch-Pruning, the nearest equivalent of the map. It is quicker: it looks at
   one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
 
+The network that is refused mixes the kernels of layer upon layer by its input; the error says where, and what to do.
+The machine had other work at the same time: take the times as good to a factor of two.
+
 ## In short
 
 {summary}
@@ -108,7 +111,7 @@ def _row(name: str, result: Result) -> list[str]:
     peer = result["peer"]
     seen = f"{peer['seconds']:.2f}" if "seconds" in peer else f"failed: {peer['error'].partition(':')[0]}"
     if "error" in result:
-        return [name, *[""] * 6, result["error"].replace("|", "/"), seen]
+        return [name, *[""] * 6, f"refused: {result['error'].partition(':')[0]}", seen]
     times = [f"{result[key]:.2f}" if key in result else "" for key in ("forward", "map", "scores", "insert")]
     size = f"{result['parameters'] / 1e6:.1f} M"
     return [name, size, *times, str(result["mib"]), result.get("form", ""), seen]
