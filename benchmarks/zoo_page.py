@@ -34,7 +34,7 @@ Times are CPU seconds on one thread:
   one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
 
 The network that is refused mixes the kernels of layer upon layer by its input; the error says where, and what to do.
-The machine had other work at the same time: take the times as good to a factor of two.
+CPU seconds depend on what else the machine does: take them as good to a factor of two.
 
 ## In short
 
