@@ -43,7 +43,7 @@ TRUTH = {
     # MONAI and segmentation_models_pytorch: skips, attention gates, deep supervision, padding, 2-d and 3-d
     "monai/UNet-2d": 16,
     "monai/UNet-3d": 16,
-    "monai/BasicUNet-3d": 16,
+    "monai/BasicUNet-3d": 32,
     "monai/BasicUNetPlusPlus-2d": 32,
     "monai/AttentionUnet-2d": 16,
     "monai/DynUNet-3d": 16,
