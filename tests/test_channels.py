@@ -186,6 +186,22 @@ def test_maps_that_outgrow_the_memory_are_refused(monkeypatch: pytest.MonkeyPatc
         channel_map(net)
 
 
+def test_views_of_a_buffer_see_what_is_written_to_it_later() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1)
+            self.register_buffer("cache", torch.zeros(1, 2, 8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            view = self.cache[:, :, :4]
+            self.cache.copy_(self.stem(x))
+            return self.head(view)
+
+    reached = channel_map(Viewed(), torch.randn(1, 3, 8, 8)).producers("head")
+    assert [sorted(producers) for producers in reached] == [[Producer("stem", 0)], [Producer("stem", 1)]]
+
+
 def test_inputs_that_cannot_be_found_are_asked_for() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

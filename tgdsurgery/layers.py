@@ -55,23 +55,26 @@ class TGDLayer(nn.Module):
         self.register_buffer("mask", mask.clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` itself; in some cases (see the comments) an equal tensor."""
-        if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and x.requires_grad):
-            return x
-        if torch.compiler.is_compiling() or x._is_view():
-            # A compiler does not see hooks, and fuses this copy away. An in-place op on a view (what
-            # nn.Linear and unbatched convs return) makes autograd go round the view, and a hook on it.
-            return torch.where(along(self.mask, self.channel_axis), x, x.detach())
-        # A hook stays with the value it was set on, so an in-place activation may follow.
-        x.register_hook(self._masked)
-        return x
-
-    def _masked(self, gradient: Tensor) -> Tensor:
-        return torch.where(along(self.mask, self.channel_axis), gradient, 0)
+        """`x` itself; in some cases (see `mask_gradient`) an equal tensor."""
+        return mask_gradient(x, self.mask, self.channel_axis)
 
     def extra_repr(self) -> str:
         """Shown in the module's repr."""
         return f"{self.trainable} of {self.mask.numel()} channels trainable, axis {self.channel_axis}"
+
+
+def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
+    """`x` itself, or an equal tensor; the gradient of the channels outside of the mask becomes zero."""
+    if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and x.requires_grad):
+        return x
+    shaped = along(mask, channel_axis)
+    if torch.compiler.is_compiling() or x._is_view():
+        # A compiler does not see hooks, and fuses this copy away. An in-place op on a view (what
+        # nn.Linear and unbatched convs return) makes autograd go round the view, and a hook on it.
+        return torch.where(shaped, x, x.detach())
+    # A hook stays with the value it was set on, so an in-place activation may follow.
+    x.register_hook(lambda gradient: torch.where(shaped, gradient, 0))
+    return x
 
 
 def attach(net: ModuleT) -> ModuleT:

@@ -118,7 +118,8 @@ class _Interpreter:
             self.found.rows.setdefault(block, []).append(name)
         labels = self.found.table.block("row", block, seeded.channels)
         rank = len(seeded.shape)
-        return labels.view([-1 if dim == seeded.axis else 1 for dim in range(rank)]).expand(seeded.shape)
+        labels = labels.view([-1 if dim == seeded.axis else 1 for dim in range(rank)]).expand(seeded.shape)
+        return _own_memory(labels, node.meta["val"]) if node in self.laid_out else labels
 
     def _part(self, node: fx.Node) -> Any:
         parent, index = node.args
@@ -186,7 +187,7 @@ class _Interpreter:
             return
         if not _broadcast(result, labels):
             result = self.found.table.mix(result)
-        if alias_root(target) in self.laid_out and target.op != "get_attr":
+        if alias_root(target) in self.laid_out:
             labels.copy_(result)
         else:
             self.labels[target] = self._kept(target, result)

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from tgdsurgery.compact.parts import select, spread
 from tgdsurgery.compact.rows import memory_format, swapped
-from tgdsurgery.layers import along
 
 
 class Geometry(NamedTuple):
@@ -225,20 +224,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     y = (x.reshape(-1, x.shape[-1]) @ weight.t()).view(*x.shape[:-1], len(weight))
     return y if bias is None else y + bias
-
-
-def mask_gradient(y: Tensor, mask: Tensor, axis: int) -> Tensor:
-    """`y` itself, or an equal tensor; the gradient of the channels outside of the mask becomes zero.
-
-    The same as `TGDLayer`, where its comments say why.
-    """
-    if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and y.requires_grad):
-        return y
-    shaped = along(mask, axis)
-    if torch.compiler.is_compiling() or y._is_view():
-        return torch.where(shaped, y, y.detach())
-    y.register_hook(lambda gradient: torch.where(shaped, gradient, 0))
-    return y
 
 
 def _among(channels: Tensor, x: Tensor) -> Tensor:

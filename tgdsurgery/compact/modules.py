@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from tgdsurgery.compact.gradients import Convolution, Geometry, Linear, Slicing, linear, mask_gradient
+from tgdsurgery.compact.gradients import Convolution, Geometry, Linear, Slicing, linear
 from tgdsurgery.compact.parts import Merge, Select, run
 from tgdsurgery.compact.rows import Compact, memory_format
+from tgdsurgery.layers import mask_gradient
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
