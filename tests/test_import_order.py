@@ -26,6 +26,7 @@ ORDER = (
     "planning",
     "layers",
     "compact",
+    "trial",
     "graph_form",
     "rewrite",
     "guard",

@@ -24,10 +24,11 @@ from torch.nn import functional as F
 
 from tgdsurgery.copying import own_randomness
 from tgdsurgery.errors import RewriteError
-from tgdsurgery.graph_form import TGDGraphModule, same_results, traced
+from tgdsurgery.graph_form import TGDGraphModule, traced
 from tgdsurgery.layers import HeldNorm, Hold, ParameterMask, TGDLayer
 from tgdsurgery.records import Layer, LayerPlan, ParameterRows, TGDPlan
 from tgdsurgery.rewrite import insert, remove_tgd
+from tgdsurgery.trial import same_results
 
 FILTERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

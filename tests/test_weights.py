@@ -27,7 +27,7 @@ def trained(case: Case, tgd: nn.Module, decay: float = 0.1) -> nn.Module:
 
 def moved_rows(before: nn.Module, after: nn.Module, name: str) -> list[bool]:
     """Which rows of a parameter differ."""
-    pairs = zip(before.get_parameter(name), after.get_parameter(name), strict=True)
+    pairs = zip(before.state_dict()[name], after.state_dict()[name], strict=True)
     return [not torch.equal(old, new) for old, new in pairs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -10,8 +11,9 @@ from tgdsurgery.channels import map_model
 from tgdsurgery.inputs import Arguments, arguments_for
 from tgdsurgery.planning import Override, check_settings, make_plan
 from tgdsurgery.propagate import OnUnknown
-from tgdsurgery.records import Flow, NormStats, TGDPlan
+from tgdsurgery.records import ChannelMap, Flow, NormStats, TGDPlan
 from tgdsurgery.rewrite import insert
+from tgdsurgery.rewrite import lower as lowered
 from tgdsurgery.scoring import score
 
 
@@ -63,19 +65,10 @@ def plan_tgd(
     Reference:
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the plan: section 2.1, equations 1-3).
     """
-    check_settings(phi=phi, budget=budget, overrides=overrides or {}, flow=flow, norm_stats=norm_stats)
-    mapped = map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown)
-    return make_plan(
-        mapped.channels,
-        score(mapped, k=k, alpha=alpha),
-        phi=phi,
-        budget=budget,
-        overrides=overrides,
-        k=k,
-        alpha=alpha,
-        flow=flow,
-        norm_stats=norm_stats,
-    )
+    settings = {"phi": phi, "budget": budget, "overrides": overrides, "k": k, "alpha": alpha}
+    arguments = arguments_for(model, example_inputs)
+    _, plan = _planned(model, arguments, on_unknown, flow=flow, norm_stats=norm_stats, **settings)
+    return plan
 
 
 def apply_tgd(
@@ -90,12 +83,21 @@ def apply_tgd(
     flow: Flow = "masked",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
+    lower: bool = True,
 ) -> nn.Module:
     """A copy of a pretrained CNN of which training moves only the kernels it hardly uses.
 
-    All arguments and errors are those of `plan_tgd`. The copy computes what the model computes, has the same
-    `state_dict` keys, and trains in any loop; gradients of frozen channels are zero. Hand its optimizer to
-    `guard`, so that weight decay and momentum do not move frozen entries either.
+    The copy computes what the model computes, has the same `state_dict` keys and shapes, and trains in any
+    loop, with an optimizer made from the copy's parameters.
+
+    In the lowered form (the default) the trainable rows are the only Parameters and the frozen ones are
+    buffers, so no optimizer can move them, and a step is cheaper than ordinary fine-tuning. Layers that this
+    cannot be done to (computed or shared weights, classes of one's own) keep whole Parameters with masked
+    gradients: hand the optimizer to `guard` as well, so that weight decay and momentum cannot move those.
+
+    Args: all others are those of `plan_tgd`.
+        lower: False gives the literal form: TGD layers in the torch.fx graph, all Parameters whole. It
+            always needs `guard`.
 
     Returns:
         The copy, with the plan as its `tgd_plan`; `remove_tgd` makes it a plain network again.
@@ -106,30 +108,35 @@ def apply_tgd(
     Example:
         >>> import torch
         >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
         >>> tgd = apply_tgd(net, phi=0.5)
         >>> image = torch.randn(2, 1, 8, 8)
         >>> torch.equal(tgd(image), net(image))
         True
-        >>> tgd(image).square().mean().backward()
-        >>> frozen = ~tgd.tgd_plan.trainable("0")
-        >>> bool(tgd.get_parameter("0.weight").grad[frozen].any())
-        False
+        >>> tgd[0]
+        CompactConv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), 1/4 trainable)
+        >>> [tuple(parameter.shape) for parameter in tgd.parameters()]
+        [(1, 1, 3, 3), (1,)]
+        >>> tgd.state_dict()["0.weight"].shape
+        torch.Size([4, 1, 3, 3])
 
     Reference:
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the layer: section 2.2, equation 4).
     """
-    args, kwargs = arguments_for(model, example_inputs)
-    plan = plan_tgd(
-        model,
-        Arguments(args, kwargs),
-        phi=phi,
-        budget=budget,
-        overrides=overrides,
-        k=k,
-        alpha=alpha,
-        flow=flow,
-        norm_stats=norm_stats,
-        on_unknown=on_unknown,
-    )
-    return insert(model, plan, args, kwargs)
+    settings = {"phi": phi, "budget": budget, "overrides": overrides, "k": k, "alpha": alpha}
+    arguments = arguments_for(model, example_inputs)
+    channels, plan = _planned(model, arguments, on_unknown, flow=flow, norm_stats=norm_stats, **settings)
+    if lower:
+        return lowered(model, plan, channels, *arguments)
+    return insert(model, plan, *arguments)
+
+
+def _planned(
+    model: nn.Module, arguments: Arguments, on_unknown: OnUnknown, **settings: Any
+) -> tuple[ChannelMap, TGDPlan]:
+    names = ("phi", "budget", "flow", "norm_stats")
+    check_settings(overrides=settings["overrides"] or {}, **{name: settings[name] for name in names})
+    mapped = map_model(model, arguments, on_unknown=on_unknown)
+    scores = score(mapped, k=settings["k"], alpha=settings["alpha"])
+    return mapped.channels, make_plan(mapped.channels, scores, **settings)

@@ -10,12 +10,10 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from tgdsurgery.copying import copy_model, own_randomness
 from tgdsurgery.layers import TGD, HeldNorm, attach
-
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+from tgdsurgery.trial import same_results
 
 
 class TGDGraphModule(fx.GraphModule):
@@ -154,49 +152,3 @@ def _attributes(net: nn.Module) -> list[tuple[object, object, int]]:
 def _unchanged(before: list[tuple[object, object, int]], after: list[tuple[object, object, int]]) -> bool:
     pairs = zip(before, after, strict=False)
     return len(before) == len(after) and all(a[1] is b[1] and (a[0], a[2]) == (b[0], b[2]) for a, b in pairs)
-
-
-def same_results(reference: nn.Module, graph: nn.Module, arguments: Arguments) -> bool:
-    """Whether both give exactly the same output, and the same gradients, in eval and in train mode.
-
-    Runs both, so that their buffers move: hand in copies. An output that cannot be compared is not the same.
-    """
-    modes = (False, True)
-    return all(_same(*(_run(net, arguments, mode) for net in (reference, graph))) for mode in modes)
-
-
-_Results = tuple[list[Any], Any, tuple[Tensor | None, ...]]
-
-
-def _run(net: nn.Module, arguments: Arguments, training: bool) -> _Results:
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
-    net.train(training)
-    with own_randomness(net), torch.enable_grad():
-        leaves, structure = tree_flatten(net(*args, **kwargs))
-        terms = [leaf.square().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        if not terms or not parameters:
-            return leaves, structure, ()
-        return leaves, structure, torch.autograd.grad(terms, parameters, allow_unused=True)
-
-
-def _same(one: _Results, other: _Results) -> bool:
-    return (
-        one[1] == other[1]
-        and all(_same_output(a, b) for a, b in zip(one[0], other[0], strict=True))
-        and all(_same_gradient(a, b) for a, b in zip(one[2], other[2], strict=True))
-    )
-
-
-def _same_output(a: object, b: object) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and a.requires_grad == b.requires_grad and torch.equal(a, b)
-    return type(a) is type(b) and isinstance(a, int | float | str | None) and a == b
-
-
-def _same_gradient(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    # Equal ops in equal order; but a backward may sum in another order each time on some devices. An op that
-    # the graph lost changes far more than this.
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()), equal_nan=True)

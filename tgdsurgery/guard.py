@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from tgdsurgery.errors import RewriteError
 from tgdsurgery.records import TGDPlan
 from tgdsurgery.report import as_text, table
-from tgdsurgery.rewrite import literal_form, trainable_entries, unwrapped
+from tgdsurgery.rewrite import tgd_form, trainable_entries, unwrapped
 
 # Integers of an element's size: equal integers are equal bits, whatever the type means by them.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -64,20 +64,20 @@ class Guard:
 
 
 def guard(optimizer: Optimizer, tgd_model: nn.Module) -> Guard:
-    """Keep the frozen entries of the literal form where they are in every `optimizer.step()`, bit for bit.
+    """Keep the frozen entries where they are in every `optimizer.step()`, bit for bit.
 
     A frozen entry's gradient is zero, but weight decay, momentum, and the state of an optimizer that was
     used before move it all the same. The guard copies the frozen entries before `step` runs, and puts them
     back after it. It works with every optimizer of `torch.optim` and all that build on its `Optimizer`, and
-    with a GradScaler; with FSDP2, shard the model first. The lowered form needs no guard: there, frozen
-    entries are no parameters.
+    with a GradScaler; with FSDP2, shard the model first. In the lowered form only the layers that could not
+    be made compact need it: in all others, frozen entries are no parameters.
 
     Args:
         optimizer: holds all or some of the model's parameters.
         tgd_model: what apply_tgd returned; may be wrapped in DDP, DataParallel or torch.compile.
 
     Raises:
-        RewriteError: `tgd_model` is not the literal form, or the optimizer holds none of its parameters.
+        RewriteError: `tgd_model` is no TGD network, or the optimizer holds none of its parameters.
 
     Example:
         >>> from tgdsurgery.records import Layer, LayerPlan, ParameterRows, TGDPlan
@@ -94,7 +94,7 @@ def guard(optimizer: Optimizer, tgd_model: nn.Module) -> Guard:
         >>> net.get_parameter("0.weight").flatten().tolist()
         [0.0, 1.0]
     """
-    net = literal_form(tgd_model)
+    net = tgd_form(tgd_model)
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if held.isdisjoint(net.parameters()):
         raise RewriteError(

@@ -1,14 +1,16 @@
-"""The literal form: a copy of a network with TGD layers in it, and the plain network back out of it."""
+"""The two forms of a network with TGD, literal and lowered, and the plain network back out of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 
+from tgdsurgery.compact import Compact, compact, obstacle, restore
 from tgdsurgery.copying import copy_model
 from tgdsurgery.errors import RewriteError
 from tgdsurgery.graph_form import TGDGraphModule, graph_form
@@ -23,7 +25,8 @@ from tgdsurgery.layers import (
     hold,
     release,
 )
-from tgdsurgery.records import Layer, TGDPlan
+from tgdsurgery.records import ChannelMap, Layer, Producer, TGDPlan
+from tgdsurgery.trial import Arguments, outcome, same_outcome
 
 
 def insert(
@@ -61,21 +64,128 @@ def insert(
     _mount(net, plan)
     graph = None
     if plan.flow == "masked" and not hooked:
-        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        graph = graph_form(net, args, example_kwargs or {})
+        graph = graph_form(net, *_arguments(example_inputs, example_kwargs))
     return attach(net) if graph is None else graph
 
 
+def lower(
+    model: nn.Module,
+    plan: TGDPlan,
+    channels: ChannelMap,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A copy of `model`, of the same class, in which only trainable rows are Parameters.
+
+    Every layer that can be is made compact (see `tgdsurgery.compact`): its frozen rows become buffers, and its
+    backward computes what the trainable rows need. A layer that cannot be (computed or shared weights, hooks,
+    classes of one's own, functional calls) keeps its Parameters, with TGD layers and masks as in `insert`.
+
+    The result is run once, in eval and in train mode, beside the literal form: outputs and gradients must
+    agree. Where they do not (a forward that reads a layer's weight itself), all layers take the literal form.
+
+    Args:
+        model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
+        plan: which channels are trainable. The result has it as `tgd_plan`.
+        channels: the map that the plan was made from; it says which inputs of a layer lead back to
+            something trainable. The gradient of the others is not computed, if the run above shows that
+            nothing is lost by it.
+        example_inputs: the forward's positional arguments as a tuple, or the only one.
+        example_kwargs: the forward's keyword arguments.
+
+    Raises:
+        RewriteError: as `insert`.
+    """
+    _refuse(model, plan)
+    arguments = _arguments(example_inputs, example_kwargs)
+    chosen = _compactable(model, plan)
+    nothing_known: dict[str, tuple[bool, ...]] = {}
+    for needs in (needed_inputs(channels, plan), nothing_known):
+        if chosen and _agrees(model, plan, chosen, needs, arguments):
+            return _lowered(model, plan, chosen, needs)
+    return _lowered(model, plan, (), nothing_known)
+
+
+def needed_inputs(channels: ChannelMap, plan: TGDPlan) -> dict[str, tuple[bool, ...]]:
+    """For every consumer: at which input channels its gradient can reach anything trainable.
+
+    Where a channel comes from the network's own input, the gradient may be asked for outside. Coupling by the
+    statistics of a norm over channels is not in a channel map: check before use.
+    """
+    if plan.flow == "full":
+        return {}
+    open_layers = {e.layer.name for e in plan.entries if not any(e.mask) or not e.layer.modules}
+
+    def lets_through(producer: Producer) -> bool:
+        return producer.layer in open_layers or plan[producer.layer].mask[producer.channel]
+
+    leads = [not producers or any(map(lets_through, producers)) for producers in channels.sets]
+    return {name: tuple(leads[index] for index in inputs) for name, inputs in channels.inputs.items()}
+
+
+def _compactable(model: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
+    owners = Counter(rows.name for layer in _layers(plan) for rows in layer.parameters)
+    alone = (layer for layer in _layers(plan) if all(owners[rows.name] == 1 for rows in layer.parameters))
+    return tuple(layer.name for layer in alone if obstacle(model, layer) is None)
+
+
+def _lowered(
+    model: nn.Module, plan: TGDPlan, chosen: Collection[str], needs: Mapping[str, tuple[bool, ...]]
+) -> nn.Module:
+    net = copy_model(model)
+    for name in chosen:
+        mask = plan.trainable(name)
+        compact(
+            net.get_submodule(name),
+            plan[name].layer,
+            mask,
+            # Frozen whole, it lets the loss reach the layers before it.
+            stops_gradient=plan.flow == "masked" and bool(mask.any()),
+            hold=plan.norm_stats == "hold",
+            needs=needs.get(name),
+        )
+    _mount(net, plan, apart=chosen)
+    return attach(net)
+
+
+def _agrees(
+    model: nn.Module,
+    plan: TGDPlan,
+    chosen: Collection[str],
+    needs: Mapping[str, tuple[bool, ...]],
+    arguments: Arguments,
+) -> bool:
+    """Whether the lowered form does what the literal form does, in the modes that run on these inputs."""
+    runs = False
+    for training in (False, True):
+        try:
+            reference = outcome(_lowered(model, plan, (), {}), arguments, training=training)
+        except Exception:  # batch norm of a single value, say
+            continue
+        runs = True
+        try:
+            lowered = outcome(_lowered(model, plan, chosen, needs), arguments, training=training)
+        except Exception:  # user code that reads a weight, and finds some of its rows
+            return False
+        if not same_outcome(reference, lowered):
+            return False
+    return runs
+
+
+def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
+    return inputs if isinstance(inputs, tuple) else (inputs,), kwargs or {}
+
+
 def remove_tgd(tgd_model: nn.Module) -> nn.Module:
-    """The plain network out of the literal form: a copy, of the original class, with the present weights.
+    """The plain network out of either form: a copy, of the original class, with the present weights.
 
     Nothing of TGD is left in it, its `state_dict` has the same keys, and `requires_grad` is as it was
     before. Wrappers (DDP, DataParallel, torch.compile) are looked through.
 
     Raises:
-        RewriteError: `tgd_model` is not a network that `insert` returned.
+        RewriteError: `tgd_model` is not a network that `insert` or `lower` returned.
     """
-    net = literal_form(tgd_model)
+    net = tgd_form(tgd_model)
     plain = copy_model(net.source() if isinstance(net, TGDGraphModule) else net)
     for module in list(plain.modules()):
         _dismount(module)
@@ -90,8 +200,8 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
     return plain
 
 
-def literal_form(model: nn.Module) -> nn.Module:
-    """The network that `insert` returned, wrapped or not.
+def tgd_form(model: nn.Module) -> nn.Module:
+    """The network that `insert` or `lower` returned, wrapped or not.
 
     Raises:
         RewriteError: `model` is no such network.
@@ -119,6 +229,7 @@ def trainable_entries(net: nn.Module, plan: TGDPlan) -> dict[nn.Parameter, Tenso
     """For every parameter of `net`: a bool mask of its shape, True at the entries that may move.
 
     A parameter under several names moves only where all of them agree, and one that no layer owns nowhere.
+    Those of compact layers are trainable rows only: all of them may move.
     """
     planned = plan.parameter_masks()
     masks: dict[nn.Parameter, Tensor] = {}
@@ -126,7 +237,10 @@ def trainable_entries(net: nn.Module, plan: TGDPlan) -> dict[nn.Parameter, Tenso
         if name in planned:
             known = masks.get(parameter)
             masks[parameter] = planned[name] if known is None else planned[name] & known
-    nowhere = torch.zeros((), dtype=torch.bool)
+    divided = [module for module in net.modules() if isinstance(module, Compact)]
+    rows = {parameter for module in divided for parameter in module.parameters(recurse=False)}
+    everywhere, nowhere = torch.ones((), dtype=torch.bool), torch.zeros((), dtype=torch.bool)
+    masks |= {parameter: everywhere.expand(parameter.shape) for parameter in rows}
     return {
         parameter: masks.get(parameter, nowhere.expand(parameter.shape)) for parameter in net.parameters()
     }
@@ -166,10 +280,16 @@ def _misfits(model: nn.Module, plan: TGDPlan) -> Iterator[str]:
             yield f"the statistics of {layer.name!r} belong to no norm module (use norm_stats='batch')"
 
 
-def _mount(net: nn.Module, plan: TGDPlan) -> None:
-    """Put the plan into `net`: TGD layers (not called by anything yet), held norms, parameter masks."""
+def _mount(net: nn.Module, plan: TGDPlan, apart: Collection[str] = ()) -> None:
+    """Put the plan into `net`: TGD layers (not called by anything yet), held norms, parameter masks.
+
+    Args:
+        net: is changed.
+        plan: what to put in.
+        apart: layers that need nothing of it.
+    """
     tensors = _tensors(net)
-    for entry in plan.entries:
+    for entry in (entry for entry in plan.entries if entry.layer.name not in set(apart)):
         layer, mask = entry.layer, plan.trainable(entry.layer.name)
         held = layer.statistics and plan.norm_stats == "hold"
         if held and not mask.all() and (norm := _norm(layer)) is not None:
@@ -209,6 +329,7 @@ def _mask_parameters(net: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
 def _dismount(module: nn.Module) -> None:
     """Take away what `_mount` and `attach` gave to one module."""
     release(module)
+    restore(module)
     module._forward_hooks.pop(HOOK, None)
     module._forward_pre_hooks.pop(HOOK, None)
     if isinstance(mask := getattr(module, PARAMETERS, None), ParameterMask):

@@ -119,6 +119,22 @@ def test_held_channels_are_those_of_the_literal_form(
         assert torch.equal(twin.get_buffer(buffer), tensor)
 
 
+@pytest.mark.parametrize("name", CARRIERS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_activation_in_place_may_follow(name: str, channels_last: bool):
+    module, x, axis = carrier(name)
+    if channels_last and x.dim() == 4:
+        x = x.to(memory_format=torch.channels_last)
+    twin = twin_of(module, [True, False, True, False], channel_axis=axis, stops_gradient=True)
+    again = copy.deepcopy(twin)
+    x.requires_grad_()
+    gradients = [
+        torch.autograd.grad(y.square().sum(), [x, *net.parameters()])
+        for net, y in ((twin, twin(x).relu_()), (again, again(x).relu()))
+    ]
+    assert_same_gradients(*(dict(enumerate(each)) for each in gradients), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", TRACKING)
 def test_gradients_of_gradients_of_held_norms(name: str):
     module, x, axis = carrier(name)

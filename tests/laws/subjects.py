@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.strategies import Case
 from tests.topologies import TOPOLOGIES
 from tgdsurgery import apply_tgd
+from tgdsurgery.compact import full_parameters
 
 # Networks that are refused, and why that is right.
 REFUSED = {
@@ -19,6 +20,7 @@ REFUSED = {
 }
 ACCEPTED = tuple(name for name in TOPOLOGIES if name not in REFUSED)
 on_every_topology = pytest.mark.parametrize("name", ACCEPTED)
+in_both_forms = pytest.mark.parametrize("lower", [True, False], ids=["lowered", "literal"])
 
 # High enough that every network of the catalogue has something trainable.
 PHI = 0.95
@@ -30,6 +32,7 @@ class Method(NamedTuple):
     phi: float = PHI
     flow: Any = "masked"
     norm_stats: Any = "hold"
+    lower: bool = True
 
 
 CATALOGUE = Method()
@@ -38,6 +41,7 @@ methods = st.builds(
     phi=st.sampled_from([0.5, 0.2, 0.8, 1.0]),
     flow=st.sampled_from(["masked", "full"]),
     norm_stats=st.sampled_from(["hold", "batch"]),
+    lower=st.booleans(),
 )
 
 
@@ -51,17 +55,20 @@ def with_flags_of(model: nn.Module, other: nn.Module) -> nn.Module:
 
     torch multiplies some matrices another way where the weight needs no gradient, with other rounding.
     """
+    flags = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(other.get_parameter(name).requires_grad)
+        # In a compact layer what is frozen whole is no Parameter, and used as if it needed a gradient.
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
     return model
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """The gradient of every parameter; zero where there is none."""
-    return {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in model.named_parameters()
-    }
+def gradients(tgd: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every parameter of the original, in its shape; zero where there is none."""
+    own = {name: parameter.grad for name, parameter in tgd.named_parameters() if parameter.grad is not None}
+    found = full_parameters(tgd, own)
+    state, plan = tgd.state_dict(), tgd.tgd_plan
+    names = dict.fromkeys([*(name for name, _ in tgd.named_parameters()), *plan.parameter_masks()])
+    return {name: found.get(name, torch.zeros_like(state[name])) for name in names if name in state}
 
 
 def assert_equal_tensors(found: Any, expected: Any) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.laws.subjects import (
     Method,
     assert_equal_tensors,
+    in_both_forms,
     methods,
     on_every_topology,
     operated,
@@ -18,7 +19,7 @@ from tests.laws.subjects import (
 from tests.strategies import Case, call, cases, leaves
 from tests.topologies import case_of
 
-# Equal only to the original with the same parameters frozen: see `with_flags_of`.
+# In the literal form equal only to the original with the same parameters frozen: see `with_flags_of`.
 FOLDED = {"unfold and fold"}
 
 
@@ -50,13 +51,17 @@ def test_random_networks_in_training_with_batch_statistics(case, method):
 
 
 @on_every_topology
-def test_catalogue_in_evaluation(name):
-    assert_same_forward(case_of(name), Method(), same_flags=name in FOLDED)
+@in_both_forms
+def test_catalogue_in_evaluation(name, lower):
+    assert_same_forward(case_of(name), Method(lower=lower), same_flags=name in FOLDED and not lower)
 
 
 @on_every_topology
-def test_catalogue_in_training_with_batch_statistics(name):
-    assert_same_forward(case_of(name).train(), Method(norm_stats="batch"), same_flags=name in FOLDED)
+@in_both_forms
+def test_catalogue_in_training_with_batch_statistics(name, lower):
+    assert_same_forward(
+        case_of(name).train(), Method(norm_stats="batch", lower=lower), same_flags=name in FOLDED
+    )
 
 
 @on_every_topology

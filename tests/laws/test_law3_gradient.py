@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.laws.subjects import Method, gradients, methods, on_every_topology, operated
+from tests.laws.subjects import Method, gradients, in_both_forms, methods, on_every_topology, operated
 from tests.oracles.gradients import assert_same_gradients, hand_masked_step
 from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
@@ -43,13 +43,15 @@ def test_random_networks(case, method, training):
 
 @on_every_topology
 @pytest.mark.parametrize("flow", ["masked", "full"])
-def test_catalogue_in_training(name, flow):
-    assert_true_gradients(case_of(name).train(), Method(flow=flow))
+@in_both_forms
+def test_catalogue_in_training(name, flow, lower):
+    assert_true_gradients(case_of(name).train(), Method(flow=flow, lower=lower))
 
 
 @on_every_topology
-def test_catalogue_in_evaluation(name):
-    assert_true_gradients(case_of(name), Method())
+@in_both_forms
+def test_catalogue_in_evaluation(name, lower):
+    assert_true_gradients(case_of(name), Method(lower=lower))
 
 
 def watched(case: Case) -> Case:
@@ -85,10 +87,11 @@ def test_a_second_backward_adds_the_same_again(case, method):
 
 def test_a_layer_frozen_whole_lets_the_loss_reach_the_layers_before_it():
     case = case_of("chain").double()
-    tgd = operated(case)
-    scalar_loss(call(tgd, case.inputs)).backward()
-    assert tgd.get_parameter("6.weight").grad is None
-    assert tgd.get_parameter("0.weight").grad[tgd.tgd_plan.trainable("0")].any()
+    for lower in (True, False):
+        tgd = operated(case, Method(lower=lower))
+        scalar_loss(call(tgd, case.inputs)).backward()
+        assert not gradients(tgd)["6.weight"].any()
+        assert gradients(tgd)["0.weight"][tgd.tgd_plan.trainable("0")].any()
 
 
 def test_the_flows_are_different_methods():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tests.laws.subjects import Method, methods, on_every_topology, operated
+from tests.laws.subjects import Method, in_both_forms, methods, on_every_topology, operated
 from tests.strategies import Case, call, cases, scalar_loss
 from tests.topologies import case_of
 from tgdsurgery import TGDPlan, guard, verify
@@ -40,7 +41,7 @@ def frozen_part(tgd: nn.Module) -> dict[str, Tensor]:
     masks = plan.parameter_masks()
     if plan.norm_stats == "hold":
         masks |= {name: plan.trainable(e.layer.name) for e in plan.entries for name in e.layer.statistics}
-    state = dict(tgd.named_parameters()) | dict(tgd.named_buffers())
+    state = tgd.state_dict()
     part = {name: state[name].detach()[~mask].clone() for name, mask in masks.items()}
     return part | {name: state[name].detach().clone() for name in plan.unmapped}
 
@@ -64,6 +65,10 @@ def trained(tgd: nn.Module, case: Case, optimizer: optim.Optimizer, steps: int =
 def assert_frozen_stay(case: Case, method: Method, optimizer: str) -> None:
     """Raise unless all frozen entries are the same bits after some steps of guarded training."""
     tgd = operated(case, method)
+    if not list(tgd.parameters()):  # all is frozen: torch makes no optimizer of nothing
+        assert method.lower
+        assert not tgd.tgd_plan.share
+        return
     before, state = frozen_part(tgd), {name: value.clone() for name, value in tgd.state_dict().items()}
     made = OPTIMIZERS[optimizer](tgd.parameters())
     guard(made, tgd)
@@ -81,21 +86,23 @@ def test_random_networks(case, method, optimizer):
 
 
 @on_every_topology
-def test_catalogue(name):
-    assert_frozen_stay(case_of(name).train(), Method(), "AdamW")
+@in_both_forms
+def test_catalogue(name, lower):
+    assert_frozen_stay(case_of(name).train(), Method(lower=lower), "AdamW")
 
 
 @pytest.mark.parametrize("flow", ["masked", "full"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_optimizers(optimizer, flow):
-    assert_frozen_stay(case_of("residual stages").train(), Method(phi=0.5, flow=flow), optimizer)
+@in_both_forms
+def test_optimizers(optimizer, flow, lower):
+    assert_frozen_stay(case_of("residual stages").train(), Method(phi=0.5, flow=flow, lower=lower), optimizer)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_without_the_guard_decay_and_momentum_would_move_them(optimizer):
     """What the guard is for; where this holds no more, the tests above show nothing."""
     case = case_of("residual stages").train()
-    tgd = operated(case, Method(phi=0.5))
+    tgd = operated(case, Method(phi=0.5, lower=False))
     before = frozen_part(tgd)
     made = OPTIMIZERS[optimizer](tgd.parameters())
     trained(tgd, case, made)
@@ -103,6 +110,19 @@ def test_without_the_guard_decay_and_momentum_would_move_them(optimizer):
     # LBFGS has no weight decay: a zero gradient, accumulated over its history, stays a zero step.
     assert bool(moved) == (optimizer != "LBFGS")
     assert not any("running" in name for name in moved)
+
+
+@pytest.mark.parametrize("norm_stats", ["hold", "batch"])
+@pytest.mark.parametrize("flow", ["masked", "full"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_lowered_form_needs_no_guard(optimizer, flow, norm_stats):
+    case = case_of("residual stages").train()
+    tgd = operated(case, Method(phi=0.5, flow=flow, norm_stats=norm_stats))
+    state, before = copy.deepcopy(tgd.state_dict()), frozen_part(tgd)
+    trained(tgd, case, OPTIMIZERS[optimizer](tgd.parameters()))
+    assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())
+    assert verify(state, tgd, tgd.tgd_plan).ok
+    assert any(not torch.equal(value, state[name]) for name, value in tgd.state_dict().items())
 
 
 def test_muon():
@@ -123,7 +143,7 @@ def test_state_from_before():
     case = case_of("chain").train()
     old = optim.Adam(case.model.parameters(), lr=0.1)
     trained(case.model, case, old)
-    tgd = operated(case)
+    tgd = operated(case, Method(lower=False))
     new = optim.Adam(tgd.parameters(), lr=0.1)
     new.load_state_dict(old.state_dict())
     guard(new, tgd)
@@ -142,7 +162,7 @@ def test_average_of_weights():
     for _ in range(3):
         trained(tgd, case, made, steps=1)
         average.update_parameters(tgd)
-    assert not torch.equal(average.module.get_parameter("0.weight"), case.model[0].weight)
+    assert not torch.equal(average.module.state_dict()["0.weight"], case.model[0].weight)
     assert all(torch.equal(value, before[name]) for name, value in frozen_part(average.module).items())
 
 
@@ -160,5 +180,5 @@ def test_mixed_precision():
         scaler.scale(loss).backward()
         scaler.step(made)
         scaler.update()
-    assert not torch.equal(tgd.get_parameter("stem.weight"), case.model.stem.weight)
+    assert not torch.equal(tgd.state_dict()["stem.weight"], case.model.stem.weight)
     assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())

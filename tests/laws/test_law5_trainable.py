@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 
-from tests.laws.subjects import Method, gradients, methods, on_every_topology, operated
+from tests.laws.subjects import Method, gradients, in_both_forms, methods, on_every_topology, operated
 from tests.strategies import Case, call, cases, scalar_loss
 from tests.topologies import case_of
 from tgdsurgery import guard
@@ -17,19 +17,19 @@ def assert_trainable_move(case: Case, method: Method) -> bool:
     """Raise unless one step of SGD is taken as written down; returns whether anything moved."""
     case = case.double()
     tgd = operated(case, method)
-    optimizer = torch.optim.SGD(tgd.parameters(), lr=RATE)
-    guard(optimizer, tgd)
     loss = scalar_loss(call(tgd, case.inputs))
     if not loss.requires_grad:
         assert tgd.tgd_plan.share == 0
         return False
+    optimizer = torch.optim.SGD(tgd.parameters(), lr=RATE)
+    guard(optimizer, tgd)
     loss.backward()
-    before = {name: parameter.detach().clone() for name, parameter in tgd.named_parameters()}
+    before = {name: value.clone() for name, value in tgd.state_dict().items()}
     found = gradients(tgd)
     optimizer.step()
     any_moved = False
     for name, mask in tgd.tgd_plan.parameter_masks().items():
-        after = dict(tgd.named_parameters())[name].detach()
+        after = tgd.state_dict()[name]
         expected = torch.where(mask, torch.add(before[name], found[name], alpha=-RATE), before[name])
         assert torch.equal(after, expected), name
         # In float64 a step larger than 1e-12 of the value cannot be rounded away.
@@ -45,5 +45,6 @@ def test_random_networks(case, method):
 
 
 @on_every_topology
-def test_catalogue(name):
-    assert assert_trainable_move(case_of(name).train(), Method())
+@in_both_forms
+def test_catalogue(name, lower):
+    assert assert_trainable_move(case_of(name).train(), Method(lower=lower))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tgdsurgery.compact.rows import Compact, Compaction
+from tgdsurgery.compact.rows import Compact, Compaction, full_parameters
 from tgdsurgery.compact.swap import compact, obstacle, restore
 
-__all__ = ["Compact", "Compaction", "compact", "obstacle", "restore"]
+__all__ = ["Compact", "Compaction", "compact", "full_parameters", "obstacle", "restore"]

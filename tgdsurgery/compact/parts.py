@@ -33,15 +33,17 @@ class Select(torch.autograd.Function):
 
 
 class Merge(torch.autograd.Function):
-    """`merge`; the backward takes from the gradient only what is needed."""
+    """`merge`; the backward takes from the gradient only what is needed.
 
-    generate_vmap_rule = True
+    Norms in training need it, and these cannot run under vmap: they write to their statistics.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
         one: Tensor, here: Tensor, other: Tensor, there: Tensor, form: torch.memory_format
     ) -> Tensor:
-        return merge(one, here, other, there, form)
+        # No view of what was computed: an in-place activation may follow, and a view would not allow it.
+        return merge(one, here, other, there, form).data
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102

@@ -65,6 +65,12 @@ class Compact(nn.Module):
             self.compaction.rows[name], trainable, frozen, at=self.trainable_rows, elsewhere=self.frozen_rows
         )
 
+    def padded(self, name: str, trainable: Tensor) -> Tensor:
+        """Values of the trainable rows (a gradient, say) in the parameter's own shape; zero at frozen rows."""
+        frozen = torch.zeros_like(self.get_buffer(f"frozen_{name}"), dtype=trainable.dtype)
+        rows = self.compaction.rows[name]
+        return join(rows, trainable, frozen, at=self.trainable_rows, elsewhere=self.frozen_rows)
+
     def stopped(self, x: Tensor) -> Tensor:
         """The input; detached if no gradient gets through the layer at all."""
         return x.detach() if self.compaction.stops_gradient and not self.compaction.trainable else x
@@ -165,6 +171,23 @@ class Compact(nn.Module):
         share = f"{self.compaction.trainable}/{len(self.compaction.mask)} trainable"
         original = super().extra_repr()
         return f"{original}, {share}" if original else share
+
+
+def full_parameters(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values by parameter name, each in the shape that the parameter has in the network's `state_dict`.
+
+    Args:
+        net: a network, in part compact or not.
+        values: for some of its parameters a tensor of their shape, such as the gradient.
+    """
+    whole = dict(values)
+    for owner, module in net.named_modules():
+        if isinstance(module, Compact):
+            for name in module.compaction.rows:
+                key = f"{owner}.{name}".lstrip(".")
+                if key in values:
+                    whole[key] = module.padded(name, values[key])
+    return whole
 
 
 def join(rows: ParameterRows, trainable: Tensor, frozen: Tensor, *, at: Tensor, elsewhere: Tensor) -> Tensor:
