@@ -67,7 +67,7 @@ def test_simulate_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.Monk
         asked.append((folder, list(seeds), config, workers))
         return [folder / "study"] * len(seeds)
 
-    monkeypatch.setattr("tgd_pet.studies.simulate_set", noted)
+    monkeypatch.setattr("tgd_pet.cli.simulate.simulate_set", noted)
     options = (
         "--studies",
         3,

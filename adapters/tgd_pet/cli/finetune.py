@@ -1,0 +1,37 @@
+"""`tgd pet finetune`: a trained network, adapted to simulated studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from tgd_pet.cli.opening import open_studies
+from tgd_pet.cli.options import FILE, FOLDER, RUN, VERSION, schedule_options
+from tgd_pet.finetuning import PHI, Flow, finetune
+from tgd_pet.network import load_network
+from tgd_pet.training import Schedule
+
+
+@click.command("finetune")
+@click.argument("network", type=FILE)
+@click.argument("studies", type=FOLDER)
+@RUN
+@click.option("--method", type=click.Choice(["tgd", "last3", "full"]), default="tgd", help="What moves.")
+@click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
+@click.option("--flow", type=click.Choice(get_args(Flow)), default="masked", help="Where TGD masks.")
+@click.option("--images", type=VERSION, default="v2", help="Reconstruction to train on.")
+@schedule_options(rate=3e-4)
+def finetune_command(
+    network: Path, studies: Path, out: Path, method: Any, phi: float, flow: Any, images: str, **schedule: Any
+) -> None:
+    """Adapt a trained NETWORK to the simulated STUDIES of a folder."""
+    given, scans = load_network(network), open_studies(studies)
+    tuned = finetune(given, scans, images, out, Schedule(**schedule), method=method, phi=phi, flow=flow)
+    if tuned.plan is not None:
+        click.echo(tuned.plan)
+    click.echo(f"Trainable: {tuned.share:.1%} of the parameters")
+    if tuned.kept is not None:
+        click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
+    click.echo(f"Wrote {out / 'network.safetensors'}")
