@@ -30,6 +30,7 @@ ORDER = (
     "graph_form",
     "rewrite",
     "guard",
+    "watch",
     "checkpoints",
     "api",
     "cli",

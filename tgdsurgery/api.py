@@ -15,6 +15,7 @@ from tgdsurgery.records import ChannelMap, Flow, NormStats, TGDPlan
 from tgdsurgery.rewrite import insert
 from tgdsurgery.rewrite import lower as lowered
 from tgdsurgery.scoring import score
+from tgdsurgery.watch import watch
 
 
 def plan_tgd(
@@ -88,7 +89,7 @@ def apply_tgd(
     """A copy of a pretrained CNN of which training moves only the kernels it hardly uses.
 
     The copy computes what the model computes, has the same `state_dict` keys and shapes, and trains in any
-    loop, with an optimizer made from the copy's parameters.
+    loop, with an optimizer made from the copy's parameters (one made before raises RewriteError in `step`).
 
     In the lowered form (the default) the trainable rows are the only Parameters and the frozen ones are
     buffers, so no optimizer can move them, and a step is cheaper than ordinary fine-tuning. Layers that this
@@ -127,9 +128,9 @@ def apply_tgd(
     settings = {"phi": phi, "budget": budget, "overrides": overrides, "k": k, "alpha": alpha}
     arguments = arguments_for(model, example_inputs)
     channels, plan = _planned(model, arguments, on_unknown, flow=flow, norm_stats=norm_stats, **settings)
-    if lower:
-        return lowered(model, plan, channels, *arguments)
-    return insert(model, plan, *arguments)
+    tgd = lowered(model, plan, channels, *arguments) if lower else insert(model, plan, *arguments)
+    watch(tgd, model)
+    return tgd
 
 
 def _planned(
