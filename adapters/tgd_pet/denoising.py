@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from tgd_pet.slabs import Voxels, scratch
 
 PIXELS_PER_BATCH = 2**17  # eight slices of 128x128: about 0.4 GB of activations in the widest layers
 
@@ -15,35 +16,40 @@ PIXELS_PER_BATCH = 2**17  # eight slices of 128x128: about 0.4 GB of activations
 @torch.inference_mode()
 def denoise(
     network: nn.Module,
-    volume: npt.NDArray[np.float32],
+    volume: Voxels,
     *,
     slab: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> npt.NDArray[np.float32]:
+) -> Voxels:
     """Denoise every slice of a volume from itself and its two neighbours.
 
     The first and the last slice stand in for their missing neighbour. The network runs in eval mode, and
     its mode is put back. It runs in channels-last layout, in which a slice comes out the same whatever
     other slices are in its batch; the layout of its weights stays so.
 
+    Only a few slices are in memory at once beside `volume`, which may be a memory map; the result is one
+    where it is large (`tgd_pet.slabs.scratch`).
+
     Args:
         network: maps triplets (B, 3, H, W) in SUV to denoised triplets.
-        volume: (z, y, x) in SUV.
+        volume: (z, y, x) in SUV, g/mL.
         slab: slices per batch; by default as many as fit a fixed number of pixels.
         progress: called after each batch with the slices done and their total.
 
     Returns:
-        (z, y, x) in SUV.
+        (z, y, x) in SUV, g/mL.
     """
     depth, height, width = volume.shape
     slab = slab or max(1, PIXELS_PER_BATCH // (height * width))
     training, device = network.training, next(network.parameters()).device
     network.eval().to(memory_format=torch.channels_last)
-    slices, result = torch.from_numpy(np.ascontiguousarray(volume)), np.empty(volume.shape, np.float32)
+    result = scratch((width, height, depth)).transpose()
     try:
         for start in range(0, depth, slab):
             stop = min(start + slab, depth)
-            batch = triplets(slices, torch.arange(start, stop))
+            first, last = max(start - 1, 0), min(stop + 1, depth)  # with the neighbours of both ends
+            slices = torch.from_numpy(np.ascontiguousarray(volume[first:last]))
+            batch = triplets(slices, torch.arange(start, stop) - first)
             denoised = network(batch.to(device, memory_format=torch.channels_last))
             result[start:stop] = denoised[:, 1].cpu().numpy()
             if progress:

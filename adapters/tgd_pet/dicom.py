@@ -2,107 +2,71 @@
 
 from __future__ import annotations
 
-import io
 import warnings
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
+from tgd_pet.dicom_files import Files, choose, headers, opened, parsed
 from tgd_pet.errors import ImageError
+from tgd_pet.slabs import Voxels, scratch
 from tgd_pet.suv import suv_factor
-from tgd_pet.tags import numbers, optional, require
+from tgd_pet.tags import numbers, optional
 
-DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 SMALLEST_STEP = 0.01  # mm
 LARGEST_OFFSET = 0.1  # of a step: positions are often written rounded to 0.1 mm
-Voxels = npt.NDArray[np.float32]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read_series(path: Path) -> tuple[Voxels, npt.NDArray[np.float64]]:
-    """Read the one PET series in a folder (with subfolders) or a zip, whose members stay in memory.
+@dataclass(frozen=True)
+class DicomSource:
+    """Where an image came from, and how to get back to its units.
+
+    Args:
+        slices: all tags but the pixels of every slice, in the order of the voxels' last axis.
+        suv_factor: SUV in g/mL per unit of the series (1 where it is in GML).
+    """
+
+    slices: tuple[Dataset, ...]
+    suv_factor: float
+
+
+def read_series(
+    path: Path, *, series: str | None = None
+) -> tuple[Voxels, npt.NDArray[np.float64], DicomSource]:
+    """Read one PET series of a folder (with subfolders) or a zip, whose members stay in memory.
 
     Files that are not DICOM (a licence, a DICOMDIR) are passed over, unless their name says that they are.
+    Pixels are decoded one slice at a time.
+
+    Args:
+        series: number, description or UID of the series, where there are several.
 
     Returns:
-        SUV by body weight, (column, row, slice); and the affine from those indices to RAS+ millimetres.
+        SUV by body weight in g/mL, (column, row, slice); the affine from those indices to RAS+ millimetres;
+        and where they came from.
 
     Raises:
         ImageError: no series, several, another modality, damaged or missing slices, or missing tags.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), opened(path) as files:
         # What is needed is checked; a clinical header has faults elsewhere.
         warnings.filterwarnings("ignore", "Invalid value for VR")
-        datasets = [_parsed(name, data) for name, data in _files(path) if _is_dicom(name, data)]
-        slices = _sorted(_one_series(datasets, path))
-        volume = np.stack([_activity(dataset) for dataset in slices], axis=-1)
-        return volume * np.float32(suv_factor(slices)), _affine(slices)
+        slices = _sorted(choose(headers(files), path, series))
+        factor = suv_factor(slices)
+        return _suv(slices, files, factor), _affine(slices), DicomSource(tuple(slices), factor)
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_file():
-                yield str(file.relative_to(path)), file.read_bytes()
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    yield member.filename, archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ImageError(
-            f"{path} cannot be read as a zip ({error}).", "Zip the series again, without a password."
-        ) from error
-
-
-def _is_dicom(name: str, data: bytes) -> bool:
-    file = Path(name)
-    if file.name.startswith(".") or file.name.upper() == "DICOMDIR" or "__MACOSX" in file.parts:
-        return False
-    return data[128:132] == b"DICM" or file.suffix.lower() in DICOM_SUFFIXES
-
-
-def _parsed(name: str, data: bytes) -> Dataset:
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-    except (InvalidDicomError, EOFError, OSError, ValueError) as error:
-        raise ImageError(f"{name} is damaged ({error}).", "Copy or export the series again.") from error
-    dataset.filename = name
-    return dataset
-
-
-def _one_series(datasets: Sequence[Dataset], path: Path) -> Sequence[Dataset]:
-    if not datasets:
-        raise ImageError(f"{path} holds no DICOM file.", "Pass the folder or zip of one PET series.")
-    series: dict[str, list[Dataset]] = {}
-    for dataset in datasets:
-        series.setdefault(str(require(dataset, "SeriesInstanceUID")), []).append(dataset)
-    if len(series) > 1:
-        found = "; ".join(_described(group) for group in series.values())
-        raise ImageError(
-            f"{path} holds {len(series)} series: {found}.", "Pass a folder with the PET series alone."
-        )
-    first = datasets[0]
-    if require(first, "Modality") != "PT":
-        raise ImageError(f"{path} holds {_described(datasets)}, not PET.", "Pass the series of modality PT.")
-    if int(optional(first, "NumberOfFrames") or 1) > 1:
-        raise ImageError(
-            f"{path} is a multi-frame file.", "Export the series as one file per slice, or as NIfTI in SUV."
-        )
-    return datasets
-
-
-def _described(series: Sequence[Dataset]) -> str:
-    modality, name = (series[0].get(tag, "unknown") for tag in ("Modality", "SeriesDescription"))
-    return f"{modality} {name!r} ({len(series)} files)"
+def _suv(slices: Sequence[Dataset], files: Files, factor: float) -> Voxels:
+    volume = scratch((slices[0].Columns, slices[0].Rows, len(slices)))
+    for index, header in enumerate(slices):
+        name = header.filename
+        volume[..., index] = _activity(parsed(name, files[name]())) * np.float32(factor)
+    return volume
 
 
 def _sorted(datasets: Sequence[Dataset]) -> list[Dataset]:
@@ -164,7 +128,9 @@ def _affine(slices: Sequence[Dataset]) -> npt.NDArray[np.float64]:
 
 def _activity(dataset: Dataset) -> Voxels:
     """One slice, (column, row), in the series' units; each slice has a rescale slope of its own."""
-    slope, intercept = numbers(dataset, "RescaleSlope", 1), float(optional(dataset, "RescaleIntercept") or 0)
+    slope = numbers(dataset, "RescaleSlope", 1)
+    given = optional(dataset, "RescaleIntercept") is not None
+    intercept = numbers(dataset, "RescaleIntercept", 1) if given else 0.0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # pydicom only warns where pixels are too many or too few
@@ -173,4 +139,8 @@ def _activity(dataset: Dataset) -> Voxels:
         raise ImageError(
             f"The pixels of {dataset.filename} are damaged ({error}).", "Copy or export the series again."
         ) from error
+    if stored.ndim != 2:
+        raise ImageError(f"{dataset.filename} is a picture in colour.", "Pass the PET images themselves.")
+    if not np.isfinite(stored).all():
+        raise ImageError(f"{dataset.filename} holds NaN or infinite pixels.", "Export the series again.")
     return (stored.T * slope + intercept).astype(np.float32)

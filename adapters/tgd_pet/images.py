@@ -1,4 +1,4 @@
-"""PET images in SUV on their own grid: read from NIfTI or DICOM, written as NIfTI."""
+"""PET images in SUV on their own grid: read from NIfTI or DICOM, written as NIfTI or as derived DICOM."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from nibabel import orientations
 
-from tgd_pet.dicom import read_series
+from tgd_pet.dicom import DicomSource, read_series
+from tgd_pet.dicom_out import write_derived
 from tgd_pet.errors import ImageError
 from tgd_pet.files import replacing
+from tgd_pet.slabs import Voxels, scratch, slabs
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 AXIAL = ("L", "P", "I")  # as in the simulated studies: z grows towards the feet
@@ -24,41 +26,47 @@ class PETImage:
     """A PET image in SUV, with the grid of the file it came from.
 
     Args:
-        voxels: (I, J, K) float32 SUV, in the voxel order of the file.
+        voxels: (I, J, K) float32 SUV in g/mL, in the voxel order of the file.
         affine: (4, 4) voxel index to millimetres, in the RAS+ world of NIfTI.
         header: NIfTI header of the file; None if it was not NIfTI.
+        source: slices of the DICOM series; None if it was not DICOM.
     """
 
-    voxels: npt.NDArray[np.float32]
+    voxels: Voxels
     affine: npt.NDArray[np.float64]
     header: nib.Nifti1Header | None = None
+    source: DicomSource | None = None
 
-    def axial(self) -> npt.NDArray[np.float32]:
+    def axial(self) -> Voxels:
         """The voxels as (z, y, x) along the axes nearest to inferior, posterior and left: axial slices."""
         return self._turned(self.voxels, to_axial=True).transpose(2, 1, 0)
 
-    def with_axial(self, volume: npt.NDArray[np.float32]) -> PETImage:
+    def with_axial(self, volume: Voxels) -> PETImage:
         """The same grid with new values, given as `axial` gives them."""
         return replace(self, voxels=self._turned(volume.transpose(2, 1, 0), to_axial=False))
 
-    def _turned(self, voxels: npt.NDArray[np.float32], *, to_axial: bool) -> npt.NDArray[np.float32]:
+    def _turned(self, voxels: Voxels, *, to_axial: bool) -> Voxels:
         ends = orientations.io_orientation(self.affine), orientations.axcodes2ornt(AXIAL)
         start, end = ends if to_axial else ends[::-1]
         return orientations.apply_orientation(voxels, orientations.ornt_transform(start, end))
 
 
-def read_image(path: Path) -> PETImage:
+def read_image(path: Path, *, series: str | None = None) -> PETImage:
     """Read a NIfTI file (taken to be in SUV already), or a folder or zip of DICOM PET slices.
+
+    Args:
+        series: number, description or UID of the DICOM series, where there are several.
 
     Raises:
         ImageError: the file is missing, damaged, not a PET image, or lacks what SUV needs.
     """
     if not path.exists():
         raise ImageError(f"There is no file or folder {path}.", "Check the path.")
-    if path.name.lower().endswith(NIFTI_SUFFIXES):
+    if _is_nifti(path):
         return _read_nifti(path)
     if path.is_dir() or path.suffix.lower() == ".zip":
-        return PETImage(*read_series(path))
+        voxels, affine, source = read_series(path, series=series)
+        return PETImage(voxels, affine, source=source)
     raise ImageError(
         f"{path} is neither a folder nor a .zip, .nii or .nii.gz file.",
         "Pass the folder of a DICOM series, a zip of it, or a NIfTI file in SUV.",
@@ -66,15 +74,54 @@ def read_image(path: Path) -> PETImage:
 
 
 def check_output(path: Path, source: Path) -> None:
-    """Refuse a path that `write_nifti` could not write, before any long work is done.
+    """Refuse a path that `write_image` could not write, before any long work is done.
+
+    Args:
+        path: a NIfTI name, or a new folder for DICOM.
+        source: where the image comes from: DICOM cannot be derived from NIfTI.
 
     Raises:
-        ImageError: the name is not NIfTI's, or the file is the input.
+        ImageError: the name is neither, the folder is not new, or the path is the input's.
     """
-    if not path.name.lower().endswith(NIFTI_SUFFIXES):
-        raise ImageError(f"{path} is no NIfTI name.", "Let it end with .nii or .nii.gz.")
-    if path.exists() and path.resolve() == source.resolve():
+    where, origin = path.resolve(), source.resolve()
+    if path.exists() and where == origin:
         raise ImageError(f"{path} is the input itself.", "Choose another name for the result.")
+    if _is_nifti(path):
+        return
+    if path.suffix:
+        raise ImageError(
+            f"{path} is no NIfTI name.", "Let it end with .nii or .nii.gz, or name a new folder for DICOM."
+        )
+    if _is_nifti(source):
+        raise ImageError(
+            f"A DICOM series cannot be made from {source}, which says nothing of patient and scan.",
+            "Let the result end with .nii or .nii.gz.",
+        )
+    if origin in where.parents:
+        raise ImageError(f"{path} lies within the input.", "Choose a folder outside of it.")
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ImageError(f"{path} exists and is not empty.", "Name a new folder for the DICOM series.")
+
+
+def write_image(image: PETImage, path: Path, description: str) -> str:
+    """Write the image as NIfTI, or as a derived DICOM series where the name is not NIfTI's.
+
+    Args:
+        description: what was done to the image, for DICOM.
+
+    Returns:
+        What was written, in one sentence.
+    """
+    size = " x ".join(map(str, image.voxels.shape))
+    if _is_nifti(path):
+        write_nifti(image, path)
+        return f"Wrote {path}: {size} voxels in SUV (g/mL)"
+    if image.source is None:
+        raise ImageError(
+            "A DICOM series is derived from another.", "Let the result end with .nii or .nii.gz."
+        )
+    step = write_derived(image.voxels, image.source, path, description)
+    return f"Wrote {path}: a DICOM series of {size} voxels, rounded by at most {step / 2:.2g} SUV"
 
 
 def write_nifti(image: PETImage, path: Path) -> None:
@@ -90,21 +137,30 @@ def write_nifti(image: PETImage, path: Path) -> None:
         nib.save(nifti, temporary)
 
 
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
 def _read_nifti(path: Path) -> PETImage:
     try:
-        nifti = nib.load(path)
-        voxels = np.asanyarray(nifti.dataobj, dtype=np.float32)
+        # A compressed file is read from front to back: opened anew for every slab, it would be unpacked anew.
+        nifti = nib.load(path, keep_file_open=True)
+        if len(nifti.shape) != 3:
+            raise ImageError(
+                f"{path} has {len(nifti.shape)} dimensions {nifti.shape}, not 3.",
+                "Pass one volume; split a dynamic series first.",
+            )
+        voxels = scratch(nifti.shape)
+        for part in slabs(nifti.shape):
+            voxels[..., part] = nifti.dataobj[..., part]
+            if not np.isfinite(voxels[..., part]).all():
+                raise ImageError(
+                    f"{path} holds NaN or infinite voxels.", "Set them to a number, usually 0, first."
+                )
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ImageError(
             f"{path} cannot be read as NIfTI ({error}).", "Pass a complete .nii or .nii.gz file."
         ) from error
-    if voxels.ndim != 3:
-        raise ImageError(
-            f"{path} has {voxels.ndim} dimensions {voxels.shape}, not 3.",
-            "Pass one volume; split a dynamic series first.",
-        )
-    if not np.isfinite(voxels).all():
-        raise ImageError(f"{path} holds NaN or infinite voxels.", "Set them to a number, usually 0, first.")
     if not np.isfinite(nifti.affine).all() or abs(np.linalg.det(nifti.affine[:3, :3])) < 1e-9:
         raise ImageError(
             f"The affine of {path} is singular.", "Write the file anew with its true voxel size and axes."

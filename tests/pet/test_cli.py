@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from click.testing import CliRunner, Result
 from tgd_pet.cli import pet
@@ -17,7 +19,7 @@ from tgd_pet.errors import ImageError, RunError
 from tgd_pet.network import new_network, save_network
 from tgd_pet.studies import StudyConfig, simulate_set
 
-from tests.pet.test_images import series, write
+from tests.pet.dicoms import series, write
 
 QUICK = ("--epochs", 1, "--steps", 1, "--batch", 1)
 
@@ -126,6 +128,20 @@ def test_denoise_dicom_to_nifti_in_suv(tmp_path: Path, network: Path) -> None:
     written = nib.load(tmp_path / "out.nii.gz")
     assert written.shape == (5, 4, 6)
     assert written.get_fdata().max() > 1
+
+
+def test_denoise_one_of_several_dicom_series_to_a_derived_one(tmp_path: Path, network: Path) -> None:
+    datasets = [*series(), *series()]
+    for number, dataset in enumerate(datasets):
+        dataset.SeriesNumber = 3 + number // 6
+    folder = write(datasets, tmp_path / "series")
+    assert "2 series" in str(run("denoise", folder, tmp_path / "out", "--network", network).exception)
+    shown = said("denoise", folder, tmp_path / "out", "--network", network, "--series", 4)
+    assert "rounded by at most" in shown
+    made = [pydicom.dcmread(file) for file in (tmp_path / "out").iterdir()]
+    assert {int(dataset.SeriesNumber) for dataset in made} == {1004}
+    digest = hashlib.sha256(network.read_bytes()).hexdigest()[:16]
+    assert all(f"network.safetensors (sha256 {digest})" in dataset.DerivationDescription for dataset in made)
 
 
 def test_denoise_keeps_the_grid_of_nifti(tmp_path: Path, network: Path) -> None:

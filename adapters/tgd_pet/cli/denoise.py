@@ -5,33 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from tgd_pet.cli.options import FILE, SCAN
-from tgd_pet.denoising import best_device, denoise
-from tgd_pet.images import check_output, read_image, write_nifti
+from tgd_pet.cli.progress import denoise_with_bar
+from tgd_pet.denoising import best_device
+from tgd_pet.images import check_output, read_image, write_image
 from tgd_pet.network import load_network
+from tgd_pet.provenance import denoised_by
 
 
 @click.command("denoise")
 @click.argument("source", metavar="IN", type=SCAN)
-@click.argument("out", type=FILE)
+@click.argument("out", type=SCAN)
 @click.option("--network", type=FILE, required=True, help="network.safetensors of a training run.")
-def denoise_command(source: Path, out: Path, network: Path) -> None:
-    """Denoise IN and write OUT, a NIfTI file in SUV on the grid of IN.
+@click.option("--series", help="Number, description or UID of the DICOM series, where IN has several.")
+def denoise_command(source: Path, out: Path, network: Path, series: str | None) -> None:
+    """Denoise IN and write OUT on the grid of IN.
 
-    IN is a folder or a zip of DICOM PET slices, converted to SUV by body weight, or a NIfTI file, which is
-    taken to be in SUV already.
+    IN is a folder or a zip of DICOM PET slices, converted to SUV by body weight (g/mL), or a NIfTI file, which
+    is taken to be in SUV already. OUT is a NIfTI file in SUV (.nii, .nii.gz), or a new folder for a derived
+    DICOM series in the units of IN.
     """
     check_output(out, source)
     model = load_network(network).to(best_device())
-    image = read_image(source)
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("denoising slices")
-        volume = denoise(
-            model, image.axial(), progress=lambda done, of: bar.update(task, completed=done, total=of)
-        )
-    write_nifti(image.with_axial(volume), out)
-    size = " x ".join(map(str, image.voxels.shape))
-    click.echo(f"Wrote {out}: {size} voxels, largest SUV {volume.max():.1f}")
+    image = read_image(source, series=series)
+    volume = denoise_with_bar(model, image.axial())
+    click.echo(write_image(image.with_axial(volume), out, denoised_by(network)))
+    click.echo(f"Largest SUV {volume.max():.1f}")
