@@ -32,6 +32,9 @@ ORDER = (
     "guard",
     "watch",
     "checkpoints",
+    "delta",
+    "ablation",
+    "sweep",
     "api",
     "cli",
 )

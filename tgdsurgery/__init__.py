@@ -11,6 +11,7 @@ In short::
 
 from tgdsurgery.api import apply_tgd, plan_tgd
 from tgdsurgery.channels import channel_map
+from tgdsurgery.delta import load_delta, save_delta
 from tgdsurgery.errors import (
     CaptureError,
     CheckpointError,
@@ -26,6 +27,7 @@ from tgdsurgery.kse import kse
 from tgdsurgery.records import ChannelMap, Layer, LayerPlan, ParameterRows, Producer, TGDPlan
 from tgdsurgery.rewrite import remove_tgd
 from tgdsurgery.rules import register_rule
+from tgdsurgery.sweep import SweepResult, SweepRow, sweep_phi
 
 __all__ = [
     "Audit",
@@ -40,6 +42,8 @@ __all__ = [
     "PlanError",
     "Producer",
     "RewriteError",
+    "SweepResult",
+    "SweepRow",
     "TGDError",
     "TGDPlan",
     "UnsupportedOpError",
@@ -47,9 +51,12 @@ __all__ = [
     "channel_map",
     "guard",
     "kse",
+    "load_delta",
     "plan_tgd",
     "register_rule",
     "remove_tgd",
+    "save_delta",
+    "sweep_phi",
     "verify",
 ]
 __version__ = "0.1.0"
