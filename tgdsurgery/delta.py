@@ -179,7 +179,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             values = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged, cut off or no safetensors file.", "Copy it again."
         ) from error
