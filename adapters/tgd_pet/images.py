@@ -103,6 +103,33 @@ def check_output(path: Path, source: Path) -> None:
         raise ImageError(f"{path} exists and is not empty.", "Name a new folder for the DICOM series.")
 
 
+def check_same_grid(first: PETImage, second: PETImage, names: tuple[str, str]) -> None:
+    """Refuse two images whose voxels are not at the same places.
+
+    Args:
+        names: what to call the images in the message.
+
+    Raises:
+        ImageError: shapes differ, or places by more than a hundredth of a voxel anywhere.
+    """
+    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
+    corners[:, :3] *= np.array(first.voxels.shape) - 1
+    apart = np.abs((first.affine - second.affine) @ corners.T)[:3].max()
+    size = nib.affines.voxel_sizes(first.affine).min()
+    if first.voxels.shape != second.voxels.shape or apart > size / 100:
+        described = "; ".join(f"{n}: {_grid(image)}" for n, image in zip(names, (first, second), strict=True))
+        raise ImageError(
+            f"The images are not on one grid. {described}.", "Reconstruct or resample them on the same grid."
+        )
+
+
+def _grid(image: PETImage) -> str:
+    shape = " x ".join(map(str, image.voxels.shape))
+    spacing = " x ".join(f"{size:.3f}" for size in nib.affines.voxel_sizes(image.affine))
+    origin = ", ".join(f"{value:.2f}" for value in image.affine[:3, 3])
+    return f"{shape} voxels of {spacing} mm from ({origin})"
+
+
 def write_image(image: PETImage, path: Path, description: str) -> str:
     """Write the image as NIfTI, or as a derived DICOM series where the name is not NIfTI's.
 

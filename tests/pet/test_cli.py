@@ -15,11 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 from tgd_pet.cli import pet
 from tgd_pet.demo import PROFILES, run_demo
+from tgd_pet.denoising import denoise
 from tgd_pet.errors import ImageError, RunError
-from tgd_pet.network import new_network, save_network
-from tgd_pet.studies import StudyConfig, simulate_set
+from tgd_pet.images import PETImage
+from tgd_pet.network import load_network, new_network, save_network
+from tgd_pet.studies import StudyConfig, load_study, simulate_set
 
 from tests.pet.dicoms import series, write
+from tgdsurgery import TGDError, load_delta
 
 QUICK = ("--epochs", 1, "--steps", 1, "--batch", 1)
 
@@ -50,7 +53,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_names_every_command() -> None:
     shown = said("--help")
-    for command in ("simulate", "train", "finetune", "denoise", "demo"):
+    for command in ("simulate", "train", "finetune", "denoise", "online", "demo"):
         assert command in shown
         assert "Usage" in said(command, "--help")
 
@@ -199,3 +202,88 @@ def test_demo_compares_and_a_second_run_reuses(tmp_path: Path) -> None:
     assert times == [(tmp_path / name / "network.safetensors").stat().st_mtime_ns for name in kept]
     assert [row.v2.rmse for row in again.rows] == [row["v2"]["rmse"] for row in results["rows"]]
     assert isinstance(run("demo", "--out", tmp_path, "--profile", "tiny", "--seed", 1).exception, RunError)
+
+
+# Online learning -----------------------------------------------------------------------------------------
+
+AFFINE = np.array([[-9.0, 0, 0, 200], [0, -9, 0, 200], [0, 0, -9, 30], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory, studies: Path) -> list[Path]:
+    """Two halves and the whole of a simulated scan as NIfTI."""
+    study, folder = load_study(studies / "study_000001.npz"), tmp_path_factory.mktemp("halves")
+    paths = [folder / f"{name}.nii.gz" for name in ("a", "b", "whole")]
+    for volume, path in zip((*study.halves("v2"), study.low("v2")[0]), paths, strict=True):
+        nib.save(nib.Nifti1Image(volume.T, AFFINE), path)
+    return paths
+
+
+def read(path: Path) -> np.ndarray:
+    return nib.load(path).get_fdata(dtype=np.float32)
+
+
+def test_online_learns_from_two_halves_and_denoises_their_mean(
+    tmp_path: Path, network: Path, halves: list[Path]
+) -> None:
+    a, b, whole = halves
+    out = tmp_path / "out.nii.gz"
+    command = ("online", a, b, "--checkpoint", network, "-o", out, "--phi", 0.5, *QUICK)
+    shown = said(*command)
+    for words in ("TGD plan, phi 0.5", "unchanged: yes", "Held-out slices, RMSE", "mean of both halves"):
+        assert words in shown
+    rows = tmp_path / "out.online" / "patient.safetensors"
+    assert str(rows) in shown.replace("\n", "")
+    np.testing.assert_array_equal(nib.load(out).affine, AFFINE)
+    mean = PETImage((read(a) + read(b)) / 2, AFFINE)
+    adapted = load_delta(load_network(network), rows)
+    np.testing.assert_array_equal(read(out), mean.with_axial(denoise(adapted, mean.axial())).voxels)
+
+    written = rows.with_name("network.safetensors").stat().st_mtime_ns
+    assert "mean of both halves" not in said(*command, "--full", whole)
+    assert rows.with_name("network.safetensors").stat().st_mtime_ns == written
+    full = PETImage(read(whole), AFFINE)
+    np.testing.assert_array_equal(read(out), full.with_axial(denoise(adapted, full.axial())).voxels)
+    said("denoise", whole, tmp_path / "again.nii.gz", "--network", network, "--rows", rows)
+    np.testing.assert_array_equal(read(tmp_path / "again.nii.gz"), read(out))
+
+
+def test_online_refuses_what_is_no_pair(tmp_path: Path, network: Path, halves: list[Path]) -> None:
+    a, b, _ = halves
+    moved, out = AFFINE.copy(), tmp_path / "out.nii.gz"
+    moved[0, 3] += 4.5
+    nib.save(nib.Nifti1Image(read(b), moved), tmp_path / "moved.nii.gz")
+    nib.save(nib.Nifti1Image(read(b)[1:], AFFINE), tmp_path / "cut.nii.gz")
+    options = ("--checkpoint", network, *QUICK)
+    for arguments, words in (
+        ((a, tmp_path / "moved.nii.gz", "-o", out), "not on one grid"),
+        ((a, tmp_path / "cut.nii.gz", "-o", out), "47 x 48 x 8 voxels of 9.000 x 9.000 x 9.000 mm"),
+        ((a, b, "--full", tmp_path / "moved.nii.gz", "-o", out), "not on one grid"),
+        ((a, a, "-o", out), "the same"),
+        ((a, b, "-o", b), "input itself"),
+        ((a, b, "-o", tmp_path / "dicom"), "cannot be made from"),
+        ((tmp_path, tmp_path, "-o", tmp_path.parent / "dicom"), "Pass --full"),
+        ((a, b, "-o", out, "--series", "3"), "1 times for 2 scans"),
+    ):
+        result = run("online", *arguments, *options)
+        assert isinstance(result.exception, TGDError), arguments
+        assert words in str(result.exception)
+    assert not out.exists()
+
+
+def test_online_takes_three_dicom_series_of_one_folder(
+    tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.pet.dicoms.ROWS", 32)
+    monkeypatch.setattr("tests.pet.dicoms.COLUMNS", 33)
+    datasets = [*series(), *series(), *series()]
+    for number, dataset in enumerate(datasets):
+        dataset.SeriesNumber = 3 + number // 6
+        pixels = np.frombuffer(dataset.PixelData, np.uint16) // 2 + 10 * (number // 6)
+        dataset.PixelData = pixels.astype(np.uint16).tobytes()
+    folder, out = write(datasets, tmp_path / "series"), tmp_path / "out"
+    names = [part for name in (3, 4, 5) for part in ("--series", name)]
+    said("online", folder, folder, "--full", folder, *names, "--checkpoint", network, "-o", out, *QUICK)
+    made = [pydicom.dcmread(file) for file in out.iterdir()]
+    assert {int(dataset.SeriesNumber) for dataset in made} == {1005}
+    assert all("patient.safetensors" in dataset.DerivationDescription for dataset in made)

@@ -12,10 +12,11 @@ import click
 
 # name -> the line shown in the list; `tgd_pet.cli.<name>` holds the command as `<name>_command`
 COMMANDS = {
-    "simulate": "Simulate patients and their scans, each reconstructed as v1 and as v2 images.",
+    "simulate": "Simulate patients and their scans.",
     "train": "Train a new network on simulated studies.",
     "finetune": "Adapt a trained network to simulated studies.",
-    "denoise": "Denoise a scan: DICOM or NIfTI in, NIfTI out.",
+    "denoise": "Denoise a scan; DICOM or NIfTI, in and out.",
+    "online": "Adapt a network to one patient from two half-count images.",
     "demo": "Simulate, train, fine-tune in four ways, and compare.",
 }
 

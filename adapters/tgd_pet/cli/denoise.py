@@ -12,14 +12,18 @@ from tgd_pet.denoising import best_device
 from tgd_pet.images import check_output, read_image, write_image
 from tgd_pet.network import load_network
 from tgd_pet.provenance import denoised_by
+from tgdsurgery import load_delta
 
 
 @click.command("denoise")
 @click.argument("source", metavar="IN", type=SCAN)
 @click.argument("out", type=SCAN)
 @click.option("--network", type=FILE, required=True, help="network.safetensors of a training run.")
+@click.option(
+    "--rows", type=FILE, help="A patient's retrained rows, from `tgd pet online` with that network."
+)
 @click.option("--series", help="Number, description or UID of the DICOM series, where IN has several.")
-def denoise_command(source: Path, out: Path, network: Path, series: str | None) -> None:
+def denoise_command(source: Path, out: Path, network: Path, rows: Path | None, series: str | None) -> None:
     """Denoise IN and write OUT on the grid of IN.
 
     IN is a folder or a zip of DICOM PET slices, converted to SUV by body weight (g/mL), or a NIfTI file, which
@@ -27,8 +31,9 @@ def denoise_command(source: Path, out: Path, network: Path, series: str | None) 
     DICOM series in the units of IN.
     """
     check_output(out, source)
-    model = load_network(network).to(best_device())
+    base = load_network(network)
+    model = (load_delta(base, rows) if rows else base).to(best_device())
     image = read_image(source, series=series)
     volume = denoise_with_bar(model, image.axial())
-    click.echo(write_image(image.with_axial(volume), out, denoised_by(network)))
+    click.echo(write_image(image.with_axial(volume), out, denoised_by(network, *([rows] if rows else []))))
     click.echo(f"Largest SUV {volume.max():.1f}")

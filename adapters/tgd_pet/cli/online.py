@@ -1,0 +1,107 @@
+"""`tgd pet online`: one patient's two half-count images train the network, which denoises the whole scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from tgd_pet.cli.options import FILE, FOLDER, SCAN, schedule_options
+from tgd_pet.cli.progress import denoise_with_bar
+from tgd_pet.denoising import best_device
+from tgd_pet.errors import ImageError
+from tgd_pet.finetuning import PHI, Flow
+from tgd_pet.images import PETImage, check_output, check_same_grid, read_image, write_image
+from tgd_pet.network import load_network
+from tgd_pet.online import PATIENCE, ROWS, Online, online
+from tgd_pet.provenance import denoised_by
+from tgd_pet.training import Schedule
+
+
+@click.command("online")
+@click.argument("scan_a", type=SCAN)
+@click.argument("scan_b", type=SCAN)
+@click.option(
+    "--checkpoint", type=FILE, required=True, help="The base: network.safetensors of a training run."
+)
+@click.option(
+    "-o", "--out", type=SCAN, required=True, help="The denoised scan; NIfTI, or a folder for DICOM."
+)
+@click.option("--full", type=SCAN, help="The full-count image; the mean of both halves if not given.")
+@click.option("--run", type=FOLDER, help="Folder of the training run; OUT.online if not given.")
+@click.option(
+    "--series", multiple=True, help="DICOM series, where a folder has several: once per scan, in their order."
+)
+@click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
+@click.option("--flow", type=click.Choice(get_args(Flow)), default="masked", help="Where TGD masks.")
+@click.option("--patience", type=click.IntRange(min=1), default=PATIENCE, help="Epochs without gain.")
+@schedule_options(rate=3e-4, steps=50)
+def online_command(
+    scan_a: Path,
+    scan_b: Path,
+    checkpoint: Path,
+    out: Path,
+    full: Path | None,
+    run: Path | None,
+    series: Sequence[str],
+    phi: float,
+    flow: Flow,
+    patience: int,
+    **schedule: Any,
+) -> None:
+    """Adapt a network to one patient, from SCAN_A and SCAN_B, and denoise the whole scan.
+
+    SCAN_A and SCAN_B are images of two independent halves of the counts, on one grid: NIfTI in SUV, or a folder
+    or zip of DICOM. Each is input once and target once (noise2noise); only the kernels that the network hardly
+    uses are retrained. A slab of slices in the middle decides when to stop. The same command takes up an
+    interrupted run.
+    """
+    _check_paths(scan_a, scan_b, full, out)
+    paths = [scan_a, scan_b, *([full] if full else [])]
+    a, b, *whole = _read(paths, series)
+    run = run or out.with_name(f"{out.name.split('.')[0]}.online")
+    settings = {"phi": phi, "flow": flow, "patience": patience}
+    tuned = online(load_network(checkpoint), a.axial(), b.axial(), run, Schedule(**schedule), **settings)
+    _say(tuned, run)
+    if not whole:
+        click.echo("The mean of both halves stands for the full-count image.")
+    image = whole[0] if whole else replace(a, voxels=(a.voxels + b.voxels) / 2)
+    volume = denoise_with_bar(tuned.network.to(best_device()), image.axial())
+    click.echo(write_image(image.with_axial(volume), out, denoised_by(checkpoint, run / ROWS)))
+
+
+def _check_paths(scan_a: Path, scan_b: Path, full: Path | None, out: Path) -> None:
+    for source in (scan_a, scan_b, full):
+        if source is not None:
+            check_output(out, source)
+    if full is None and not out.suffix:
+        raise ImageError(
+            "The mean of two scans is no DICOM series.", "Pass --full, or let OUT end with .nii.gz."
+        )
+
+
+def _read(paths: Sequence[Path], series: Sequence[str]) -> list[PETImage]:
+    if series and len(series) != len(paths):
+        raise ImageError(
+            f"--series is given {len(series)} times for {len(paths)} scans.",
+            "Give it once per scan, in order.",
+        )
+    images = [
+        read_image(path, series=name) for path, name in zip(paths, series or [None] * len(paths), strict=True)
+    ]
+    for path, image in zip(paths[1:], images[1:], strict=True):
+        check_same_grid(images[0], image, (str(paths[0]), str(path)))
+    return images
+
+
+def _say(tuned: Online, run: Path) -> None:
+    click.echo(tuned.plan)
+    click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
+    gain = f"{tuned.before:.4f} before, {tuned.after:.4f} after"
+    click.echo(f"Held-out slices, RMSE to the other half with its noise, in SUV: {gain}")
+    if tuned.after >= tuned.before:
+        click.echo("Training brought no gain there: the network stays as it was.")
+    click.echo(f"The patient's retrained rows are in {run / ROWS}")

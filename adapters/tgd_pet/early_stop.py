@@ -1,0 +1,57 @@
+"""Stop training when it brings no more, and keep the best weights; an interrupted run goes on as it would have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+
+class KeepBest(Callback):
+    """Measures the network before the first step and after each epoch; the best one is what training leaves.
+
+    Args:
+        error: what is to be small.
+        patience: training stops after so many epochs in a row without a smaller one.
+        name: of the error in the progress bar.
+    """
+
+    def __init__(self, error: Callable[[nn.Module], float], patience: int, name: str) -> None:
+        self._error, self._patience, self._name = error, patience, name
+        self._best, self._waited = float("inf"), 0
+        self._weights: Mapping[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The network as it was given; a resumed run has seen it."""
+        if not self._weights:
+            self._measure(pl_module.network)
+        trainer.should_stop = self._waited >= self._patience
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure, and decide."""
+        pl_module.log(self._name, self._measure(pl_module.network), prog_bar=True)
+        trainer.should_stop = self._waited >= self._patience
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the best weights back."""
+        pl_module.network.load_state_dict(self._weights)
+
+    def _measure(self, network: nn.Module) -> float:
+        error = self._error(network)
+        if error < self._best or not self._weights:
+            self._best, self._waited = error, 0
+            self._weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        else:
+            self._waited += 1
+        return error
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint of the epoch."""
+        return {"best": self._best, "waited": self._waited, "weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint that is taken up."""
+        self._best, self._waited, self._weights = (state_dict[key] for key in ("best", "waited", "weights"))
