@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "Score the kernels of a checkpoint, layer by layer.",
     "plan": "Decide which channels of a model are retrained.",
     "map": "Show which filters feed each input channel of a layer.",
+    "sweep": "Measure which threshold costs the old task next to nothing.",
 }
 ADAPTER_GROUP = "tgdsurgery.adapters"
 

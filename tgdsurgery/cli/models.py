@@ -1,4 +1,4 @@
-"""The network a command works on, from the user's own code."""
+"""The network a command works on, and the function that measures it, from the user's own code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +21,7 @@ FORM = "Write package.module:factory or path/to/file.py:factory."
 
 
 class FactoryError(ArgumentError):
-    """A `--model` that cannot be imported, or makes no module."""
+    """A `--model` that cannot be imported or makes no module, or an `--evaluate` that is no function."""
 
 
 def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
@@ -36,19 +36,35 @@ def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
         FactoryError: it cannot be imported, has no such name, fails, or makes no module.
         CheckpointError: the checkpoint cannot be read or does not fit.
     """
-    where, colon, name = factory.rpartition(":")
-    if not (colon and where and name):
-        raise FactoryError(f"{factory!r} names no model.", FORM)
-    model = _make(factory, _attribute(_import(where), where, name))
+    model = _make(factory, _named(factory, "model", FORM))
     if checkpoint is not None:
         _load_weights(model, checkpoint)
     return model
+
+
+def load_function(reference: str) -> Callable[..., object]:
+    """The function that `package.module:name` or `path/to/file.py:name` names.
+
+    Raises:
+        FactoryError: it cannot be imported, has no such name, or that is no function.
+    """
+    found = _named(reference, "function", FORM.replace("factory", "function"))
+    if not callable(found) or isinstance(found, nn.Module):
+        raise FactoryError(f"{reference} is no function but {type(found).__name__}.", "Name a function.")
+    return found
 
 
 def example_inputs(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...] | None:
     """Random inputs of these shapes where the model's parameters are; None (to be found) without shapes."""
     like = next(model.parameters(), torch.empty(0))
     return tuple(torch.rand(shape, dtype=like.dtype, device=like.device) for shape in shapes) or None
+
+
+def _named(reference: str, what: str, form: str) -> object:
+    where, colon, name = reference.rpartition(":")
+    if not (colon and where and name):
+        raise FactoryError(f"{reference!r} names no {what}.", form)
+    return _attribute(_import(where), where, name)
 
 
 def _import(where: str) -> ModuleType:
@@ -70,12 +86,20 @@ def _import(where: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
+    path = path.resolve()
     spec = importlib.util.spec_from_file_location(f"_tgd_model_{path.stem}", path)
     assert spec is not None  # there is a loader for every .py
     assert spec.loader is not None
+    known = sys.modules.get(spec.name)
+    if known is not None and known.__file__ == str(path):  # imported twice, its classes would be two each
+        return known
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 
