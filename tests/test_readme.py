@@ -1,4 +1,4 @@
-"""The README's and the docs' snippets are run: Python as doctests in order, then the README's `tgd` commands."""
+"""The README's and the docs' snippets are run: Python as doctests in order, then the `tgd` commands shown."""
 
 import doctest
 import json
@@ -33,16 +33,31 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[tuple[str, str]]:
-    """The `tgd` commands shown with output."""
+def commands(page: Path) -> list[tuple[str, str]]:
+    """The `tgd` commands that a page shows with output."""
     shown = [
         part
-        for block in blocks(README, "console")
+        for block in blocks(page, "console")
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)
         if part
     ]
     pairs = [tuple(part.split("\n", 1)) for part in shown]
     return [(command, output) for command, output in pairs if command.startswith("tgd ")]
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """The Python blocks that begin with a file's name (`# name.py`), as files."""
+    for block in blocks(page, "python"):
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (folder / name[1]).write_text(block, encoding="utf-8")
+
+
+def run_commands(page: Path) -> None:
+    """Raise unless every command shown does what the page says."""
+    for command, output in commands(page):
+        result = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+        assert words(result.output) == words(output), command
 
 
 def words(text: str) -> list[str]:
@@ -63,11 +78,8 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = run_snippets(README)
     assert results.failed == 0
     assert results.attempted > 10
-    assert len(commands()) >= 3
-    for command, output in commands():
-        result = CliRunner().invoke(main, shlex.split(command)[1:])
-        assert result.exit_code == 0, result.output
-        assert words(result.output) == words(output), command
+    assert len(commands(README)) >= 3
+    run_commands(README)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +87,12 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_docs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_files(page, tmp_path)
     results = run_snippets(page)
     assert results.failed == 0
     assert results.attempted > 0
+    run_commands(page)
 
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
