@@ -9,7 +9,7 @@ import click
 
 from tgd_pet.cli.opening import open_studies
 from tgd_pet.cli.options import FILE, FOLDER, RUN, VERSION, schedule_options
-from tgd_pet.finetuning import PHI, Flow, finetune
+from tgd_pet.finetuning import METHODS, PHI, Flow, finetune
 from tgd_pet.network import load_network
 from tgd_pet.training import Schedule
 
@@ -18,7 +18,7 @@ from tgd_pet.training import Schedule
 @click.argument("network", type=FILE)
 @click.argument("studies", type=FOLDER)
 @RUN
-@click.option("--method", type=click.Choice(["tgd", "last3", "full"]), default="tgd", help="What moves.")
+@click.option("--method", type=click.Choice(METHODS), default="tgd", help="What moves.")
 @click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
 @click.option("--flow", type=click.Choice(get_args(Flow)), default="masked", help="Where TGD masks.")
 @click.option("--images", type=VERSION, default="v2", help="Reconstruction to train on.")
