@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from tgd_pet.errors import ImageError
@@ -314,3 +317,15 @@ def test_real_series() -> None:
     np.testing.assert_allclose(spacing, [4.6875, 4.6875, 3.27], atol=1e-3)  # known to 1 um
     depth = np.unravel_index(image.voxels.argmax(), image.voxels.shape)[2]
     assert 190 < image.axial().shape[0] - 1 - depth < 215  # the bladder, counted from the head
+    first, hottest = image.source.slices[0], image.source.slices[depth]
+    injection = first.RadiopharmaceuticalInformationSequence[0]
+    clock = [
+        datetime.strptime(str(time)[:6], "%H%M%S")
+        for time in (first.SeriesTime, injection.RadiopharmaceuticalStartTime)
+    ]
+    halvings = (clock[0] - clock[1]).total_seconds() / float(injection.RadionuclideHalfLife)
+    decayed = float(injection.RadionuclideTotalDose) / 2**halvings
+    with zipfile.ZipFile(REAL / "dicom.zip") as archive:
+        stored = pydicom.dcmread(io.BytesIO(archive.read(hottest.filename))).pixel_array
+    suv = stored.T * float(hottest.RescaleSlope) * 1000 * float(first.PatientWeight) / decayed
+    np.testing.assert_allclose(image.voxels[..., depth], suv, rtol=1e-6)  # float32 voxels
