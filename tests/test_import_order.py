@@ -24,6 +24,7 @@ ORDER = (
     "kse",
     "scoring",
     "planning",
+    "sharding",
     "layers",
     "compact",
     "trial",

@@ -14,6 +14,7 @@ from tgdsurgery.errors import RewriteError
 from tgdsurgery.records import TGDPlan
 from tgdsurgery.report import as_text, table
 from tgdsurgery.rewrite import tgd_form, trainable_entries, unwrapped
+from tgdsurgery.sharding import gathered, is_sharded, like, local
 
 # Integers of an element's size: equal integers are equal bits, whatever the type means by them.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -52,7 +53,7 @@ class Guard:
         self._kept = []
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             if parameter in self._frozen:
-                own = parameter.to_local() if _is_sharded(parameter) else parameter
+                own = local(parameter)
                 index = tuple(axis.to(own.device) for axis in self._frozen[parameter])
                 self._kept.append((own, index, own[index].clone()))
 
@@ -105,20 +106,12 @@ def guard(optimizer: Optimizer, tgd_model: nn.Module) -> Guard:
     return Guard(optimizer, {p: _frozen_index(mask, p) for p, mask in masks.items() if not mask.all()})
 
 
-def _is_sharded(parameter: Any) -> bool:
-    return hasattr(parameter, "to_local")  # a DTensor, as FSDP2 makes them
-
-
 def _frozen_index(trainable: Tensor, parameter: Any) -> _Index:
     """Index of the False entries over the leading axes only, as many as the mask varies along."""
     while trainable.ndim and (trainable.shape[-1] == 1 or trainable.stride(-1) == 0):
         trainable = trainable.select(-1, 0)
-    if trainable.ndim and _is_sharded(parameter):
-        from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 (slow, and seldom needed)
-
-        trainable = trainable.contiguous().to(parameter.device)
-        mesh, placements = parameter.device_mesh, parameter.placements
-        trainable = distribute_tensor(trainable, mesh, placements, src_data_rank=None).to_local()
+    if trainable.ndim and is_sharded(parameter):
+        trainable = local(like(trainable.contiguous().to(parameter.device), parameter))
     return (~trainable).nonzero(as_tuple=True) if trainable.ndim else ()
 
 
@@ -161,7 +154,8 @@ def verify(
 ) -> Audit:
     """Compare what the plan freezes, bit for bit (a NaN equals the same NaN, 0.0 is not -0.0).
 
-    Running statistics count only with `norm_stats="hold"`; with "batch" they are meant to move.
+    Running statistics count only with `norm_stats="hold"`; with "batch" they are meant to move. Where FSDP2
+    keeps a network in pieces, all processes must call this.
 
     Args:
         before: the network, or its `state_dict`, before training (plain or rewritten: the keys are the same).
@@ -201,7 +195,7 @@ def _state(network: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
     try:
-        return state[name].detach().cpu()
+        return gathered(state[name].detach()).cpu()
     except KeyError:
         raise RewriteError(
             f"There is no {name!r} to compare.", "Give two states of the network that the plan was made for."
