@@ -107,19 +107,22 @@ class SweepResult:
         kind = plot_format(path)
         from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
 
-        figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
+        change, dropped = figure.subplots(2, sharex=True)
         phis = [row.phi for row in self.rows]
-        axes.plot(phis, [100 * row.change for row in self.rows], "o-", label="change of the value")
-        axes.plot(phis, [100 * row.dropped for row in self.rows], "s--", label="parameters left out")
-        axes.axhline(100 * self.tolerance, color="grey", linestyle=":", label="tolerance")
+        change.plot(phis, [100 * row.change for row in self.rows], "o-")
+        change.axhline(100 * self.tolerance, color="grey", linestyle=":", label="tolerance")
+        change.set_ylabel("change of the value, %")
+        if max((row.change for row in self.rows), default=0.0) > 10 * self.tolerance > 0:
+            change.set_ylim(top=1000 * self.tolerance)  # what decides would be flat beside what breaks down
+        dropped.plot(phis, [100 * row.dropped for row in self.rows], "s-")
+        dropped.set_ylim(0, 100)
+        dropped.set_ylabel("parameters left out, %")
+        dropped.set_xlabel("phi")
         if self.proposed is not None:
-            axes.axvline(self.proposed, color="grey", label=f"proposed phi, {self.proposed:g}")
-        # A network without what it needs may be a thousand times worse: the region that decides stays visible.
-        axes.set_yscale("symlog", linthresh=max(100 * self.tolerance, 1.0))
-        axes.set_xlabel("phi")
-        axes.set_ylabel("%")
-        axes.legend()
+            for panel in (change, dropped):
+                panel.axvline(self.proposed, color="C1", label=f"proposed, {self.proposed:g}")
+        change.legend()
         with replacing(path) as temporary:
             figure.savefig(temporary, format=kind)
 
