@@ -5,7 +5,7 @@ the other, by the mean squared error, is the image without noise. Each is input 
 network learns is for this patient alone; with TGD it is a few rows, stored as a file of their own.
 
 References:
-    Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (sections 3.2 and 4: TGD_N2N, TGD^2_N2N).
+    Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (online learning: TGD_N2N and TGD^2_N2N).
     Lehtinen et al.: Noise2Noise: Learning Image Restoration without Clean Data, ICML 2018.
 """
 
