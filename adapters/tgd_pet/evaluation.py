@@ -17,6 +17,7 @@ from torchmetrics import MeanSquaredError
 
 from tgd_pet.data import Scans
 from tgd_pet.denoising import denoise
+from tgd_pet.grid import Grid
 from tgd_pet.network import WIDTHS
 
 Volume = npt.NDArray[np.float32]
@@ -35,6 +36,9 @@ class RepeatedScans(Scans, Protocol):
 
     def lesion_masks(self) -> Sequence[Mask]:
         """One mask per lesion."""
+
+    def grid(self) -> Grid:
+        """The voxels of all volumes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Adapt a trained denoiser to new images: with TGD, or in the two usual ways it is compared with."""
+"""Adapt a trained denoiser to new images: with TGD, or in the ways it is compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -15,13 +15,15 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from tgd_pet.data import Scans
-from tgd_pet.network import DnCNN
+from tgd_pet.network import DnCNN, save_network
+from tgd_pet.peers import l2_sp, learning_without_forgetting, lora
 from tgd_pet.training import Schedule, fit
 from tgdsurgery import TGDPlan, apply_tgd, guard, remove_tgd, verify
 
-Method = Literal["full", "last3", "tgd"]
+Method = Literal["full", "last3", "tgd", "l2-sp", "lwf", "lora"]
 Flow = Literal["masked", "full"]
-METHODS: tuple[Method, ...] = ("full", "last3", "tgd")
+METHODS: tuple[Method, ...] = get_args(Method)
+PEERS = {"l2-sp": l2_sp, "lwf": learning_without_forgetting}
 PHI = 0.3
 
 
@@ -59,7 +61,8 @@ def finetune(
 
     Args:
         method: "tgd" retrains the kernels below `phi` in each layer and keeps the last convolution, as the
-            paper does; "last3" the last three convolutions with their norms (the paper's FT-net); "full" all.
+            paper does; "last3" the last three convolutions with their norms (the paper's FT-net); "full" all;
+            the others are in `tgd_pet.peers`.
         phi: threshold of TGD; the paper's 0.3 by default.
         flow: "masked" stops gradients at frozen feature maps, as the paper does; "full" lets them through.
 
@@ -72,6 +75,12 @@ def finetune(
     )
     if method == "tgd":
         return _tgd(network, phi, flow, train)
+    if method in PEERS:
+        return Tuned(*PEERS[method](network, train))
+    if method == "lora":
+        merged, share = lora(network, partial(train, folder=folder / "adapters"))
+        save_network(merged, folder / "network.safetensors")
+        return Tuned(merged, share)
     tuned = copy.deepcopy(network)
     if method == "full":
         train(tuned, purpose="full fine-tuning")

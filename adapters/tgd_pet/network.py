@@ -37,6 +37,7 @@ class DnCNN(nn.Module):
     Args:
         widths: output channels of each convolution. The last is the number of slices, which is also the
             number of input channels. The default is that of the paper, with 1,298,880 kernel weights.
+        limit: SUV above which the network sees no difference.
 
     Reference: Chen, Asma and Chan, "Targeted Gradient Descent: A Novel Method for Convolutional Neural
     Networks Fine-tuning and Online-learning", MICCAI 2021, section 2 and figure 1. The paper does not say
@@ -51,10 +52,10 @@ class DnCNN(nn.Module):
     suv_scale: Tensor
     suv_limit: Tensor
 
-    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, widths: Sequence[int] = WIDTHS, limit: float = SUV_LIMIT) -> None:
         super().__init__()
         self.register_buffer("suv_scale", torch.tensor(SUV_SCALE))
-        self.register_buffer("suv_limit", torch.tensor(SUV_LIMIT))
+        self.register_buffer("suv_limit", torch.tensor(limit))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels, last = widths[-1], len(widths)
         for index, width in enumerate(widths, start=1):
@@ -80,11 +81,11 @@ class DnCNN(nn.Module):
         return triplets - self.noise(seen) * self.suv_scale
 
 
-def new_network(seed: int, widths: Sequence[int] = WIDTHS) -> DnCNN:
+def new_network(seed: int, widths: Sequence[int] = WIDTHS, limit: float = SUV_LIMIT) -> DnCNN:
     """An untrained network whose weights follow from `seed`; torch's own random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DnCNN(widths)
+        return DnCNN(widths, limit)
 
 
 def save_network(network: nn.Module, path: Path) -> None:

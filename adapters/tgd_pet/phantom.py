@@ -69,7 +69,7 @@ def random_torso(
             about -90 to 100, the bladder lies at 250.
         body_size: "low" and "high" stand for a BMI below 23 and above 28, "mixed" draws one of them.
         bladder_suv: uptake of the bladder instead of an ordinary one.
-        line_suv: if given, a thin, hot infusion line of this uptake crosses the slab.
+        line_suv: if given, a thin, hot catheter line of this uptake passes in front of the body.
 
     Raises:
         SimulationError: the grid is odd, or the slab holds no tissue that can carry a lesion.
@@ -114,19 +114,20 @@ def _texture(rng: np.random.Generator, grid: Grid) -> FloatArray:
 def _random_lesions(
     rng: np.random.Generator, grid: Grid, labels: NDArray[np.uint8], activity: FloatArray
 ) -> list[Lesion]:
-    """Up to 5 to 10 lesions, each wholly inside its host and apart from the others; two in the liver."""
+    """Up to 5 to 10 lesions, each wholly inside its host and apart from the others; two in a liver with room."""
     coarse = grid.coarser()  # eight times fewer distances to compute
     room = {
         host: _depth_inside(blocks(labels == LABELS[host]).all((1, 3, 5)), coarse) for host in LESION_HOSTS
     }
     lesions: list[Lesion] = []
     for i in range(int(rng.integers(5, 11))):
-        host = "liver" if i < 2 else str(rng.choice(LESION_HOSTS))
         radius = rng.uniform(*LESION_RADIUS_MM)
-        candidates = np.flatnonzero(room[host] > radius)
-        if not len(candidates):
+        candidates = {host: np.flatnonzero(depth > radius) for host, depth in room.items()}
+        hosts = [host for host in LESION_HOSTS if len(candidates[host])]
+        if not hosts:
             continue
-        voxel = np.unravel_index(rng.choice(candidates), coarse.shape)
+        host = "liver" if i < 2 and "liver" in hosts else str(rng.choice(hosts))
+        voxel = np.unravel_index(rng.choice(candidates[host]), coarse.shape)
         z, y, x = (float(axis.ravel()[v]) for axis, v in zip(coarse.axes(), voxel, strict=True))
         background = float(blocks(activity)[voxel[0], :, voxel[1], :, voxel[2]].mean())
         suv = max(background * rng.uniform(2.0, 5.0), rng.uniform(2.5, 9.0))
@@ -153,14 +154,11 @@ def _add_sphere(activity: FloatArray, grid: Grid, lesion: Lesion) -> None:
 def _add_line(
     rng: np.random.Generator, activity: FloatArray, labels: NDArray[np.uint8], grid: Grid, suv: float
 ) -> None:
-    """Paint a tube of 6 mm diameter that slants through the front of the body along z."""
+    """Paint a tube of 6 mm diameter that slants along z in the air in front of the body."""
     z, y, x = grid.axes()
-    body_y, body_x = (np.flatnonzero((labels > 0).any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    front = y[0, body_y[0], 0] + rng.uniform(40, 60)
-    side = x[0, 0, body_x[0]] + rng.uniform(0.25, 0.4) * len(body_x) * grid.spacing_mm[2]
-    slant = rng.uniform(0.2, 0.5)
+    skin = y[0, np.flatnonzero((labels > 0).any(axis=(0, 2)))[0], 0]
+    front, side, slant = skin - rng.uniform(12, 22), rng.uniform(-60, 60), rng.uniform(0.2, 0.5)
     edge = grid.spacing_mm[2]
-    distance = np.hypot(y - front, x - side - slant * z)
-    filled = np.clip((3.0 - distance) / edge + 0.5, 0.0, 1.0).astype(np.float32)
-    activity += filled * (suv - activity)
+    filled = np.clip((3.0 - np.hypot(y - front, x - side - slant * z)) / edge + 0.5, 0.0, 1.0)
+    activity += (filled * suv).astype(np.float32)
     labels[filled >= 0.5] = LABELS["line"]

@@ -23,7 +23,7 @@ from tgdsurgery import TGDError
 Feature = Literal["none", "bladder", "line"]
 Mask = NDArray[np.bool_]
 
-FORMAT = 1  # raise it whenever the same configuration and seed would give another study
+FORMAT = 2  # raise it whenever the same configuration and seed would give another study
 _FEATURE_SUV = 60.0
 _SECTION_MM = {"none": (-50.0, 50.0), "line": (-50.0, 50.0), "bladder": (225.0, 265.0)}
 _LIVER_MARGIN_MM = 8.0
@@ -42,8 +42,9 @@ class StudyConfig:
         scanner: geometry and physics.
         slices: number of reconstructed slices.
         body_size: "low" (BMI below 23), "high" (above 28) or "mixed".
-        feature: "bladder" moves the slab to the pelvis and fills the bladder with SUV 60, "line" adds an
-            infusion line of SUV 60; both are unlike anything in a study with "none", which shows the liver.
+        feature: "bladder" moves the slab to the pelvis and fills the bladder with SUV 60, "line" adds a
+            catheter line of SUV 60 outside the body; both are unlike anything in a study with "none", which
+            shows the liver.
         prompts_per_slice: range of the expected prompts in an average slice of the full scan.
         fractions: shares of the counts of the low-count images.
         realisations: number of independent short scans; 0 for training studies.
@@ -151,7 +152,11 @@ class Study:
 
     def body(self) -> Mask:
         """Everything inside the skin."""
-        return self.labels > 0
+        return (self.labels > 0) & (self.labels != LABELS["line"])
+
+    def hot(self) -> Mask:
+        """The bladder or the line of a study with such a feature; empty where there is none."""
+        return self.labels == LABELS.get(self.config.feature, -1)
 
     def liver(self) -> Mask:
         """Liver at least 8 mm from its surface and 12 mm from any lesion; empty if it is not in the slab."""

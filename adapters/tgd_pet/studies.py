@@ -24,12 +24,8 @@ The voxel at index i of an axis with n voxels of size d is centred at (i - (n - 
 from __future__ import annotations
 
 import json
-import signal
 import zipfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +33,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tgd_pet.files import replacing
+from tgd_pet.jobs import run_jobs
 from tgd_pet.osem import RECONSTRUCTIONS
-from tgd_pet.projector import SimulationError
 from tgd_pet.simulate import Study, StudyConfig, StudyError, simulate_study
 from tgdsurgery import TGDError
 
@@ -120,7 +116,7 @@ def simulate_set(
         the files, in the order of the seeds.
 
     Raises:
-        SimulationError: a worker died.
+        RunError: a process died.
     """
     folder = Path(folder)
     paths = {seed: folder / f"study_{seed:06d}.npz" for seed in seeds}
@@ -128,42 +124,14 @@ def simulate_set(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("simulating studies", total=len(paths), completed=len(paths) - len(missing))
-        for _ in _simulate_missing(missing, config, workers):
+        for _ in run_jobs(_simulate_file, ((*item, config) for item in missing.items()), workers):
             bar.advance(task)
     _write_manifest(folder, config)
     return list(paths.values())
 
 
-def _simulate_missing(missing: dict[int, Path], config: StudyConfig, workers: int) -> Iterator[None]:
-    """Simulate and write the studies, yielding after each."""
-    if workers == 1 or len(missing) < 2:
-        for seed, path in missing.items():
-            _simulate_file(seed, path, config)
-            yield
-        return
-    # Fresh processes: a forked one would inherit locks of threads (torch's, rich's) that it does not have.
-    workers = min(workers, len(missing))
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts_to_parent) as pool:
-        jobs = [pool.submit(_simulate_file, seed, path, config) for seed, path in missing.items()]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                yield
-        except BrokenProcessPool as error:
-            raise SimulationError(
-                "A process that simulated a study died, most likely for want of memory.", "Use fewer workers."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _simulate_file(seed: int, path: Path, config: StudyConfig) -> None:
     save_study(simulate_study(seed, config), path)
-
-
-def _leave_interrupts_to_parent() -> None:
-    """Ctrl-C reaches the whole process group; only the parent acts on it, and lets studies at work finish."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _seed_of_current(path: Path, config: StudyConfig) -> int | None:

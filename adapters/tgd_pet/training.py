@@ -13,7 +13,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ class Schedule:
             falls to nearly zero along a cosine ("one cycle"). The paper uses Adam at 0.001.
         seed: of the patches; and of the first weights, where training starts from none.
         patch: edge length of a patch in pixels.
+        devices: accelerators, or processes on CPUs, that train together, each on batches of its own;
+            Lightning starts them.
     """
 
     epochs: int = 20
@@ -54,6 +56,10 @@ class Schedule:
     rate: float = 1e-3
     seed: int = 0
     patch: int = PATCH
+    devices: int = 1
+
+
+Penalty = Callable[[Tensor, Tensor], Tensor]  # of the noisy and the denoised triplets, (B, 3, H, W)
 
 
 def fit(
@@ -66,6 +72,7 @@ def fit(
     purpose: str = "train",
     held: Sequence[nn.Module] = (),
     validation: Sequence[Scans] = (),
+    penalty: Penalty | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> None:
@@ -80,6 +87,7 @@ def fit(
         purpose: part of what was asked, beyond data, weights and schedule.
         held: modules kept in eval mode, so that their running statistics stay.
         validation: studies whose error is shown after each epoch; it decides nothing.
+        penalty: added to the mean squared error; `purpose` has to name it.
         progress: show a bar.
         callbacks: more of Lightning's.
 
@@ -99,7 +107,7 @@ def fit(
     with _quiet():
         trainer = L.Trainer(
             max_epochs=schedule.epochs,
-            devices=1,
+            devices=schedule.devices,
             logger=False,
             callbacks=[keep, *bar, *callbacks],
             default_root_dir=folder,
@@ -110,7 +118,7 @@ def fit(
             limit_val_batches=None if validation else 0,
         )
         trainer.fit(
-            Denoising(network, schedule, held),
+            Denoising(network, schedule, held, penalty),
             datamodule=Patches(studies, version, schedule, validation),
             ckpt_path=resumed,
             weights_only=True,
@@ -120,17 +128,24 @@ def fit(
             "Training diverged: weights are not finite.", "Use a lower learning rate and another folder."
         )
     network.cpu().eval()
-    save_network(network, done)
-    shutil.rmtree(checkpoints)
+    if trainer.is_global_zero:
+        save_network(network, done)
+        shutil.rmtree(checkpoints)
 
 
 class Denoising(L.LightningModule):
     """The training step: mean squared error over all three slices, in SUV; RMSE of both is shown."""
 
-    def __init__(self, network: nn.Module, schedule: Schedule, held: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        held: Sequence[nn.Module] = (),
+        penalty: Penalty | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
-        self._schedule, self._held = schedule, tuple(held)
+        self._schedule, self._held, self._penalty = schedule, tuple(held), penalty
         self.training_error = MeanSquaredError(squared=False)
         self.validation_error = MeanSquaredError(squared=False)
 
@@ -149,10 +164,12 @@ class Denoising(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The loss of one batch of noisy and clean patches."""
         noisy, clean = batch
-        denoised = self.network(noisy.contiguous(memory_format=torch.channels_last))
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        denoised = self.network(noisy)
         self.training_error(denoised.detach().flatten(), clean.flatten())
         self.log("RMSE", self.training_error, on_step=False, on_epoch=True, prog_bar=True)
-        return nn.functional.mse_loss(denoised, clean)
+        error = nn.functional.mse_loss(denoised, clean)
+        return error if self._penalty is None else error + self._penalty(noisy, denoised)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """The error of the centre slices of one batch."""
@@ -186,9 +203,8 @@ class Patches(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """One epoch's patches."""
         schedule = self._schedule
-        return self._loader(
-            self._studies, schedule.steps * schedule.batch, (schedule.seed, self.trainer.current_epoch)
-        )
+        count = schedule.steps * schedule.batch * schedule.devices
+        return self._loader(self._studies, count, (schedule.seed, self.trainer.current_epoch))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """The same patches every time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+from tgd_pet.grid import Grid
 
 
 class RandomScans:
@@ -42,6 +43,9 @@ class RandomScans:
 
     def lesion_masks(self) -> list[np.ndarray]:
         return [self._block(1), self._block(2)]
+
+    def grid(self) -> Grid:
+        return Grid(self._target.shape, (4.0, 4.0, 4.0))
 
     def _block(self, index: int) -> np.ndarray:
         """A 3x3x3 block inside the body."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "denoise": "Denoise a scan; DICOM or NIfTI, in and out.",
     "online": "Adapt a network to one patient from two half-count images.",
     "demo": "Simulate, train, fine-tune in four ways, and compare.",
+    "study": "The paper's study on simulated scans, from one file of settings.",
 }
 
 

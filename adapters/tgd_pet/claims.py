@@ -1,0 +1,112 @@
+"""The paper's claims, put to the study's numbers: each is one paired difference and the sign it should have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tgd_pet.recipes import FULL_FLOW, TGD
+from tgd_pet.results import StudyResults
+from tgd_pet.statistics import Difference, compare
+from tgd_pet.tables import interval, markdown
+
+Verdict = Literal["holds", "does not hold", "not shown"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, or one that its reader would make of it.
+
+    Args:
+        text: the statement.
+        what: the difference that decides.
+        found: it.
+        sign: +1 where the claim says it is above 0, -1 where below.
+        format: how the difference is written.
+    """
+
+    text: str
+    what: str
+    found: Difference
+    sign: int
+    format: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the 95% interval says; it is "not shown" where it includes 0."""
+        if not self.found.clear:
+            return "not shown"
+        return "holds" if self.found.mean * self.sign > 0 else "does not hold"
+
+
+def claims(results: StudyResults) -> list[Claim]:
+    """All claims; pairs are test patients, for unseen features the seeds with their patients."""
+    return [*_about_networks(results), *_about_unseen(results)]
+
+
+def claims_table(results: StudyResults) -> str:
+    """Claim, difference with its 95% interval, verdict."""
+    rows = [
+        [claim.text, claim.what, interval(claim.found, claim.format), claim.verdict]
+        for claim in claims(results)
+    ]
+    return markdown(["claim", "what was compared", "difference (95% interval)", "verdict"], rows)
+
+
+def _about_networks(results: StudyResults) -> list[Claim]:
+    bias, cov, rmse = ("bias", "+.2f"), ("cov", "+.2f"), ("body.rmse", "+.4f")
+
+    def claim(text: str, first: str, second: str, version: str, measure: tuple[str, str], sign: int) -> Claim:
+        key, form = measure
+        title = {"bias": "lesion bias %", "cov": "liver CoV %", "body.rmse": "RMSE"}[key]
+        found = results.difference(first, second, version, key)
+        return Claim(text, f"{title} on {version}: {first} minus {second}", found, sign, form)
+
+    return [
+        claim(
+            "A network of v1 images underestimates lesions on v2 images", "v1-net", "v2-net", "v2", bias, -1
+        ),
+        claim("... and its error there is larger", "v1-net", "v2-net", "v2", rmse, 1),
+        claim("TGD takes lesion bias away", TGD, "v1-net", "v2", bias, 1),
+        claim("TGD lowers the error on the new images", TGD, "v1-net", "v2", rmse, -1),
+        claim("TGD leaves less lesion bias than FT-net", TGD, "FT-net", "v2", bias, 1),
+        claim("TGD leaves less noise than FT-net", TGD, "FT-net", "v2", cov, -1),
+        claim("TGD leaves less lesion bias than a network of many v2 images", TGD, "v2-net", "v2", bias, 1),
+        claim("TGD keeps the old task better than FT-net", TGD, "FT-net", "v1", rmse, -1),
+        claim("TGD keeps the old task better than full fine-tuning", TGD, "full fine-tuning", "v1", rmse, -1),
+        claim("TGD does not harm the old task", TGD, "v1-net", "v1", rmse, -1),
+        claim(
+            "Gradients through frozen maps (full flow) fit the new images better",
+            TGD + FULL_FLOW,
+            TGD,
+            "v2",
+            rmse,
+            -1,
+        ),
+    ]
+
+
+def _about_unseen(results: StudyResults) -> list[Claim]:
+    phi = results.settings.online_phis[0]
+    masked, through = f"TGD-N2N, phi {phi:g}", f"TGD-N2N{FULL_FLOW}, phi {phi:g}"
+    near, bias = ("artefacts.rmse", "RMSE nearby", "+.3f"), ("bias", "lesion bias %", "+.1f")
+
+    def claim(text: str, case: str, pair: tuple[str, str], measure: tuple[str, str, str], sign: int) -> Claim:
+        key, title, form = measure
+        first, second = pair
+        found = compare(*(results.unseen_values(case, name, key) for name in pair), over="seeds")
+        return Claim(text, f"{title}, {case}: {first} minus {second}", found, sign, form)
+
+    found = []
+    for case in ("bladder", "line"):
+        found += [
+            claim(f"N2N lessens artefacts near a hot {case}", case, ("N2N", "v2-net"), near, -1),
+            claim(f"TGD-N2N lessens artefacts near a hot {case}", case, (masked, "v2-net"), near, -1),
+        ]
+    for case in ("bladder", "line", "low counts"):
+        found += [
+            claim(f"N2N keeps lesions, {case}", case, ("N2N", "v2-net"), bias, 1),
+            claim(f"TGD-N2N keeps lesions better than N2N, {case}", case, (masked, "N2N"), bias, 1),
+            claim(f"... with full flow, {case}", case, (through, "N2N"), bias, 1),
+        ]
+    return found

@@ -1,0 +1,34 @@
+"""`tgd pet study`: the paper's study on simulated scans, from one file of settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tgd_pet.cli.options import FOLDER
+from tgd_pet.report import write_report
+from tgd_pet.settings import PROFILES, read_settings
+from tgd_pet.study import run_study
+
+SHIPPED = [path.stem for path in sorted(PROFILES.glob("*.yaml"))]
+
+
+@click.command("study")
+@click.option(
+    "--config",
+    default="quick",
+    help=f"A YAML file of settings, or one of those shipped: {', '.join(SHIPPED)}.",
+)
+@click.option(
+    "--out", "-o", type=FOLDER, required=True, help="Folder of the study; the same again resumes it."
+)
+def study_command(config: str, out: Path) -> None:
+    """Simulate, train, adapt, learn online and measure, as in the TGD paper; write tables and figures.
+
+    "quick" takes about half an hour on two cores, "full" a night, "tiny" a minute (its networks learn nothing
+    of use). Every step leaves a file: what was interrupted goes on where it stopped.
+    """
+    settings = read_settings(PROFILES / f"{config}.yaml" if config in SHIPPED else Path(config))
+    run_study(out, settings)
+    click.echo(f"Tables and figures: {write_report(out, settings, config)}")

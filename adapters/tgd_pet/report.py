@@ -1,0 +1,32 @@
+"""What a finished study leaves to read: `report/pet.md` with its figures, and `report/results.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgd_pet.files import replacing
+from tgd_pet.page import IMAGES, page
+from tgd_pet.results import gather, write_results
+from tgd_pet.settings import Settings
+from tgd_pet.study_figures import draw_figures
+
+
+def write_report(out: Path, settings: Settings, profile: str) -> Path:
+    """Gather the results of a finished study in `out`, and write page, figures and numbers.
+
+    Args:
+        out: folder of the study.
+        settings: of the study.
+        profile: where they come from, as `tgd pet study --config` takes it.
+
+    Returns:
+        The page.
+    """
+    report = out / "report"
+    results = gather(out, settings)
+    write_results(results, report / "results.json")
+    draw_figures(out, results, report / IMAGES)
+    text = page(results, profile)
+    with replacing(report / "pet.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return report / "pet.md"

@@ -1,0 +1,184 @@
+"""The measures of a finished study, gathered from its files, and written as one `results.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tgd_pet.files import replacing
+from tgd_pet.recipes import Variant, recipes, variants
+from tgd_pet.settings import Settings, settings_from
+from tgd_pet.statistics import Difference, Summary, column, compare, summarise
+from tgd_pet.study_data import CASES
+from tgd_pet.study_jobs import measures_path
+
+Table = npt.NDArray[np.float64]  # (seed, patient)
+# What tables show of each network, and of each unseen case.
+MEASURES = (
+    "bias",
+    "bias_small",
+    "bias_max",
+    "suv_mean",
+    "suv_max",
+    "cov",
+    "body.rmse",
+    "body.psnr",
+    "body.ssim",
+    "roi.rmse",
+    "roi.psnr",
+    "roi.ssim",
+)
+UNSEEN = (
+    "bias",
+    "bias_max",
+    "cov",
+    "body.rmse",
+    "artefacts.mean",
+    "artefacts.rmse",
+    "artefacts.lowest",
+    "artefacts.volume",
+    "artefacts.hot",
+)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All measures of a study.
+
+    Args:
+        settings: of the study.
+        measures: seed to network to version to the patients' measures.
+        adapted: seed to network to what trained and what was kept.
+        sweeps: the threshold study of each v1-net.
+        unseen: seed to case to variant to the measures.
+    """
+
+    settings: Settings
+    measures: Mapping[str, Mapping[str, Any]]
+    adapted: Mapping[str, Mapping[str, Any]]
+    sweeps: Sequence[Any]
+    unseen: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    @property
+    def networks(self) -> list[str]:
+        """In the order of the tables; the noisy input first."""
+        return ["input", *(recipe.name for recipe in recipes(self.settings))]
+
+    @property
+    def variants(self) -> list[str]:
+        """The treatments of the unseen cases, in the order of the tables."""
+        return [variant.name for variant in self.all_variants]
+
+    @property
+    def all_variants(self) -> list[Variant]:
+        """The treatments themselves."""
+        return variants(self.settings)
+
+    def values(self, network: str, version: str, key: str) -> Table:
+        """(seed, patient) of one measure; NaN where a patient has none."""
+        return np.array([column(self.measures[seed][network][version], key) for seed in self._seeds])
+
+    def summary(self, network: str, version: str, key: str) -> Summary:
+        """Mean and spread of one measure."""
+        return summarise(self.values(network, version, key))
+
+    def difference(
+        self, first: str, second: str, version: str, key: str, over: str = "patients"
+    ) -> Difference:
+        """First minus second, paired."""
+        return compare(self.values(first, version, key), self.values(second, version, key), over)
+
+    def unseen_values(self, case: str, variant: str, key: str) -> Table:
+        """(seed, 1) of one measure; each seed has its own patient."""
+        return np.array([column([self.unseen[seed][case][variant]], key) for seed in self._seeds])
+
+    def trained_share(self, network: str) -> float | None:
+        """Mean share of the parameters that trained; None for networks from scratch."""
+        if network not in self.adapted[self._seeds[0]]:
+            return None
+        return float(np.mean([self.adapted[seed][network]["share"] for seed in self._seeds]))
+
+    def kept(self, network: str) -> bool | None:
+        """Whether all that was frozen was kept, for every seed; None where nothing was frozen."""
+        found = [self.adapted[seed].get(network, {}).get("kept") for seed in self._seeds]
+        return None if None in found else all(found)
+
+    @cached_property
+    def _seeds(self) -> list[str]:
+        return [str(seed) for seed in self.settings.seeds]
+
+
+def gather(out: Path, settings: Settings) -> StudyResults:
+    """Read what the jobs of a finished study left."""
+    named = [recipe.name for recipe in recipes(settings)]
+    return StudyResults(
+        settings,
+        measures={
+            str(seed): {
+                name or "input": _read(measures_path(out, settings, seed, name)) for name in (None, *named)
+            }
+            for seed in settings.seeds
+        },
+        adapted={str(seed): _folder(out / "adapted" / str(seed)) for seed in settings.seeds},
+        sweeps=list(_folder(out / "sweep").values()),
+        unseen={
+            str(seed): {case: _folder(out / "unseen" / str(seed) / case) for case in CASES}
+            for seed in settings.seeds
+        },
+    )
+
+
+def write_results(results: StudyResults, path: Path) -> None:
+    """One JSON file: means and spreads, and below them all values they come from."""
+    tables = {
+        name: {
+            version: {key: asdict(results.summary(name, version, key)) for key in MEASURES}
+            for version in ("v1", "v2")
+        }
+        for name in results.networks
+    }
+    unseen = {
+        case: {
+            name: {key: asdict(summarise(results.unseen_values(case, name, key))) for key in UNSEEN}
+            for name in results.variants
+        }
+        for case in CASES
+    }
+    whole = {"summaries": tables, "unseen summaries": unseen, **asdict(results)}
+    with replacing(path) as temporary:
+        text = json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_results(path: Path) -> StudyResults:
+    """The inverse of `write_results`."""
+    data = _read(path)
+    kept = {key: data[key] for key in ("measures", "adapted", "sweeps", "unseen")}
+    return StudyResults(settings_from(data["settings"], str(path)), **kept)
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """Five digits are more than the spread allows; JSON has no NaN: null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.5g}")
+    return value

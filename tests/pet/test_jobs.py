@@ -1,0 +1,49 @@
+"""Jobs in processes: all done, one thread each, failures reported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tgd_pet.errors import RunError
+from tgd_pet.jobs import run_jobs
+
+
+def note(folder: Path, name: str) -> None:
+    (folder / name).write_text(f"{os.getpid()} {torch.get_num_threads()}")
+
+
+def fail(number: int) -> None:
+    if number:
+        raise ValueError(number)
+
+
+def die(number: int) -> None:
+    os._exit(number)
+
+
+def test_every_job_is_done_in_another_process_of_one_thread(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    assert len(list(run_jobs(note, [(tmp_path, name) for name in names], workers=2))) == 3
+    for name in names:
+        process, threads = (tmp_path / name).read_text().split()
+        assert int(process) != os.getpid()
+        assert threads == "1"
+
+
+def test_one_worker_stays_in_this_process(tmp_path: Path) -> None:
+    assert list(run_jobs(note, [(tmp_path, "a"), (tmp_path, "b")], workers=1)) == [None, None]
+    assert int((tmp_path / "b").read_text().split()[0]) == os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failure_is_raised(workers: int) -> None:
+    with pytest.raises(ValueError, match="1"):
+        list(run_jobs(fail, [(0,), (1,)], workers))
+
+
+def test_a_process_that_dies_is_reported() -> None:
+    with pytest.raises(RunError, match="fewer workers"):
+        list(run_jobs(die, [(1,), (1,)], workers=2))

@@ -1,0 +1,59 @@
+"""Spreads and paired tests against scipy and numpy on plain lists."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from tgd_pet.claims import Claim
+from tgd_pet.statistics import Difference, compare, summarise
+from tgd_pet.tables import interval, spread
+
+
+@given(st.integers(0, 999), st.integers(2, 5), st.integers(2, 8))
+def test_pairs_are_patients_or_seeds(seed: int, seeds: int, patients: int) -> None:
+    random = np.random.default_rng(seed)
+    first, second = random.normal(size=(2, seeds, patients))
+    for over, axis in (("patients", 0), ("seeds", 1)):
+        found = compare(first, second, over)
+        paired = stats.ttest_rel(first.mean(axis=axis), second.mean(axis=axis))
+        low, high = paired.confidence_interval()
+        expected = (first - second).mean(), low, high, paired.pvalue
+        assert (found.mean, found.low, found.high, found.p) == pytest.approx(expected, abs=1e-12)
+        assert found.n == (patients if over == "patients" else seeds)
+        assert found.clear == (paired.pvalue < 0.05)
+
+
+def test_a_patient_without_a_value_does_not_count() -> None:
+    table = [[1.0, np.nan, 3.0], [2.0, np.nan, 6.0]]
+    found = summarise(table)
+    assert found == summarise([[1.0, 3.0], [2.0, 6.0]])
+    assert (found.mean, found.over_seeds) == (3.0, pytest.approx(np.sqrt(2)))
+    assert summarise([[np.nan], [2.0], [4.0]]).mean == 3.0
+    assert np.isnan(summarise([[np.nan]]).mean)
+
+
+def test_one_pair_has_no_interval() -> None:
+    found = compare([[1.0]], [[0.5]])
+    assert found.mean == 0.5
+    assert np.isnan(found.low)
+    assert not found.clear
+    assert interval(found, ".1f") == "0.5 (nan to nan)"
+    assert spread(summarise([[1.0]]), ".1f") == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign", "verdict"),
+    [
+        (0.1, 0.3, 1, "holds"),
+        (0.1, 0.3, -1, "does not hold"),
+        (-0.1, 0.3, 1, "not shown"),
+        (-0.3, -0.1, -1, "holds"),
+        (np.nan, np.nan, 1, "not shown"),
+    ],
+)
+def test_verdicts(low: float, high: float, sign: int, verdict: str) -> None:
+    found = Difference((low + high) / 2, low, high, 0.5, 4)
+    assert Claim("", "", found, sign, ".1f").verdict == verdict

@@ -1,0 +1,155 @@
+"""The study as a whole, on its smallest settings: every job's file, resuming, what is refused, the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib import image as pictures
+from tgd_pet.cli import pet
+from tgd_pet.errors import RunError
+from tgd_pet.network import load_network
+from tgd_pet.page import page
+from tgd_pet.recipes import TGD, recipes, variants
+from tgd_pet.report import write_report
+from tgd_pet.results import StudyResults, gather, read_results
+from tgd_pet.settings import PROFILES, read_settings
+from tgd_pet.study import run_study, stages
+from tgd_pet.study_data import patient_sets
+from tgd_pet.study_figures import FIGURES
+from tgd_pet.tables import PAPER_TABLE_1
+
+TINY = read_settings(PROFILES / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    result = CliRunner().invoke(pet, ["study", "--config", "tiny", "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert str(folder / "report" / "pet.md") in result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> StudyResults:
+    return gather(out, TINY)
+
+
+def written(out: Path) -> dict[Path, int]:
+    kinds = ("*.json", "*.npz", "*.safetensors")
+    files = (path for kind in kinds for path in out.rglob(kind) if "report" not in path.parts)
+    skipped = {"settings.json", "manifest.json"}
+    return {path: path.stat().st_mtime_ns for path in files if path.name not in skipped}
+
+
+def test_no_patient_is_in_two_sets() -> None:
+    for name in ("tiny", "quick", "full"):
+        numbers = [
+            n for chosen in patient_sets(read_settings(PROFILES / f"{name}.yaml")) for n in chosen.numbers
+        ]
+        assert len(numbers) == len(set(numbers))
+
+
+def test_the_shipped_studies_are_as_large_as_the_papers() -> None:
+    for name in ("quick", "full"):
+        settings = read_settings(PROFILES / f"{name}.yaml")
+        sets = {chosen.name: chosen for chosen in patient_sets(settings)}
+        assert len(sets["train"].numbers) >= 20
+        assert len(sets["adapt"].numbers) == 7 * len(settings.seeds) >= 35
+        assert len(sets["test low"].numbers) + len(sets["test high"].numbers) == 8
+        assert len(settings.seconds) == 6
+        assert settings.realisations == 10
+        assert sets["test low"].config.realisation_fraction * 600 == pytest.approx(60)
+        assert set(settings.peers) == {"l2-sp", "lwf", "lora"}
+
+
+def test_every_job_left_its_file(out: Path) -> None:
+    jobs = [job for stage in stages(out, TINY).values() for job in stage]
+    assert all(job.path.exists() for job in jobs)
+    assert len({job.path for job in jobs}) == len(jobs)
+
+
+def test_a_second_run_does_nothing(out: Path) -> None:
+    before = written(out)
+    run_study(out, TINY, progress=False)
+    assert written(out) == before
+
+
+def test_what_is_missing_is_made_again_the_same(out: Path) -> None:
+    before = written(out)
+    lost = [job.path for stage in stages(out, TINY).values() for job in stage[-1:]]
+    contents = {path: path.read_bytes() for path in lost}
+    for path in lost:
+        path.unlink()
+    run_study(out, TINY, progress=False)
+    after = written(out)
+    assert after.keys() == before.keys()
+    assert {path for path in after if after[path] != before[path]} == set(lost)
+    assert {path: path.read_bytes() for path in lost} == contents
+
+
+def test_other_settings_are_refused_but_more_of_the_same_is_not(out: Path) -> None:
+    with pytest.raises(RunError, match="phi_again"):
+        run_study(out, replace(TINY, phi_again=0.5), progress=False)
+    more = replace(TINY, phis=())  # fewer are no other study either
+    run_study(out, more, progress=False)
+    run_study(out, TINY, progress=False)
+
+
+def test_frozen_kernels_were_kept(results: StudyResults, out: Path) -> None:
+    for recipe in recipes(TINY):
+        frozen = recipe.method in ("tgd", "last3")
+        assert results.kept(recipe.name) is (True if frozen else None), recipe.name
+    base = load_network(out / "networks" / "base-0" / "v1-net" / "network.safetensors")
+    tuned = load_network(out / "networks" / "0" / TGD / "network.safetensors")
+    same = [(a == b).all() for a, b in zip(base.parameters(), tuned.parameters(), strict=True)]
+    assert any(same)
+    assert not all(same)
+
+
+def test_results_come_back_from_json(results: StudyResults, out: Path) -> None:
+    read = read_results(out / "report" / "results.json")
+    assert read.settings == TINY
+    for key in ("bias", "cov", "body.rmse"):
+        # Five digits are written.
+        np.testing.assert_allclose(read.values(TGD, "v2", key), results.values(TGD, "v2", key), rtol=1e-4)
+    assert page(read, "tiny") == page(read_results(out / "report" / "results.json"), "tiny")
+
+
+def test_the_page_shows_every_row_and_figure(out: Path, results: StudyResults) -> None:
+    text = (out / "report" / "pet.md").read_text(encoding="utf-8")
+    for name in (*results.networks, *results.variants):
+        assert f"| {name} |" in text
+    for bias, cov in PAPER_TABLE_1.values():
+        assert f"{bias:.2f}" in text
+        assert f"{cov:.2f}" in text
+    for figure in FIGURES:
+        assert f"(images/pet_{figure}.png)" in text
+        drawn = pictures.imread(out / "report" / "images" / f"pet_{figure}.png")
+        assert drawn.std() > 0.01
+    assert "nan" not in text.replace("+nan to +nan", "")
+
+
+def test_the_report_does_not_change_when_written_again(out: Path) -> None:
+    before = (out / "report" / "pet.md").read_bytes(), (out / "report" / "results.json").read_bytes()
+    write_report(out, TINY, "tiny")
+    after = (out / "report" / "pet.md").read_bytes(), (out / "report" / "results.json").read_bytes()
+    assert before == after
+
+
+def test_unseen_features_are_measured(results: StudyResults) -> None:
+    for name in (variant.name for variant in variants(TINY)):
+        near = results.unseen_values("bladder", name, "artefacts.rmse")
+        assert near.shape == (2, 1)
+        assert (near > 0).all()
+    assert np.isnan(results.unseen_values("low counts", "N2N", "artefacts.rmse")).all()
+
+
+def test_settings_as_json_hold_the_schedule(out: Path) -> None:
+    kept = json.loads((out / "settings.json").read_text())
+    assert kept["tuning"]["steps"] == TINY.tuning.steps
