@@ -161,6 +161,12 @@ class Denoising(L.LightningModule):
         self.network.to(memory_format=torch.channels_last)
         self.train()
 
+    def on_train_end(self) -> None:
+        """Every process goes on with the same network: running statistics differ between them till here."""
+        if self.trainer.world_size > 1:
+            state = {name: value.cpu() for name, value in self.network.state_dict().items()}
+            self.network.load_state_dict(self.trainer.strategy.broadcast(state))
+
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The loss of one batch of noisy and clean patches."""
         noisy, clean = batch

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,11 @@ def note(folder: Path, name: str) -> None:
 def fail(number: int) -> None:
     if number:
         raise ValueError(number)
+
+
+def sleep(folder: Path, name: str) -> None:
+    note(folder, name)
+    time.sleep(60)
 
 
 def die(number: int) -> None:
@@ -47,3 +57,30 @@ def test_a_failure_is_raised(workers: int) -> None:
 def test_a_process_that_dies_is_reported() -> None:
     with pytest.raises(RunError, match="fewer workers"):
         list(run_jobs(die, [(1,), (1,)], workers=2))
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from tgd_pet.jobs import run_jobs\n"
+        "from tests.pet.test_jobs import sleep\n"
+        "if __name__ == '__main__':\n"
+        f"    list(run_jobs(sleep, [(Path({str(tmp_path)!r}), name) for name in 'ab'], 2))\n"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(root)})
+    wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
+    workers = [int((tmp_path / name).read_text().split()[0]) for name in "ab"]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """A minute at most: starting processes is slow on a machine that is busy."""
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    pytest.fail("it did not happen within a minute")
