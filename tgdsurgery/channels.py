@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tgdsurgery.capture import capture
-from tgdsurgery.copying import copy_model
+from tgdsurgery.copying import copy_model, refuse_rewritten
 from tgdsurgery.errors import CaptureError, MapConflictError, PlanError
 from tgdsurgery.inputs import Arguments, arguments_for, repeated
 from tgdsurgery.labels import Block, LabelTable
@@ -77,6 +77,7 @@ def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown =
     """The channel map of `model` in eval and in train mode, which must agree, and its consumers' weights."""
     if on_unknown not in get_args(OnUnknown):
         raise PlanError(f"on_unknown is {on_unknown!r}.", 'It can be "raise" or "mix".')
+    refuse_rewritten(model)
     trial, table = copy_model(model), LabelTable()
     with _without_cycle_collection():
         evaluated = propagate(capture(trial, *arguments, training=False), table, on_unknown)

@@ -41,6 +41,12 @@ def copy_model(model: ModuleT) -> ModuleT:
         ) from error
 
 
+def refuse_rewritten(model: nn.Module) -> None:
+    """Raise a RewriteError if TGD has been applied to the model or to a part of it."""
+    if any("tgd_plan" in vars(module) for module in model.modules()):
+        raise RewriteError("TGD has been applied to this model already.", "Undo it with remove_tgd first.")
+
+
 @contextlib.contextmanager
 def own_randomness(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Run with a fixed seed, and give the generators of torch, Python and NumPy back as they were."""

@@ -23,6 +23,13 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 # Key of our hooks. Torch numbers its own from 0 in each process: in a network that was loaded from a file, a
 # later hook could take the number of ours, and its place.
 HOOK = -1
+# Integers of the size of a number.
+BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 # Names of the child modules.
 TGD, PARAMETERS, HOLD = "tgd_layer", "tgd_parameters", "tgd_hold"
 
@@ -73,8 +80,17 @@ def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
         # nn.Linear and unbatched convs return) makes autograd go round the view, and a hook on it.
         return torch.where(shaped, x, x.detach())
     # A hook stays with the value it was set on, so an in-place activation may follow.
-    x.register_hook(lambda gradient: torch.where(shaped, gradient, 0))
+    x.register_hook(lambda gradient: zeroed(gradient, shaped))
     return x
+
+
+def zeroed(gradient: Tensor, mask: Tensor) -> Tensor:
+    """The gradient where the mask (broadcastable) is True, and zero, not a product with zero, elsewhere."""
+    bits = BITS.get(gradient.dtype)
+    if bits is None or gradient.requires_grad or torch._C._are_functorch_transforms_active():
+        return torch.where(mask, gradient, 0)
+    # The same by the bits of the numbers, several times faster on a CPU; but nothing to differentiate.
+    return gradient.view(bits).bitwise_and(mask.to(bits).neg()).view(gradient.dtype)
 
 
 def attach(net: ModuleT) -> ModuleT:
@@ -133,7 +149,7 @@ class ParameterMask(nn.Module):
         self.hooked[name] = (parameter, handle)
 
     def _masked(self, name: str, gradient: Tensor) -> Tensor:
-        return torch.where(self.get_buffer(f"{name}_mask"), gradient, 0)
+        return zeroed(gradient, self.get_buffer(f"{name}_mask"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "hooked": {name: parameter for name, (parameter, _) in self.hooked.items()}}

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 from tests.compact.twins import described, is_compact, twin_of
 from tgdsurgery.compact import compact, obstacle, restore
-from tgdsurgery.compact.modules import TWINS
+from tgdsurgery.compact.twins import TWINS
 
 MAKERS: dict[str, Any] = {
     "Conv1d": lambda: nn.Conv1d(2, 6, 3),

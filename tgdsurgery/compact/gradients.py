@@ -101,22 +101,27 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
-        trainable, slicing = ctx.saved_tensors[3], ctx.slicing
+        # Unpacked once: activation checkpointing allows no more.
+        x, rows, weight, trainable, read, needs = ctx.saved_tensors
+        slicing = ctx.slicing
         own = gradient
         if slicing.gathers and (rows_needed or bias_needed or slicing.stops_gradient):
             own = select(gradient, trainable)
-        by_input = _input_gradient(ctx, own if slicing.by_rows else gradient) if input_needed else None
-        by_rows = _row_gradient(ctx, own) if rows_needed else None
-        by_bias = None
+        by_input = by_rows = by_bias = None
+        if input_needed and slicing.by_rows:
+            by_input = _input_gradient(ctx, own, rows, trainable, read, needs)
+        elif input_needed:
+            by_input = _input_gradient(ctx, gradient, weight, trainable, None, needs)
+        if rows_needed:
+            by_rows = _row_gradient(ctx, own, x, trainable, read)
         if bias_needed:
             by_bias = own.sum([0, *range(2, own.dim())])
             by_bias = by_bias if slicing.gathers else by_bias.index_select(0, trainable)
         return by_input, by_rows, by_bias, *[None] * 7
 
 
-def _row_gradient(ctx: Any, gradient: Tensor) -> Tensor:
+def _row_gradient(ctx: Any, gradient: Tensor, x: Tensor, trainable: Tensor, read: Tensor | None) -> Tensor:
     """(n, C/g, *K), from the gradient of the trainable channels, or of all."""
-    x, _, _, trainable, read, _ = ctx.saved_tensors
     geometry: Geometry = ctx.geometry
     if not ctx.slicing.gathers:
         weight = _backward(gradient, x, _empty(ctx, gradient, ctx.weight_shape), geometry, of_input=False)
@@ -134,13 +139,14 @@ def _row_gradient(ctx: Any, gradient: Tensor) -> Tensor:
     return swapped(weight, groups) if geometry.transposed else weight
 
 
-def _input_gradient(ctx: Any, gradient: Tensor) -> Tensor:
-    """(B, C, *), from the gradient of the trainable channels, or of all."""
-    _, rows, weight, trainable, read, needs = ctx.saved_tensors
+def _input_gradient(
+    ctx: Any, gradient: Tensor, weight: Tensor, trainable: Tensor, read: Tensor | None, needs: Tensor | None
+) -> Tensor:
+    """(B, C, *), from the gradient of the trainable channels and their rows, or of all and the whole weight."""
     geometry: Geometry = ctx.geometry
     channels = None  # of the input, that the gradient is computed for; None for all
     if ctx.slicing.by_rows:
-        weight = swapped(rows, ctx.slicing.groups) if geometry.transposed else rows
+        weight = swapped(weight, ctx.slicing.groups) if geometry.transposed else weight
         channels = read
     elif ctx.slicing.stops_gradient:
         gradient = torch.where(_among(trainable, gradient), gradient, 0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tgdsurgery.compact.rows import memory_format
 
@@ -32,31 +31,6 @@ class Select(torch.autograd.Function):
         return spread(gradient, channels, ctx.count, ctx.format), None
 
 
-class Merge(torch.autograd.Function):
-    """`merge`; the backward takes from the gradient only what is needed.
-
-    Norms in training need it, and these cannot run under vmap: they write to their statistics.
-    """
-
-    @staticmethod
-    def forward(  # noqa: D102
-        one: Tensor, here: Tensor, other: Tensor, there: Tensor, form: torch.memory_format
-    ) -> Tensor:
-        # No view of what was computed: an in-place activation may follow, and a view would not allow it.
-        return merge(one, here, other, there, form).data
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
-        ctx.save_for_backward(inputs[1], inputs[3])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        here, there = ctx.saved_tensors
-        one = select(gradient, here) if ctx.needs_input_grad[0] else None
-        other = select(gradient, there) if ctx.needs_input_grad[2] else None
-        return one, None, other, None, None
-
-
 def select(x: Tensor, channels: Tensor) -> Tensor:
     """The given channels of x (B, C, *), in its memory format."""
     if memory_format(x) is torch.contiguous_format:
@@ -70,19 +44,9 @@ def spread(part: Tensor, channels: Tensor, count: int, form: torch.memory_format
     if form is torch.contiguous_format:
         whole = part.new_zeros(len(part), count, *part.shape[2:])
         return whole.index_copy_(1, channels, part)
-    # Again faster than writing single columns: each takes its own, or the zeros behind the last.
-    source = channels.new_full((count,), len(channels))
-    source.index_copy_(0, channels, torch.arange(len(channels), device=channels.device))
-    return _from_matrix(F.pad(_matrix(part), (0, 1)).index_select(1, source), part)
-
-
-def merge(one: Tensor, here: Tensor, other: Tensor, there: Tensor, form: torch.memory_format) -> Tensor:
-    """(B, C, *) of two parts: `one` at channels `here`, `other` at channels `there`."""
-    if form is torch.contiguous_format:
-        whole = one.new_empty(len(one), len(here) + len(there), *one.shape[2:])
-        return whole.index_copy_(1, here, one).index_copy_(1, there, other)
-    order = torch.cat((here, there)).argsort()
-    return _from_matrix(torch.cat((_matrix(one), _matrix(other)), 1).index_select(1, order), one)
+    matrix = _matrix(part)  # and scatter is several times faster than index_copy on it
+    whole = matrix.new_zeros(len(matrix), count).scatter_(1, channels.expand(matrix.shape), matrix)
+    return _from_matrix(whole, part)
 
 
 def _matrix(x: Tensor) -> Tensor:

@@ -47,13 +47,14 @@ class Compact(nn.Module):
     """What all compact modules have in common: a mixin, in front of the original's class.
 
     A parameter `weight` with n of N rows trainable becomes the Parameter `weight` (n, ...), rows first, and
-    the buffer `frozen_weight` (N - n, ...). With nothing trainable it becomes a buffer of the same name.
+    the buffer `frozen_weight` of the original's shape and layout: in it the N - n frozen rows count, and the
+    others are room for what a kernel needs whole. With nothing trainable it becomes a buffer of the same name.
     """
 
     original_class: ClassVar[type[nn.Module]]
     compaction: Compaction
-    trainable_rows: Tensor
-    frozen_rows: Tensor
+    # Attributes, not buffers: an average of weights would average them too, and cut integers off.
+    indices: dict[str, Tensor | None]
 
     def full(self, name: str) -> Any:
         """The whole parameter (or None), differentiable in its trainable rows; in the original's layout."""
@@ -61,24 +62,43 @@ class Compact(nn.Module):
         frozen: Tensor | None = getattr(self, f"frozen_{name}", None)
         if trainable is None or frozen is None:
             return trainable
-        return join(
-            self.compaction.rows[name], trainable, frozen, at=self.trainable_rows, elsewhere=self.frozen_rows
-        )
+        return filled(self.compaction.rows[name], frozen, trainable, self.index("rows"))
+
+    def whole(self, name: str) -> Any:
+        """`full` without a gradient, for a kernel that keeps nothing of it for a backward: no copy, if it can be.
+
+        Copied are the trainable rows, each time: it cannot be known whether they have changed since (`.data`).
+        """
+        trainable: Tensor | None = getattr(self, name)
+        frozen: Tensor | None = getattr(self, f"frozen_{name}", None)
+        if trainable is None or frozen is None:
+            return trainable
+        with torch.no_grad():
+            # Parameters that are lent by torch.func, and compilers, want no writing to buffers.
+            if not isinstance(trainable, nn.Parameter) or torch.compiler.is_compiling():
+                return self.full(name)
+            return fill_(self.compaction.rows[name], frozen, trainable, self.index("rows"))
 
     def padded(self, name: str, trainable: Tensor) -> Tensor:
         """Values of the trainable rows (a gradient, say) in the parameter's own shape; zero at frozen rows."""
-        frozen = torch.zeros_like(self.get_buffer(f"frozen_{name}"), dtype=trainable.dtype)
-        rows = self.compaction.rows[name]
-        return join(rows, trainable, frozen, at=self.trainable_rows, elsewhere=self.frozen_rows)
+        zeros = torch.zeros_like(self.get_buffer(f"frozen_{name}"), dtype=trainable.dtype)
+        return fill_(self.compaction.rows[name], zeros, trainable, self.index("rows"))
 
     def stopped(self, x: Tensor) -> Tensor:
         """The input; detached if no gradient gets through the layer at all."""
         return x.detach() if self.compaction.stops_gradient and not self.compaction.trainable else x
 
-    def indices(self) -> dict[str, Tensor | None]:
-        """The index buffers by name, on the CPU."""
-        mask = torch.tensor(self.compaction.mask)
-        return {"trainable_rows": mask.nonzero().flatten(), "frozen_rows": (~mask).nonzero().flatten()}
+    def index(self, name: str) -> Any:
+        """One of the `indices`, on the device of the module; None if it has no such."""
+        found = self.indices[name]
+        if found is not None and found.device != (device := self._device()):
+            # Recomputed, as a meta tensor has lost what it held.
+            found = self.indices[name] = self._index_tensors()[name].to(device)
+        return found
+
+    def _index_tensors(self) -> dict[str, Any]:
+        """The `indices`, on the CPU."""
+        return {"rows": torch.tensor(self.compaction.mask).nonzero().flatten()}
 
     def divide(self) -> None:
         """Divide the parameters of what was a plain module until now."""
@@ -86,14 +106,13 @@ class Compact(nn.Module):
             whole = {name: self._parameters.pop(name) for name in self.compaction.rows}
             frozen = {name: None if p is None else p.detach() for name, p in whole.items()}
             self._buffers = {**frozen, **self._buffers}  # in front, as the state_dict has parameters first
-        for name, index in self.indices().items():
-            self.register_buffer(name, None if index is None else index.to(self._device()), persistent=False)
+        vars(self)["indices"] = self._index_tensors()
         for name in self._divided():
             parameter = self._parameters[name]
             assert parameter is not None
-            trainable, frozen_part = self._parts(name, parameter.detach())
-            self._parameters[name] = nn.Parameter(trainable, requires_grad=parameter.requires_grad)
-            self.register_buffer(f"frozen_{name}", frozen_part, persistent=False)
+            rows = self._trainable_part(name, parameter.detach())
+            self._parameters[name] = nn.Parameter(rows, requires_grad=parameter.requires_grad)
+            self.register_buffer(f"frozen_{name}", parameter.detach(), persistent=False)
 
     def unite(self) -> None:
         """Undo `divide`."""
@@ -101,7 +120,8 @@ class Compact(nn.Module):
         for name, required in self.compaction.required.items():
             rows, full = self._parameters.get(name), self.full(name).detach()
             united[name] = nn.Parameter(full, requires_grad=required if rows is None else rows.requires_grad)
-        added = {*self.indices(), *(f"frozen_{name}" for name in self.compaction.rows)}
+        del vars(self)["indices"]
+        added = {f"frozen_{name}" for name in self.compaction.rows}
         for name in (added | united.keys()) & self._buffers.keys():
             delattr(self, name)
         self._parameters = {**united, **{n: p for n, p in self._parameters.items() if n not in united}}
@@ -111,15 +131,10 @@ class Compact(nn.Module):
         present = [name for name in self.compaction.rows if self._parameters.get(name) is not None]
         return present if self.compaction.trainable else []
 
-    def _parts(self, name: str, full: Tensor) -> tuple[Tensor, Tensor]:
-        rows = by_row(self.compaction.rows[name], full)
-        form = memory_format(full)
-        index = self.indices()
-        trainable, frozen = (
-            _in_format(rows.index_select(0, _present(index[kind]).to(full.device)), form)
-            for kind in ("trainable_rows", "frozen_rows")
-        )
-        return trainable, frozen
+    def _trainable_part(self, name: str, full: Tensor) -> Tensor:
+        at = self._index_tensors()["rows"].to(full.device)
+        rows = by_row(self.compaction.rows[name], full).index_select(0, at)
+        return _in_format(rows, memory_format(full))
 
     def _device(self) -> torch.device:
         tensors = [*self._parameters.values(), *(self._buffers.get(n) for n in self.compaction.rows)]
@@ -150,21 +165,14 @@ class Compact(nn.Module):
                 state_dict[key] = own.detach()
                 continue
             # The state_dict is this module's own copy, and may be changed.
-            state_dict[key], frozen = self._parts(name, full.detach())
-            if assign:
-                setattr(self, f"frozen_{name}", frozen)
+            state_dict[key] = self._trainable_part(name, full.detach())
+            if assign:  # a copy, since it is written to
+                setattr(self, f"frozen_{name}", full.detach().clone())
             else:
-                self.get_buffer(f"frozen_{name}").copy_(frozen)
+                self.get_buffer(f"frozen_{name}").copy_(full)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._renew_indices()
-
-    def _renew_indices(self) -> None:
-        """Indices are in no state_dict; after `to("meta")` and `to_empty` they would be lost."""
-        device = self._device()
-        for name, index in self.indices().items():
-            setattr(self, name, None if index is None else index.to(device))
 
     def extra_repr(self) -> str:
         """Shown in the module's repr."""
@@ -190,14 +198,23 @@ def full_parameters(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, T
     return whole
 
 
-def join(rows: ParameterRows, trainable: Tensor, frozen: Tensor, *, at: Tensor, elsewhere: Tensor) -> Tensor:
-    """The whole parameter from its two parts: rows `at` are the trainable ones, rows `elsewhere` the frozen."""
-    form = memory_format(trainable)
-    shape = (len(at) + len(elsewhere), *trainable.shape[1:])
-    whole: Tensor = torch.empty(shape, dtype=trainable.dtype, device=trainable.device, memory_format=form)
-    whole.index_copy_(0, at, trainable).index_copy_(0, elsewhere, frozen)
-    full = whole.movedim(0, rows.axis) if rows.groups == 1 else swapped(whole, rows.groups)
-    return full.contiguous(memory_format=form)
+def filled(rows: ParameterRows, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
+    """A copy of `whole`, a parameter in its own layout, with `values` (n, ...) in the rows `at`; differentiable."""
+    if rows.groups > 1:
+        full = swapped(swapped(whole, rows.groups).index_copy(0, at, values), rows.groups)
+    else:
+        full = whole.movedim(rows.axis, 0).index_copy(0, at, values).movedim(0, rows.axis)
+    return full.contiguous(memory_format=memory_format(whole))
+
+
+def fill_(rows: ParameterRows, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
+    """`filled` in place; returns `whole`."""
+    if rows.groups > 1:
+        by_group = whole.unflatten(0, (rows.groups, -1)).transpose(1, 2)
+        by_group.index_put_((at // whole.shape[1], at % whole.shape[1]), values)
+    else:
+        whole.movedim(rows.axis, 0).index_copy_(0, at, values)
+    return whole
 
 
 def by_row(rows: ParameterRows, full: Tensor) -> Tensor:

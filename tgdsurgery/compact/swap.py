@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from tgdsurgery.compact.modules import TWINS
 from tgdsurgery.compact.rows import Compact, Compaction, memory_format
+from tgdsurgery.compact.twins import TWINS
 from tgdsurgery.records import Layer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
