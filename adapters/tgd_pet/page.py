@@ -13,6 +13,7 @@ from tgd_pet.study_data import CASES
 from tgd_pet.tables import (
     difference_table,
     image_table,
+    online_table,
     overview,
     sweep_table,
     table_1,
@@ -77,6 +78,9 @@ def page(results: StudyResults, profile: str) -> str:
         f"\n![Share left out and change of the error against phi]({IMAGES}/pet_threshold.png)\n",
         "## Unseen features, and online learning from one scan\n",
         _about_unseen(settings),
+        "What online learning changes in the network that it starts from, with 95% intervals over the seeds, in bold "
+        "where they leave out 0:\n",
+        online_table(results) + "\n",
         *(
             part
             for case in CASES

@@ -12,7 +12,7 @@ import numpy as np
 
 from tgd_pet.recipes import FULL_FLOW, TGD
 from tgd_pet.results import StudyResults
-from tgd_pet.statistics import Difference, Summary, summarise
+from tgd_pet.statistics import Difference, Summary, compare, summarise
 
 PAPER_TABLE_1 = {  # network -> lesion bias in %, liver CoV in %
     "v1-net": (-6.30, 6.02),
@@ -173,6 +173,29 @@ def unseen_table(results: StudyResults, case: str) -> str:
     return markdown(["", *(c.title for c in shown), *(["CoV %, paper"] if paper else [])], rows)
 
 
+def online_table(results: StudyResults) -> str:
+    """What each online learning changes in the network that it starts from, paired by seed (and so by patient)."""
+    shown = [
+        (case, title, key, form)
+        for case, near in (("bladder", True), ("line", True), ("low counts", False))
+        for title, key, form in (
+            ("RMSE nearby", "artefacts.rmse", "+.3f") if near else ("RMSE", "body.rmse", "+.3f"),
+            ("lesion bias %", "bias", SIGNED),
+        )
+    ]
+    rows = []
+    for variant in results.all_variants:
+        if variant.method is not None:
+            pair = variant.name, str(variant.base)
+            rows.append([variant.name, *(_change(results, pair, *column) for column in shown)])
+    return markdown(["", *(f"{case}: {title}" for case, title, *_ in shown)], rows)
+
+
+def _change(results: StudyResults, pair: tuple[str, str], case: str, _: str, key: str, form: str) -> str:
+    after, before = (results.unseen_values(case, name, key) for name in pair)
+    return interval(compare(after, before, over="seeds"), form)
+
+
 def spread(found: Summary, form: str) -> str:
     """Mean ± standard deviation over the seeds.
 
@@ -185,12 +208,12 @@ def spread(found: Summary, form: str) -> str:
 
 
 def interval(found: Difference, form: str) -> str:
-    """Difference and its 95% interval, in bold where it leaves out 0.
+    """Difference and its 95% interval, in bold where it leaves out 0; no interval where there is none.
 
     Example:
         >>> interval(Difference(1.0, 0.5, 1.5, 0.01, 4), "+.1f")
         '**+1.0 (+0.5 to +1.5)**'
     """
     mean, low, high = (format(value, form) for value in (found.mean, found.low, found.high))
-    text = f"{mean} ({low} to {high})"
+    text = mean if np.isnan(found.low) else f"{mean} ({low} to {high})"
     return f"**{text}**" if found.clear else text
