@@ -24,6 +24,7 @@ ORDER = (
     "kse",
     "scoring",
     "planning",
+    "constants",
     "sharding",
     "layers",
     "compact",

@@ -148,8 +148,11 @@ class TestTGDLayer:
     def test_has_no_state(self):
         layer = TGDLayer(MASK, -3)
         assert not layer.state_dict()
-        assert torch.equal(pickle.loads(pickle.dumps(layer)).mask, MASK)
-        assert layer.to("meta").mask.device.type == "meta"
+        assert not list(layer.buffers())
+        cpu, meta = torch.device("cpu"), torch.device("meta")
+        assert torch.equal(pickle.loads(pickle.dumps(layer)).constant("mask", cpu), MASK)
+        assert layer.to("meta").constant("mask", meta).is_meta
+        assert torch.equal(layer.to_empty(device="cpu").constant("mask", cpu), MASK)
         assert repr(layer) == "TGDLayer(2 of 4 channels trainable, axis -3)"
 
     def test_loaded_hook_does_not_give_way_to_a_later_one(self, monkeypatch):

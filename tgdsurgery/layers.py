@@ -4,8 +4,8 @@
 * `ParameterMask` masks the gradients of parameters; alone, it is `flow="full"`.
 * `HeldNorm` normalises frozen channels with their stored statistics, and leaves those as they are.
 
-All three sit in the network as child modules with non-persistent buffers: masks move with `.to(device)`,
-are copied and pickled with the network, and add no key to its `state_dict`.
+All three sit in the network as child modules with `Constants`: masks move with `.to(device)`, are copied and
+pickled with the network, and are no part of its state.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from tgdsurgery.constants import Constants
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -34,7 +36,7 @@ BITS = {
 TGD, PARAMETERS, HOLD = "tgd_layer", "tgd_parameters", "tgd_hold"
 
 
-class TGDLayer(nn.Module):
+class TGDLayer(Constants):
     """Identity forward; in the backward, the gradient of frozen channels becomes zero.
 
     The forward returns the very tensor it got. A frozen channel's gradient is *replaced* by zero, not
@@ -42,8 +44,9 @@ class TGDLayer(nn.Module):
     into a NaN and reach every layer before it. Works under double backward.
 
     Args:
-        mask: (N,) bool, True where the channel is trainable.
+        mask: (N,) bool, True where the channel is trainable; on the CPU.
         channel_axis: axis of the N channels, counted from the end (-3 for the output of a 2-D conv).
+        device: where the network is.
 
     Source: Chen, Asma, Chan: "Targeted Gradient Descent", MICCAI 2021, eq. 4 (the factor M_n).
 
@@ -53,21 +56,19 @@ class TGDLayer(nn.Module):
     [3.0, 0.0]
     """
 
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, channel_axis: int) -> None:
+    def __init__(self, mask: Tensor, channel_axis: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.channel_axis = channel_axis
-        self.trainable = int(mask.sum())
-        self.register_buffer("mask", mask.clone(), persistent=False)
+        self.keep("mask", mask.clone(), device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` itself; in some cases (see `mask_gradient`) an equal tensor."""
-        return mask_gradient(x, self.mask, self.channel_axis)
+        return mask_gradient(x, self.constant("mask", x.device), self.channel_axis)
 
     def extra_repr(self) -> str:
         """Shown in the module's repr."""
-        return f"{self.trainable} of {self.mask.numel()} channels trainable, axis {self.channel_axis}"
+        mask = self.kept["mask"]
+        return f"{int(mask.sum())} of {mask.numel()} channels trainable, axis {self.channel_axis}"
 
 
 def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
@@ -107,7 +108,7 @@ def _through_tgd_layer(module: nn.Module, args: object, output: Tensor) -> Tenso
     return masked
 
 
-class ParameterMask(nn.Module):
+class ParameterMask(Constants):
     """Zeroes the gradient of frozen parameter entries; a child of the module that owns the parameters.
 
     The masking is done by hooks on the Parameter objects. Those are lost when a Parameter is copied, pickled
@@ -117,12 +118,13 @@ class ParameterMask(nn.Module):
 
     Args:
         masks: for each parameter of the owner, by its own name: True at trainable entries, broadcastable.
+        device: where the network is.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, masks: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
         super().__init__()
         for name, mask in masks.items():
-            self.register_buffer(f"{name}_mask", mask.clone(), persistent=False)
+            self.keep(name, mask.clone(), device)
         self.names = tuple(masks)
         self.hooked: dict[str, tuple[nn.Parameter, RemovableHandle]] = {}
 
@@ -149,7 +151,7 @@ class ParameterMask(nn.Module):
         self.hooked[name] = (parameter, handle)
 
     def _masked(self, name: str, gradient: Tensor) -> Tensor:
-        return zeroed(gradient, self.get_buffer(f"{name}_mask"))
+        return zeroed(gradient, self.constant(name, gradient.device))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "hooked": {name: parameter for name, (parameter, _) in self.hooked.items()}}
@@ -169,23 +171,24 @@ def follow_parameters(net: nn.Module, args: object = None) -> None:
             mask.follow(module)
 
 
-class Hold(nn.Module):
+class Hold(Constants):
     """What a `HeldNorm` needs to know; its child module.
 
     Args:
-        mask: (N,) bool, True where the channel is trainable.
+        mask: (N,) bool, True where the channel is trainable; on the CPU.
         channel_axis: axis of the channels in the norm's output, counted from the end.
         statistics: names of the norm's buffers (N,) that hold its running statistics.
+        device: where the network is.
     """
 
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, channel_axis: int, statistics: Sequence[str]) -> None:
+    def __init__(
+        self, mask: Tensor, channel_axis: int, statistics: Sequence[str], device: torch.device | str
+    ) -> None:
         super().__init__()
         self.channel_axis = channel_axis
         self.statistics = tuple(statistics)
         self.any_trainable = bool(mask.any())
-        self.register_buffer("mask", mask.clone(), persistent=False)
+        self.keep("mask", mask.clone(), device)
 
 
 class HeldNorm(nn.Module):
@@ -219,10 +222,22 @@ class HeldNorm(nn.Module):
             moved = {name: self.get_buffer(name) for name in stored}
         finally:
             self._use(stored, training=True)
+        mask = hold.constant("mask", by_batch.device)
         with torch.no_grad():
             for name, buffer in stored.items():
-                buffer.copy_(torch.where(hold.mask, moved[name], buffer))
-        return torch.where(along(hold.mask, hold.channel_axis), by_batch, by_stored)
+                buffer.copy_(torch.where(mask, moved[name], buffer))
+        return torch.where(along(mask, hold.channel_axis), by_batch, by_stored)
+
+    def reset_running_stats(self) -> None:
+        """Of the trainable channels only (torch's `update_bn` calls it)."""
+        hold: Hold = getattr(self, HOLD)
+        if not hold.any_trainable:
+            return
+        stored = {name: self.get_buffer(name).clone() for name in hold.statistics}
+        super().reset_running_stats()  # type: ignore[misc]
+        for name, values in stored.items():
+            mask, buffer = hold.constant("mask", values.device), self.get_buffer(name)
+            buffer.copy_(torch.where(mask, buffer, values))
 
     def _use(self, statistics: Mapping[str, Tensor], *, training: bool) -> None:
         self.training = training
@@ -254,7 +269,7 @@ def hold(norm: nn.Module, mask: Tensor, channel_axis: int, statistics: Sequence[
         channel_axis: axis of the channels in the norm's output, counted from the end.
         statistics: names of the norm's buffers (N,) that hold its running statistics.
     """
-    norm.add_module(HOLD, Hold(mask.to(norm.get_buffer(statistics[0]).device), channel_axis, statistics))
+    norm.add_module(HOLD, Hold(mask, channel_axis, statistics, norm.get_buffer(statistics[0]).device))
     original: Any = type(norm)
     norm.__class__ = _held_class(original)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 
-from tgdsurgery.compact import Compact, compact, obstacle, restore
+from tgdsurgery.compact import Compact, compact, frozen_buffers, obstacle, restore
 from tgdsurgery.copying import copy_model, refuse_rewritten
 from tgdsurgery.errors import RewriteError
 from tgdsurgery.graph_form import TGDGraphModule, graph_form
@@ -28,7 +28,11 @@ from tgdsurgery.layers import (
     release,
 )
 from tgdsurgery.records import ChannelMap, Layer, Producer, TGDPlan
+from tgdsurgery.sharding import is_sharded
 from tgdsurgery.trial import Arguments, difference
+
+# The attribute in which DDP looks for what it need not send: all processes have the same frozen rows.
+IGNORED_BY_DDP = "_ddp_params_and_buffers_to_ignore"
 
 
 def insert(
@@ -171,18 +175,26 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
     before. Wrappers (DDP, DataParallel, torch.compile) are looked through.
 
     Raises:
-        RewriteError: `tgd_model` is not a network that `insert` or `lower` returned.
+        RewriteError: `tgd_model` is not a network that `insert` or `lower` returned, or FSDP2 keeps it in pieces.
     """
     net = tgd_form(tgd_model)
+    if any(is_sharded(parameter) for parameter in net.parameters()):
+        raise RewriteError(
+            f"This {type(net).__name__} is in pieces in several processes (fully_shard).",
+            "Load its get_model_state_dict with full_state_dict=True into a TGD network of one process.",
+        )
     plain = copy_model(net.source() if isinstance(net, TGDGraphModule) else net)
+    frozen = frozen_buffers(plain)
     for module in list(plain.modules()):
         _dismount(module)
     for attributes in (
         vars(plain),
         plain.meta.get(PRESERVED, {}) if isinstance(plain, fx.GraphModule) else {},
     ):
-        attributes.pop("tgd_plan", None)
-        attributes.pop("tgd_stopped", None)
+        for name in ("tgd_plan", "tgd_stopped"):
+            attributes.pop(name, None)
+        if rest := [name for name in attributes.pop(IGNORED_BY_DDP, ()) if name not in frozen]:
+            attributes[IGNORED_BY_DDP] = rest
     for name in vars(net)["tgd_stopped"]:
         plain.get_parameter(name).requires_grad_(True)
     return plain
@@ -285,8 +297,10 @@ def _mount(net: nn.Module, plan: TGDPlan, apart: Collection[str] = ()) -> None:
         if plan.flow == "masked" and mask.any() and not mask.all():
             device = tensors[(*(rows.name for rows in layer.parameters), *layer.statistics)[0]].device
             for module in {net.get_submodule(name) for name in layer.modules}:
-                module.add_module(TGD, TGDLayer(mask.to(device), layer.channel_axis))
+                module.add_module(TGD, TGDLayer(mask, layer.channel_axis, device))
     marks = {"tgd_plan": plan, "tgd_stopped": _mask_parameters(net, plan)}
+    if frozen := frozen_buffers(net):
+        marks[IGNORED_BY_DDP] = [*getattr(net, IGNORED_BY_DDP, ()), *frozen]
     vars(net).update(marks)
     if isinstance(net, fx.GraphModule):  # whose copies keep only the plain attributes that are named here
         net.meta[PRESERVED] = {**net.meta.get(PRESERVED, {}), **marks}
@@ -297,6 +311,7 @@ def _mask_parameters(net: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
     trainable = trainable_entries(net, plan)
     stopped: list[str] = []
     masks: dict[str, dict[str, Tensor]] = {}
+    devices: dict[str, torch.device] = {}
     for name, parameter in net.named_parameters():
         mask = trainable[parameter]
         if not mask.any():
@@ -305,12 +320,31 @@ def _mask_parameters(net: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
             parameter.requires_grad_(False)
         elif not mask.all():
             owner, _, own_name = name.rpartition(".")
-            masks.setdefault(owner, {})[own_name] = _small(mask).to(parameter.device)
+            masks.setdefault(owner, {})[own_name] = _small(mask)
+            devices[owner] = parameter.device
     for owner, own_masks in masks.items():
-        net.get_submodule(owner).add_module(PARAMETERS, ParameterMask(own_masks))
+        net.get_submodule(owner).add_module(PARAMETERS, ParameterMask(own_masks, devices[owner]))
     follow_parameters(net)
-    net._forward_pre_hooks[HOOK] = follow_parameters
+    net._forward_pre_hooks[HOOK] = before_forward
     return tuple(stopped)
+
+
+def before_forward(net: nn.Module, args: object = None) -> None:
+    """Forward pre-hook: masks follow the parameters, and the norms are still those that hold statistics."""
+    follow_parameters(net)
+    if torch.compiler.is_compiling():
+        return
+    for layer in (entry.layer for entry in vars(net)["tgd_plan"].entries if not all(entry.mask)):
+        if layer.type.startswith("BatchNorm") and layer.name in layer.modules:
+            _refuse_converted(net, layer)
+
+
+def _refuse_converted(net: nn.Module, layer: Layer) -> None:
+    if isinstance(net.get_submodule(layer.name), nn.SyncBatchNorm):
+        raise RewriteError(
+            f"The {layer.type} {layer.name!r} has become a SyncBatchNorm, which freezes nothing.",
+            "Call convert_sync_batchnorm on the model before apply_tgd, not on what it returns.",
+        )
 
 
 def _dismount(module: nn.Module) -> None:

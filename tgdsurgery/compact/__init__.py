@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tgdsurgery.compact.rows import Compact, Compaction, full_parameters
+from tgdsurgery.compact.rows import Compact, Compaction, frozen_buffers, full_parameters
 from tgdsurgery.compact.swap import compact, obstacle, restore
 
-__all__ = ["Compact", "Compaction", "compact", "full_parameters", "obstacle", "restore"]
+__all__ = ["Compact", "Compaction", "compact", "frozen_buffers", "full_parameters", "obstacle", "restore"]

@@ -99,6 +99,16 @@ class CompactNorm(CompactCarrier):
         affine, settings = (self.weight, self.bias), (self._by_batch(), self.by_sample, self.eps)
         return run(Normalised, y, part, *affine, mean, var, self.index("rows"), x, slope, *settings)
 
+    def reset_running_stats(self) -> None:
+        """Of the trainable channels only, where the others are held (torch's `update_bn` calls it)."""
+        holds = self.compaction.hold and self.running_mean is not None
+        if holds and not self.compaction.trainable:
+            return
+        before = [each.clone() for each in self._stored()] if holds else []
+        super().reset_running_stats()  # type: ignore[misc]
+        for each, values in zip(self._stored(), before, strict=False):
+            each.copy_(values.index_copy(0, self.index("rows"), each[self.index("rows")]))
+
     def _is_plain(self, x: Tensor) -> bool:
         """Whether the plain backward is just right, or all there is (no statistics of nothing)."""
         wanted = torch.is_grad_enabled() and self.compaction.stops_gradient and x.numel() > 0

@@ -52,7 +52,7 @@ class CompactFilter(Compact):
 
     def _is_plain(self) -> bool:
         """Whether the plain layer's forward and backward are just right."""
-        nothing = not self.compaction.trainable and self.indices["needs"] is None
+        nothing = not self.compaction.trainable and self.index("needs") is None
         return nothing or not torch.is_grad_enabled() or torch.compiler.is_exporting()
 
     def _tensors(self, x: Tensor) -> list[Tensor | None]:

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tgdsurgery.constants import Constants
 from tgdsurgery.records import ParameterRows
+from tgdsurgery.sharding import gathered, is_sharded, like
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Compaction:
         return sum(self.mask)
 
 
-class Compact(nn.Module):
+class Compact(Constants):
     """What all compact modules have in common: a mixin, in front of the original's class.
 
     A parameter `weight` with n of N rows trainable becomes the Parameter `weight` (n, ...), rows first, and
@@ -53,8 +55,6 @@ class Compact(nn.Module):
 
     original_class: ClassVar[type[nn.Module]]
     compaction: Compaction
-    # Attributes, not buffers: an average of weights would average them too, and cut integers off.
-    indices: dict[str, Tensor | None]
 
     def full(self, name: str) -> Any:
         """The whole parameter (or None), differentiable in its trainable rows; in the original's layout."""
@@ -62,7 +62,7 @@ class Compact(nn.Module):
         frozen: Tensor | None = getattr(self, f"frozen_{name}", None)
         if trainable is None or frozen is None:
             return trainable
-        return filled(self.compaction.rows[name], frozen, trainable, self.index("rows"))
+        return self._joined(name, trainable)
 
     def whole(self, name: str) -> Any:
         """`full` without a gradient, for a kernel that keeps nothing of it for a backward: no copy, if it can be.
@@ -84,20 +84,20 @@ class Compact(nn.Module):
         zeros = torch.zeros_like(self.get_buffer(f"frozen_{name}"), dtype=trainable.dtype)
         return fill_(self.compaction.rows[name], zeros, trainable, self.index("rows"))
 
+    def _joined(self, name: str, trainable: Tensor) -> Tensor:
+        frozen = self.get_buffer(f"frozen_{name}")
+        return filled(self.compaction.rows[name], frozen, trainable, self.index("rows"))
+
     def stopped(self, x: Tensor) -> Tensor:
         """The input; detached if no gradient gets through the layer at all."""
         return x.detach() if self.compaction.stops_gradient and not self.compaction.trainable else x
 
     def index(self, name: str) -> Any:
-        """One of the `indices`, on the device of the module; None if it has no such."""
-        found = self.indices[name]
-        if found is not None and found.device != (device := self._device()):
-            # Recomputed, as a meta tensor has lost what it held.
-            found = self.indices[name] = self._index_tensors()[name].to(device)
-        return found
+        """An index or a mask, on the device of the module; None if it has none of that name."""
+        return self.constant(name, self._device()) if name in self.placed else None
 
     def _index_tensors(self) -> dict[str, Any]:
-        """The `indices`, on the CPU."""
+        """All of them, on the CPU."""
         return {"rows": torch.tensor(self.compaction.mask).nonzero().flatten()}
 
     def divide(self) -> None:
@@ -106,7 +106,9 @@ class Compact(nn.Module):
             whole = {name: self._parameters.pop(name) for name in self.compaction.rows}
             frozen = {name: None if p is None else p.detach() for name, p in whole.items()}
             self._buffers = {**frozen, **self._buffers}  # in front, as the state_dict has parameters first
-        vars(self)["indices"] = self._index_tensors()
+        for name, values in self._index_tensors().items():
+            if values is not None:
+                self.keep(name, values, self._device())
         for name in self._divided():
             parameter = self._parameters[name]
             assert parameter is not None
@@ -120,7 +122,7 @@ class Compact(nn.Module):
         for name, required in self.compaction.required.items():
             rows, full = self._parameters.get(name), self.full(name).detach()
             united[name] = nn.Parameter(full, requires_grad=required if rows is None else rows.requires_grad)
-        del vars(self)["indices"]
+        self.forget()
         added = {f"frozen_{name}" for name in self.compaction.rows}
         for name in (added | united.keys()) & self._buffers.keys():
             delattr(self, name)
@@ -137,20 +139,25 @@ class Compact(nn.Module):
         return _in_format(rows, memory_format(full))
 
     def _device(self) -> torch.device:
-        tensors = [*self._parameters.values(), *(self._buffers.get(n) for n in self.compaction.rows)]
-        tensors += self._buffers.values()  # a norm without affine parameters has only statistics
+        tensors = (*self._parameters.values(), *self._buffers.values())
         return next(tensor.device for tensor in tensors if tensor is not None)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in self._divided():
-            full = self.full(name)
-            destination[prefix + name] = full if keep_vars else full.detach()
+            own = _present(self._parameters[name])
+            full = self._joined(name, gathered(own))
+            destination[prefix + name] = like(full if keep_vars else full.detach(), own)
 
     def _load_from_state_dict(  # type: ignore[no-untyped-def]
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
         assign = local_metadata.get("assign_to_params_buffers", False)
+        # The state_dict is this module's own copy, and may be changed.
+        for key in [
+            prefix + name for name in self.compaction.rows if is_sharded(state_dict.get(prefix + name))
+        ]:
+            state_dict[key] = gathered(state_dict[key])
         for name in self._divided():
             key = prefix + name
             if not isinstance(full := state_dict.get(key), Tensor):
@@ -164,8 +171,7 @@ class Compact(nn.Module):
                 )
                 state_dict[key] = own.detach()
                 continue
-            # The state_dict is this module's own copy, and may be changed.
-            state_dict[key] = self._trainable_part(name, full.detach())
+            state_dict[key] = like(self._trainable_part(name, full.detach()), own)
             if assign:  # a copy, since it is written to
                 setattr(self, f"frozen_{name}", full.detach().clone())
             else:
@@ -179,6 +185,18 @@ class Compact(nn.Module):
         share = f"{self.compaction.trainable}/{len(self.compaction.mask)} trainable"
         original = super().extra_repr()
         return f"{original}, {share}" if original else share
+
+
+def frozen_buffers(net: nn.Module) -> list[str]:
+    """Names of the buffers that hold frozen rows."""
+    compact = {owner: module for owner, module in net.named_modules() if isinstance(module, Compact)}
+    kept = {
+        f"{owner}.{prefix}{name}".lstrip(".")
+        for owner, module in compact.items()
+        for name in module.compaction.rows
+        for prefix in ("", "frozen_")
+    }
+    return [name for name, _ in net.named_buffers() if name in kept]
 
 
 def full_parameters(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,55 @@
+"""Tensors of a module that are part of the method and not of its state: masks and indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+ConstantsT = TypeVar("ConstantsT", bound="Constants")
+
+
+class Constants(nn.Module):
+    """A module with tensors that go wherever it goes, and that nothing else touches.
+
+    They are no buffers: averages of weights work on those (an index of 5 comes out of `AveragedModel` as a 4),
+    DDP sends them in every step, and after `to_empty` they are lost.
+
+    >>> module = Constants()
+    >>> module.keep("mask", torch.tensor([True, False]), "meta")
+    >>> module.to_empty(device="cpu").constant("mask", torch.device("cpu"))
+    tensor([ True, False])
+    """
+
+    kept: dict[str, Tensor]  # on the CPU
+    placed: dict[str, Tensor]  # where the module is
+
+    def keep(self, name: str, value: Tensor, device: torch.device | str) -> None:
+        """Make `value`, which is on the CPU, the constant `name` of a module that is on `device`."""
+        for place, tensor in (("kept", value), ("placed", value.to(device))):
+            vars(self)[place] = {**vars(self).get(place, {}), name: tensor}
+
+    def constant(self, name: str, device: torch.device) -> Tensor:
+        """The constant of that name, on a device; quick where the module is."""
+        value = self.placed[name]
+        if value.device != device:  # weights were assigned, or this is a replica that DataParallel made
+            with torch.inference_mode(False):  # else it would be of no use in training
+                value = self.kept[name].to(device)
+            if not torch.compiler.is_compiling():
+                self.placed[name] = value
+        return value
+
+    def forget(self) -> None:
+        """Have no constants any more, as if there had been none."""
+        vars(self).pop("kept", None)
+        vars(self).pop("placed", None)
+
+    def _apply(self: ConstantsT, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConstantsT:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        placed: dict[str, Any] = vars(self).get("placed", {})
+        for name, value in placed.items():
+            to = fn(torch.empty(0, dtype=torch.bool, device=value.device)).device
+            placed[name] = self.kept[name].to(to)
+        return self
