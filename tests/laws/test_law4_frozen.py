@@ -166,9 +166,10 @@ def test_average_of_weights():
     assert all(torch.equal(value, before[name]) for name, value in frozen_part(average.module).items())
 
 
-def test_mixed_precision():
+@in_both_forms
+def test_mixed_precision(lower):
     case = case_of("residual stages").train()
-    tgd = operated(case)
+    tgd = operated(case, Method(lower=lower))
     before = frozen_part(tgd)
     made = OPTIMIZERS["AdamW"](tgd.parameters())
     guard(made, tgd)

@@ -1,0 +1,52 @@
+"""Runs under torchrun: both forms in DistributedDataParallel."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.distributed.launching import report
+from tests.distributed.subject import STEPS, operated, optimizer_of, train
+from tests.distributed.test_ddp import FORMS
+from tgdsurgery import remove_tgd, verify
+
+
+def trained(rank: int, world: int, **settings: Any) -> dict[str, Any]:
+    tgd = operated(**settings)
+    before = copy.deepcopy(tgd.state_dict())
+    wrapped = DistributedDataParallel(tgd)
+    train(wrapped, optimizer_of(tgd, wrapped), range(STEPS), rank, world)
+    return {
+        "state": tgd.state_dict(),
+        "wrapped keys": list(wrapped.state_dict()),
+        "plain": remove_tgd(wrapped).state_dict(),
+        "sent": sorted(wrapped.named_module_buffers),
+        "frozen kept": verify(before, wrapped, tgd.tgd_plan).ok,
+    }
+
+
+def refusal(rank: int) -> str:
+    """What DDP says of networks made from other weights on every machine."""
+    try:
+        DistributedDataParallel(operated(seed=rank))
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    results: dict[str, Any] = {name: trained(rank, world, **form) for name, form in FORMS.items()}
+    results["other weights"] = refusal(rank)
+    report(folder, rank, results)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

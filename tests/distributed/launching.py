@@ -1,0 +1,42 @@
+"""Start processes as torchrun does on machines, here two on one, and read what each of them wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+WORLD = 2
+
+
+def launch(module: str, folder: Path) -> list[dict[str, Any]]:
+    """Run `tests.distributed.MODULE FOLDER` in two processes; returns what each rank gave to `report`.
+
+    Args:
+        module: name of the worker module.
+        folder: where the workers write.
+    """
+    done = run(module, folder)
+    if done.returncode:
+        raise AssertionError(f"{module} failed:\n{done.stdout[-2000:]}\n{done.stderr[-8000:]}")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def run(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The same, for workers that may fail."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    command = [*torchrun, "--monitor-interval=0.1", "-m", f"tests.distributed.{module}", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def report(folder: Path, rank: int, results: dict[str, Any]) -> None:
+    """Called by a worker, once, with plain data and tensors."""
+    torch.save(results, folder / f"rank{rank}.pt")
