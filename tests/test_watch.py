@@ -117,6 +117,14 @@ def test_one_optimizer_of_teacher_and_student():
     optimizer.step()
 
 
+def test_an_original_that_serves_frozen_in_another_model():
+    backbone = network()
+    tgd = operated(backbone)
+    step(optim.SGD(tgd.parameters(), 0.1), tgd)
+    model = nn.Sequential(backbone.requires_grad_(False), nn.Conv2d(2, 2, 1))
+    step(optim.SGD(model.parameters(), 0.1), model)
+
+
 @in_both_forms
 def test_nothing_is_kept_alive_and_nothing_is_left_behind(lower: bool):
     gc.collect()

@@ -45,11 +45,9 @@ def watch(tgd_model: nn.Module, model: nn.Module) -> None:
 
 def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Raise if the step that is just over was meant for a TGD network; a closure has set the gradients by now."""
-    held: list[nn.Parameter] = [
-        parameter for group in optimizer.param_groups for parameter in group["params"]
-    ]
+    held: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     for tgd_model, originals in list(_watched.items()):
-        stale = [p for p in held if (own := originals.get(id(p))) and own() is p]
+        stale = [p for p in held if p.requires_grad and (own := originals.get(id(p))) and own() is p]
         if not stale or any(p.grad is not None for p in stale):
             continue  # another model's, or it trains the original
         present = set(tgd_model.parameters())

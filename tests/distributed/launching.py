@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).parents[2]
 WORLD = 2
@@ -29,6 +31,8 @@ def launch(module: str, folder: Path) -> list[dict[str, Any]]:
 
 def run(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The same, for workers that may fail."""
+    if not dist.is_available():
+        pytest.skip("torch was built without distributed")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
     command = [*torchrun, "--monitor-interval=0.1", "-m", f"tests.distributed.{module}", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
