@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from tests.laws.subjects import assert_equal_tensors, gradients, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
-from tgdsurgery import RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd
+from tgdsurgery import LiteralFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd
 from tgdsurgery.compact import Compact
 from tgdsurgery.rewrite import lower, needed_inputs
 
@@ -149,7 +149,7 @@ def test_layers_that_cannot_be_compact_keep_their_parameters(name: str, flow: st
 @pytest.mark.parametrize("flow", ["masked", "full"])
 def test_a_forward_that_asks_for_the_shape_of_a_weight_has_no_compact_layers(flow: str):
     """With some of the rows only, it would run all the same, and compute something else."""
-    with pytest.warns(UserWarning, match=r"Scaling is not the same network.* literal form .* guard"):
+    with pytest.warns(LiteralFormWarning, match=r"Scaling is not the same network.* literal form .* guard"):
         lowered, literal = both_forms(made(Scaling()), flow=flow)
     assert 0 < lowered.tgd_plan.trainable("second").sum() < 6
     assert compact_names(lowered) == set()

@@ -26,6 +26,7 @@ NAMES = {
     "ChannelMap",
     "Layer",
     "LayerPlan",
+    "LiteralFormWarning",
     "ParameterRows",
     "Producer",
     "SweepResult",

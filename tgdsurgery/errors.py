@@ -52,3 +52,7 @@ class RewriteError(TGDError):
 
 class CheckpointError(TGDError):
     """A file that is missing, damaged, not a checkpoint, or would run code when loaded."""
+
+
+class LiteralFormWarning(UserWarning):
+    """The lowered form was asked for, and the literal form is what came: as correct, but no cheaper."""

@@ -14,7 +14,7 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 
 from tgdsurgery.compact import Compact, compact, frozen_buffers, obstacle, restore
 from tgdsurgery.copying import copy_model, refuse_rewritten
-from tgdsurgery.errors import RewriteError
+from tgdsurgery.errors import LiteralFormWarning, RewriteError
 from tgdsurgery.graph_form import TGDGraphModule, graph_form
 from tgdsurgery.layers import (
     HOOK,
@@ -117,6 +117,7 @@ def lower(
     warnings.warn(
         f"The lowered form of this {type(model).__name__} is not the same network: {reason}. It is in the "
         "literal form now, which costs a full step; its optimizer needs guard().",
+        LiteralFormWarning,
         stacklevel=3,
     )
     return literal()

@@ -40,15 +40,21 @@ def difference(
         arguments: what both are called with.
     """
     ran = False
+    pairs: dict[bool, tuple[nn.Module, nn.Module]] = {}
     for training in (False, True):
         for precise in (True, False):
+            if precise not in pairs:
+                one, two = reference(), other()
+                pairs[precise] = (one.double(), two.double()) if precise else (one, two)
+            one, two = pairs[precise]
+            inputs = tree_map_only(Tensor, _double, arguments) if precise else arguments
             try:
-                expected = _outcome(reference(), arguments, training, precise)
+                expected = _run(one, inputs, training, of_inputs=True)
             except Exception:  # batch norm of a single value, say, or a type written into the forward
                 continue
             ran = True
             try:
-                found = _outcome(other(), arguments, training, precise)
+                found = _run(two, inputs, training, of_inputs=True)
             except Exception as error:  # user code that reads a weight, and finds some of its rows
                 return f"it does not run ({type(error).__name__}: {error})"
             if not _same(expected, found, rounded=True):
@@ -57,11 +63,8 @@ def difference(
     return None if ran else "the network runs neither in eval nor in train mode"
 
 
-def _outcome(net: nn.Module, arguments: Arguments, training: bool, precise: bool) -> Outcome:
-    if precise:
-        net = net.double()
-        arguments = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, arguments)
-    return _run(net, arguments, training, of_inputs=True)
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _run(net: nn.Module, arguments: Arguments, training: bool, *, of_inputs: bool = False) -> Outcome:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from tgdsurgery import apply_tgd
-from tgdsurgery.channels import channel_map
+from tgdsurgery.channels import map_model
+from tgdsurgery.inputs import arguments_for
 from tgdsurgery.planning import make_plan
-from tgdsurgery.records import LayerScores
-from tgdsurgery.rewrite import insert
+from tgdsurgery.records import ChannelMap, LayerScores, TGDPlan
+from tgdsurgery.scoring import score
 
 BUDGET = 0.25
 # KSE of larger networks takes up to minutes; their scores are drawn. The benchmark computes them.
 LARGE = 8_000_000
 
 
-def parameters(net: nn.Module) -> int:
-    """How many there are."""
-    return sum(parameter.numel() for parameter in net.parameters())
+def planned(net: nn.Module, image: Tensor) -> tuple[TGDPlan, ChannelMap]:
+    """A plan by which a quarter of the filter parameters are trainable, and the map it was made from."""
+    mapped = map_model(net, arguments_for(net, image))
+    small = sum(parameter.numel() for parameter in net.parameters()) < LARGE
+    scores = score(mapped) if small else _drawn(mapped.channels)
+    return make_plan(mapped.channels, scores, budget=BUDGET), mapped.channels
 
 
-def operated(net: nn.Module, image: Tensor, **settings: Any) -> nn.Module:
-    """The network with TGD applied, a quarter of its filter parameters trainable."""
-    if parameters(net) < LARGE:
-        return apply_tgd(net, image, budget=BUDGET, **settings)
-    channels = channel_map(net, image)
+def _drawn(channels: ChannelMap) -> list[LayerScores]:
     generator = torch.Generator().manual_seed(0)
-    drawn = [
+    return [
         LayerScores(layer, torch.rand(layer.channels, generator=generator).double())
         for layer in channels.layers.values()
     ]
-    return insert(net, make_plan(channels, drawn, budget=BUDGET, **settings), (image,), {})

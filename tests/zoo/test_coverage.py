@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from tests.laws.subjects import assert_equal_tensors, with_flags_of
 from tests.strategies.case import call, leaves
 from tests.zoo.networks import GIANTS, NETWORKS
-from tests.zoo.surgery import operated
-from tgdsurgery import UnsupportedOpError, channel_map, guard, remove_tgd, verify
+from tests.zoo.surgery import planned
+from tgdsurgery import LiteralFormWarning, UnsupportedOpError, channel_map, guard, remove_tgd, verify
+from tgdsurgery.rewrite import insert, lower
 
 # Networks that are refused, and the module where: every layer's kernel is mixed by the input there, so that no
 # filter ends what flows into it.
@@ -22,12 +24,22 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*GIANTS, *REFUSED)])
-def test_there_and_back(name):
+def test_there_and_back_in_both_forms(name):
     gc.collect()  # networks of hundreds of megabytes follow each other
     net, image = NETWORKS[name].make()
-    tgd = operated(net, image)
-    plan = tgd.tgd_plan
+    plan, channels = planned(net, image)
     assert 0 < plan.share < 1
+    assert_there_and_back(insert(net, plan, image), net, image)
+    with warnings.catch_warnings():
+        # Lowering compares outputs and gradients with the literal form, in both modes, and says if they differ.
+        warnings.simplefilter("error", LiteralFormWarning)
+        lowered = lower(net, plan, channels, image)
+    assert_there_and_back(lowered, net, image)
+
+
+def assert_there_and_back(tgd, net, image):
+    """Raise unless the rewritten network starts equal, trains, keeps what is frozen, and can be made plain."""
+    plan = tgd.tgd_plan
     assert_equal_tensors(leaves(call(tgd, image)), leaves(call(with_flags_of(net, tgd), image)))
 
     optimizer = torch.optim.SGD(tgd.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
@@ -38,19 +50,18 @@ def test_there_and_back(name):
     optimizer.step()
     assert verify(net, tgd, plan).ok
     before, after = net.state_dict(), tgd.state_dict()
-    moved = [key for key in plan.parameter_masks() if not torch.equal(before[key], after[key])]
-    assert moved
+    assert list(after) == list(before)
+    assert any(not torch.equal(before[key], after[key]) for key in plan.parameter_masks())
 
     plain = remove_tgd(tgd.eval())
     assert type(plain) is type(net)
     assert_equal_tensors(plain.state_dict(), after)
-    assert list(after) == list(before)
     assert_equal_tensors(leaves(call(with_flags_of(plain, tgd), image)), leaves(call(tgd, image)))
 
     tgd.load_state_dict(before)
     assert_equal_tensors(tgd.state_dict(), before)
-    net.load_state_dict(plain.state_dict())
-    assert_equal_tensors(net.state_dict(), plain.state_dict())
+    plain.load_state_dict(before)
+    assert_equal_tensors(plain.state_dict(), before)
 
 
 @pytest.mark.parametrize("name", GIANTS)
