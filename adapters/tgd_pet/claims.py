@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tgd_pet.recipes import FULL_FLOW, TGD
+from tgd_pet.recipes import FULL_FLOW, TGD, TGD_TWICE
 from tgd_pet.results import StudyResults
 from tgd_pet.statistics import Difference, compare
-from tgd_pet.tables import interval, markdown
+from tgd_pet.tables import IMAGE_COLUMNS, interval, markdown
 
+TITLES = {column.key: column.title for column in IMAGE_COLUMNS}
 Verdict = Literal["holds", "does not hold", "not shown"]
 
 
@@ -55,10 +56,11 @@ def claims_table(results: StudyResults) -> str:
 
 def _about_networks(results: StudyResults) -> list[Claim]:
     bias, cov, rmse = ("bias", "+.2f"), ("cov", "+.2f"), ("body.rmse", "+.4f")
+    small, top = ("bias_small", "+.2f"), ("bias_max", "+.2f")
 
     def claim(text: str, first: str, second: str, version: str, measure: tuple[str, str], sign: int) -> Claim:
         key, form = measure
-        title = {"bias": "lesion bias %", "cov": "liver CoV %", "body.rmse": "RMSE"}[key]
+        title = TITLES[key]
         found = results.difference(first, second, version, key)
         return Claim(text, f"{title} on {version}: {first} minus {second}", found, sign, form)
 
@@ -66,6 +68,8 @@ def _about_networks(results: StudyResults) -> list[Claim]:
         claim(
             "A network of v1 images underestimates lesions on v2 images", "v1-net", "v2-net", "v2", bias, -1
         ),
+        claim("... lesions below 15 mm", "v1-net", "v2-net", "v2", small, -1),
+        claim("... the largest SUV of lesions", "v1-net", "v2-net", "v2", top, -1),
         claim("... and its error there is larger", "v1-net", "v2-net", "v2", rmse, 1),
         claim("TGD takes lesion bias away", TGD, "v1-net", "v2", bias, 1),
         claim("TGD lowers the error on the new images", TGD, "v1-net", "v2", rmse, -1),
@@ -75,6 +79,8 @@ def _about_networks(results: StudyResults) -> list[Claim]:
         claim("TGD keeps the old task better than FT-net", TGD, "FT-net", "v1", rmse, -1),
         claim("TGD keeps the old task better than full fine-tuning", TGD, "full fine-tuning", "v1", rmse, -1),
         claim("TGD does not harm the old task", TGD, "v1-net", "v1", rmse, -1),
+        claim("A second round, TGD2, lowers the error further", TGD_TWICE, TGD, "v2", rmse, -1),
+        claim("... with full flow", TGD_TWICE + FULL_FLOW, TGD + FULL_FLOW, "v2", rmse, -1),
         claim(
             "Gradients through frozen maps (full flow) fit the new images better",
             TGD + FULL_FLOW,

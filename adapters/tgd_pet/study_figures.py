@@ -26,6 +26,7 @@ from tgd_pet.tables import PAPER_DROPPED
 FIGURES = ("networks", "threshold", "unseen", "tasks")
 SHOWN_NETWORKS = ("input", "v1-net", "v2-net", "FT-net", TGD)
 TOP_SUV, SPAN_SUV = 6.0, 1.0
+NEARBY = 20.0  # %: what the second panel of the tasks' figure shows
 
 
 def draw_figures(out: Path, results: StudyResults, folder: Path) -> None:
@@ -51,7 +52,7 @@ def _draw_networks(out: Path, results: StudyResults, path: Path) -> None:
             bias, cov = (results.values(name, version, key)[0, 0] for key in ("bias", "cov"))
             title = f"{name}, {version}\nbias {bias:+.1f} %, CoV {cov:.1f} %"
             _show(column, image[z], target[z], title)
-        _show(rows[:, -1], target[z], target[z], f"full counts, {version}")
+        _show(rows[:, -1], *[target[z]] * 2, f"full counts, {version}")
     _save(figure, path)
 
 
@@ -73,7 +74,6 @@ def _draw_threshold(results: StudyResults, path: Path) -> None:
         axis.set_ylabel(label)
     left.plot(PAPER_DROPPED.keys(), [100 * share for share in PAPER_DROPPED.values()], "s--", label="paper")
     left.legend()
-    right.set_yscale("symlog", linthresh=5)
     right.axhline(0, color="grey", linewidth=0.8)
     _save(figure, path)
 
@@ -100,21 +100,33 @@ def _draw_unseen(out: Path, results: StudyResults, path: Path) -> None:
 
 
 def _draw_tasks(results: StudyResults, path: Path) -> None:
-    """Change of the error on new and on old images by each adaptation, relative to v1-net."""
-    figure = Figure(figsize=(7.6, 5.2), dpi=120, layout="constrained")
+    """Change of the error on new and on old images by each adaptation, relative to v1-net: all, and nearby."""
+    figure = Figure(figsize=(11.5, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for index, name in enumerate(results.networks):
-        if name in ("input", "v1-net"):
-            continue
-        x, y = (_change(results, name, version) for version in ("v1", "v2"))
-        marker = "os^Dv"[index % 5]
-        axis.errorbar(x.mean, y.mean, xerr=x.over_seeds, yerr=y.over_seeds, fmt=marker, capsize=2, label=name)
-    axis.axhline(0, color="grey", linewidth=0.8)
-    axis.axvline(0, color="grey", linewidth=0.8)
-    axis.set_xlabel("change of the RMSE on v1 images, the old task (%); left is better")
-    axis.set_ylabel("change of the RMSE on v2 images, the new task (%); lower is better")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", title="0: v1-net")
+    axes = figure.subplots(1, 2)
+    changes = {
+        name: (_change(results, name, "v1"), _change(results, name, "v2"))
+        for name in results.networks
+        if name not in ("input", "v1-net")
+    }
+    for index, (name, (x, y)) in enumerate(changes.items()):
+        style = {"fmt": "os^Dv<>"[index % 7], "color": f"C{index % 10}", "capsize": 2, "label": name}
+        for axis in axes:
+            axis.errorbar(x.mean, y.mean, xerr=x.over_seeds, yerr=y.over_seeds, **style)
+    near = [(x.mean, y.mean) for x, y in changes.values() if max(abs(x.mean), abs(y.mean)) < NEARBY]
+    if near:
+        (left, right), (low, high) = (
+            (min(0.0, *values), max(0.0, *values)) for values in zip(*near, strict=True)
+        )
+        axes[1].set_xlim(left - 1, right + 1)
+        axes[1].set_ylim(low - 1, high + 1)
+    for axis, title in zip(axes, ("all", "nearby"), strict=True):
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set_title(title)
+        axis.set_xlabel("change of RMSE, v1 images (old task), %")
+        axis.set_ylabel("change of RMSE, v2 images (new task), %")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", title="0: v1-net")
     _save(figure, path)
 
 
@@ -124,9 +136,11 @@ def _change(results: StudyResults, name: str, version: str) -> Summary:
 
 
 def _best_slice(patient: Study) -> int:
-    """The slice with the largest section of liver and lesions."""
-    shown = patient.liver() | np.any(patient.lesion_masks(), axis=0)
-    return int(shown.sum(axis=(1, 2)).argmax())
+    """The slice with the largest section of lesions, of those that show liver if there are any."""
+    lesions, liver = (
+        mask.sum(axis=(1, 2)) for mask in (np.any(patient.lesion_masks(), axis=0), patient.liver())
+    )
+    return int((lesions * ((liver > 0) | ~liver.any())).argmax())
 
 
 def _panels(rows: int, columns: int) -> tuple[Figure, npt.NDArray[np.object_]]:
@@ -140,7 +154,11 @@ def _show(column: Sequence[Axes], image: Volume, target: Volume, title: str, top
     above, below = column
     above.imshow(image, cmap="gray_r", vmin=0, vmax=top)
     above.set_title(title, fontsize=8)
-    below.imshow(image - target, cmap="RdBu_r", vmin=-SPAN_SUV, vmax=SPAN_SUV)
+    if image is target:
+        scale = f"above: SUV 0 to {top:g}\nbelow: full counts subtracted,\nred +{SPAN_SUV:g} SUV, blue -{SPAN_SUV:g}"
+        below.text(0.5, 0.5, scale, ha="center", va="center", fontsize=8)
+    else:
+        below.imshow(image - target, cmap="RdBu_r", vmin=-SPAN_SUV, vmax=SPAN_SUV)
     for axis in column:
         axis.set_axis_off()
 
