@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tgd_pet.files import replacing
 from tgd_pet.page import IMAGES, page
-from tgd_pet.results import gather, write_results
+from tgd_pet.results import gather, read_results, write_results
 from tgd_pet.settings import Settings
 from tgd_pet.study_figures import draw_figures
 
@@ -23,8 +23,8 @@ def write_report(out: Path, settings: Settings, profile: str) -> Path:
         The page.
     """
     report = out / "report"
-    results = gather(out, settings)
-    write_results(results, report / "results.json")
+    write_results(gather(out, settings), report / "results.json")
+    results = read_results(report / "results.json")  # so that the page is what the file makes
     draw_figures(out, results, report / IMAGES)
     text = page(results, profile)
     with replacing(report / "pet.md") as temporary:

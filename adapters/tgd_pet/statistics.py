@@ -100,7 +100,10 @@ def _known(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def _spread(values: npt.NDArray[np.float64]) -> float | None:
-    return float(values.std(ddof=1)) if len(values) > 1 else None
+    """Exactly 0 for the same value again and again, whose mean is rounded."""
+    if len(values) < 2:
+        return None
+    return 0.0 if np.ptp(values) == 0 else float(values.std(ddof=1))
 
 
 def column(patients: Sequence[dict[str, object]], key: str) -> list[float]:

@@ -126,7 +126,7 @@ def _draw_tasks(results: StudyResults, path: Path) -> None:
         axis.set_title(title)
         axis.set_xlabel("change of RMSE, v1 images (old task), %")
         axis.set_ylabel("change of RMSE, v2 images (new task), %")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", title="0: v1-net")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", title="lines: v1-net")
     _save(figure, path)
 
 

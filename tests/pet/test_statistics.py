@@ -35,6 +35,12 @@ def test_a_patient_without_a_value_does_not_count() -> None:
     assert np.isnan(summarise([[np.nan]]).mean)
 
 
+def test_the_same_value_again_has_no_spread() -> None:
+    found = summarise([[0.1, 0.7]] * 3)
+    assert found.over_seeds == 0.0
+    assert spread(found, ".2f") == "0.40"
+
+
 def test_one_pair_has_no_interval() -> None:
     found = compare([[1.0]], [[0.5]])
     assert found.mean == 0.5
