@@ -167,7 +167,7 @@ def follow_parameters(net: nn.Module, args: object = None) -> None:
     if torch.compiler.is_compiling():
         return
     for module in net.modules():
-        if isinstance(mask := getattr(module, PARAMETERS, None), ParameterMask):
+        if isinstance(mask := module._modules.get(PARAMETERS), ParameterMask):
             mask.follow(module)
 
 

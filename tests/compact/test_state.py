@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.compact.twins import described, is_compact, twin_of
-from tgdsurgery.compact import compact, obstacle, restore
+from tgdsurgery.compact import compact, obstacle, restore, rows
 from tgdsurgery.compact.twins import TWINS
 
 MAKERS: dict[str, Any] = {
@@ -162,6 +162,74 @@ def test_inside_a_network_the_keys_and_the_order_stay():
     kept = net.state_dict()
     net.load_state_dict(twin.state_dict())
     assert_same_state(net, kept)
+
+
+def _step(parameter: nn.Parameter, **options: Any) -> None:
+    parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW([parameter], lr=0.1, **options).step()
+
+
+@torch.no_grad()
+def _in_place(parameter: nn.Parameter) -> None:
+    parameter.add_(1.0)
+
+
+@torch.inference_mode()
+def _in_inference_mode(parameter: nn.Parameter) -> None:
+    parameter.add_(1.0)
+
+
+CHANGES: dict[str, Any] = {
+    "a step": lambda twin: _step(twin.weight),
+    "a fused step": lambda twin: _step(twin.weight, fused=True),
+    "a step for each": lambda twin: _step(twin.weight, foreach=True),
+    "in place": lambda twin: _in_place(twin.weight),
+    "in place, in inference mode": lambda twin: _in_inference_mode(twin.weight),
+    "through data": lambda twin: twin.weight.data.mul_(0.5),
+    "through detach": lambda twin: twin.weight.detach().mul_(0.5),
+    "other data": lambda twin: setattr(twin.weight, "data", twin.weight.detach() + 1),
+    "an initialisation": lambda twin: nn.init.normal_(twin.weight),
+    "a clip of values": lambda twin: twin.weight.data.clamp_(-0.1, 0.1),
+    "another parameter": lambda twin: setattr(twin, "weight", nn.Parameter(twin.weight.detach() + 1)),
+    "a state": lambda twin: twin.load_state_dict(plain("Conv2d", seed=1).state_dict()),
+    "a state, assigned": lambda twin: twin.load_state_dict(plain("Conv2d", seed=1).state_dict(), assign=True),
+    "a write to the room for rows": lambda twin: twin.frozen_weight.index_fill_(0, torch.tensor([0, 2]), 7.0),
+    "another type and back": lambda twin: twin.double().float(),
+    "a copy": lambda twin: copy.deepcopy(twin),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_forward_sees_every_change_of_the_rows(change: str, mode: Any):
+    twin, x = twin_of(plain("Conv2d"), SOME), torch.randn(1, 4, 3, 3)
+    for _ in range(2):
+        with mode():
+            twin(x)
+            twin(x)
+        CHANGES[change](twin)
+        module = plain("Conv2d")
+        module.load_state_dict(twin.state_dict())
+        with mode():
+            assert torch.equal(twin(x), module(x))
+
+
+def test_a_forward_writes_the_rows_only_if_they_changed(monkeypatch: pytest.MonkeyPatch):
+    written = []
+    right = rows.fill_
+    monkeypatch.setattr(rows, "fill_", lambda *args: written.append(args[1].shape) or right(*args))
+    twin, x = twin_of(plain("Conv2d"), SOME), torch.randn(1, 4, 3, 3)
+    with torch.no_grad():
+        for _ in range(3):
+            twin(x)
+    assert written == [twin.frozen_weight.shape, twin.frozen_bias.shape]
+    for change in (lambda: _step(twin.weight), twin.eval):
+        written.clear()
+        change()
+        with torch.no_grad():
+            twin(x)
+            twin(x)
+        assert written == [twin.frozen_weight.shape, twin.frozen_bias.shape]
 
 
 def test_it_shows_how_much_is_trainable():

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tgdsurgery.compact.parts import select, spread
+from tgdsurgery.compact.parts import prepared, select, spread
 from tgdsurgery.compact.rows import memory_format, swapped
+from tgdsurgery.layers import zeroed
 
 
 class Geometry(NamedTuple):
@@ -49,6 +50,7 @@ class Slicing(NamedTuple):
         return self.stops_gradient and self.gathers
 
 
+@prepared
 class Convolution(torch.autograd.Function):
     """Convolution, plain or transposed, with the compact backward.
 
@@ -149,7 +151,7 @@ def _input_gradient(
         weight = swapped(weight, ctx.slicing.groups) if geometry.transposed else weight
         channels = read
     elif ctx.slicing.stops_gradient:
-        gradient = torch.where(_among(trainable, gradient), gradient, 0)
+        gradient = zeroed(gradient, _among(trainable, gradient))
     if geometry.groups == 1 and needs is not None:
         weight = weight.index_select(0 if geometry.transposed else 1, needs)
         channels = needs
@@ -160,7 +162,7 @@ def _input_gradient(
     if channels is not None:
         result = spread(result, channels, count, ctx.format)
     if geometry.groups > 1 and needs is not None:
-        result = torch.where(_among(needs, result), result, 0)
+        result = zeroed(result, _among(needs, result))
     return result
 
 
@@ -172,6 +174,7 @@ def _backward(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *
     return result
 
 
+@prepared
 class Linear(torch.autograd.Function):
     """`F.linear` with the compact backward; the arguments are those of `Convolution`, x is (*, C)."""
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgdsurgery.compact.parts import select
+from tgdsurgery.compact.parts import prepared, select
 
 
+@prepared
 class Normalised(torch.autograd.Function):
     """`y`, all channels normalised, with the gradient of the trainable ones.
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tgdsurgery.constants import Constants
 from tgdsurgery.records import ParameterRows
@@ -45,6 +46,29 @@ class Compaction:
         return sum(self.mask)
 
 
+CompactT = TypeVar("CompactT", bound="Compact")
+
+
+class Rows(nn.Parameter):
+    """Trainable rows, which know how often they were handed out as `.data`: torch does not count what is written there.
+
+    Where torch makes a plain Parameter of them (in a file, say), nothing is lost but some time.
+    """
+
+    handed_out = 0
+
+    @property
+    def data(self) -> Tensor:
+        """As of any Parameter."""
+        self.handed_out += 1
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined, no-any-return]
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self.handed_out += 1
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+
+
 class Compact(Constants):
     """What all compact modules have in common: a mixin, in front of the original's class.
 
@@ -55,11 +79,12 @@ class Compact(Constants):
 
     original_class: ClassVar[type[nn.Module]]
     compaction: Compaction
+    written: dict[str, Any]  # what `whole` last wrote, and where to
 
     def full(self, name: str) -> Any:
         """The whole parameter (or None), differentiable in its trainable rows; in the original's layout."""
         trainable: Tensor | None = getattr(self, name)
-        frozen: Tensor | None = getattr(self, f"frozen_{name}", None)
+        frozen = self._buffers.get(f"frozen_{name}")
         if trainable is None or frozen is None:
             return trainable
         return self._joined(name, trainable)
@@ -67,17 +92,24 @@ class Compact(Constants):
     def whole(self, name: str) -> Any:
         """`full` without a gradient, for a kernel that keeps nothing of it for a backward: no copy, if it can be.
 
-        Copied are the trainable rows, each time: it cannot be known whether they have changed since (`.data`).
+        The trainable rows are written where they belong in the frozen part, unless they are there already: as
+        long as no mode was set, no optimizer has stepped, and neither torch nor `Rows` have counted a change.
+        (What goes unseen: a write, later, to what `.data` once gave.)
         """
         trainable: Tensor | None = getattr(self, name)
-        frozen: Tensor | None = getattr(self, f"frozen_{name}", None)
+        frozen = self._buffers.get(f"frozen_{name}")
         if trainable is None or frozen is None:
             return trainable
         with torch.no_grad():
             # Parameters that are lent by torch.func, and compilers, want no writing to buffers.
-            if not isinstance(trainable, nn.Parameter) or torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or not isinstance(trainable, nn.Parameter):
                 return self.full(name)
-            return fill_(self.compaction.rows[name], frozen, trainable, self.index("rows"))
+            written = self.written.get(name)
+            if written is not None and _as_it_was(written, trainable, frozen):
+                return frozen
+            fill_(self.compaction.rows[name], frozen, trainable, self.index("rows"))
+        self.written[name] = _state(trainable, frozen)
+        return frozen
 
     def padded(self, name: str, trainable: Tensor) -> Tensor:
         """Values of the trainable rows (a gradient, say) in the parameter's own shape; zero at frozen rows."""
@@ -106,6 +138,7 @@ class Compact(Constants):
             whole = {name: self._parameters.pop(name) for name in self.compaction.rows}
             frozen = {name: None if p is None else p.detach() for name, p in whole.items()}
             self._buffers = {**frozen, **self._buffers}  # in front, as the state_dict has parameters first
+        vars(self)["written"] = {}
         for name, values in self._index_tensors().items():
             if values is not None:
                 self.keep(name, values, self._device())
@@ -113,7 +146,7 @@ class Compact(Constants):
             parameter = self._parameters[name]
             assert parameter is not None
             rows = self._trainable_part(name, parameter.detach())
-            self._parameters[name] = nn.Parameter(rows, requires_grad=parameter.requires_grad)
+            self._parameters[name] = Rows(rows, requires_grad=parameter.requires_grad)
             self.register_buffer(f"frozen_{name}", parameter.detach(), persistent=False)
 
     def unite(self) -> None:
@@ -123,6 +156,7 @@ class Compact(Constants):
             rows, full = self._parameters.get(name), self.full(name).detach()
             united[name] = nn.Parameter(full, requires_grad=required if rows is None else rows.requires_grad)
         self.forget()
+        del vars(self)["written"]
         added = {f"frozen_{name}" for name in self.compaction.rows}
         for name in (added | united.keys()) & self._buffers.keys():
             delattr(self, name)
@@ -137,6 +171,14 @@ class Compact(Constants):
         at = self._index_tensors()["rows"].to(full.device)
         rows = by_row(self.compaction.rows[name], full).index_select(0, at)
         return _in_format(rows, memory_format(full))
+
+    def train(self: CompactT, mode: bool = True) -> CompactT:
+        """As of any module; the next forward looks at the rows anew."""
+        self.written.clear()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "written": {}}
 
     def _device(self) -> torch.device:
         tensors = (*self._parameters.values(), *self._buffers.values())
@@ -249,7 +291,7 @@ def swapped(weight: Tensor, groups: int) -> Tensor:
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """How the entries lie in memory; the formats of a single entry per row are the same."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if tensor.dim() not in channels_last or tensor[:1].numel() == 1:
+    if tensor.dim() not in channels_last or tensor.shape.numel() == len(tensor):
         return torch.contiguous_format
     lies_last = tensor.stride(1) == 1 and tensor.stride(-1) == tensor.size(1)
     return channels_last[tensor.dim()] if lies_last else torch.contiguous_format
@@ -260,6 +302,30 @@ def _in_format(tensor: Tensor, form: torch.memory_format) -> Tensor:
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=form)
     empty.copy_(tensor)
     return empty
+
+
+def _state(trainable: Tensor, frozen: Tensor) -> tuple[Any, ...] | None:
+    """What `_as_it_was` compares; None where a change would not be seen."""
+    if not isinstance(trainable, Rows) or trainable.is_inference() or frozen.is_inference():
+        return None
+    return trainable, frozen, trainable._version, frozen._version, trainable.handed_out, _steps
+
+
+def _as_it_was(written: tuple[Any, ...], trainable: Any, frozen: Tensor) -> bool:
+    """Whether these are the tensors that were written, and not changed since."""
+    same = written[0] is trainable and written[1] is frozen
+    return same and written[2:] == (trainable._version, frozen._version, trainable.handed_out, _steps)
+
+
+_steps = 0  # of all optimizers; torch does not count what their fused kernels write
+
+
+def _count(optimizer: Any, args: Any, kwargs: Any) -> None:
+    global _steps  # noqa: PLW0603
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count)
 
 
 def _present(tensor: Tensor | None) -> Tensor:
