@@ -451,7 +451,7 @@ class TestGraphForm:
         net = Constant()
         tgd = insert(net, plan_for(net, {"conv": [1, 0, 1, 0]}), X)
         assert type(tgd) is Constant  # a graph would hold the tensor that the tracing run made
-        assert list(vars(tgd)) == [*vars(net), "tgd_plan", "tgd_stopped"]
+        assert list(vars(tgd)) == [*vars(net), "tgd_plan", "tgd_stopped", "tgd_masked"]
 
     @FLOWS
     def test_of_a_network_that_is_a_graph_already(self, flow):

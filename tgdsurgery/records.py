@@ -224,6 +224,12 @@ class TGDPlan:
         """(N,) True where the output channel of layer `name` is trainable."""
         return torch.tensor(self[name].mask, dtype=torch.bool)  # type: ignore[return-value]
 
+    @cached_property
+    def batch_norms(self) -> tuple[Layer, ...]:
+        """The batch norm modules with frozen channels."""
+        partly = (entry.layer for entry in self.entries if not all(entry.mask))
+        return tuple(one for one in partly if one.type.startswith("BatchNorm") and one.name in one.modules)
+
     def parameter_masks(self) -> dict[str, BoolTensor]:
         """For every parameter, True at the entries that may move; shapes as in the model, expanded where possible.
 

@@ -192,7 +192,7 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
         vars(plain),
         plain.meta.get(PRESERVED, {}) if isinstance(plain, fx.GraphModule) else {},
     ):
-        for name in ("tgd_plan", "tgd_stopped"):
+        for name in ("tgd_plan", "tgd_stopped", "tgd_masked"):
             attributes.pop(name, None)
         if rest := [name for name in attributes.pop(IGNORED_BY_DDP, ()) if name not in frozen]:
             attributes[IGNORED_BY_DDP] = rest
@@ -299,7 +299,7 @@ def _mount(net: nn.Module, plan: TGDPlan, apart: Collection[str] = ()) -> None:
             device = tensors[(*(rows.name for rows in layer.parameters), *layer.statistics)[0]].device
             for module in {net.get_submodule(name) for name in layer.modules}:
                 module.add_module(TGD, TGDLayer(mask, layer.channel_axis, device))
-    marks = {"tgd_plan": plan, "tgd_stopped": _mask_parameters(net, plan)}
+    marks = {"tgd_plan": plan, **_mask_parameters(net, plan)}
     if frozen := frozen_buffers(net):
         marks[IGNORED_BY_DDP] = [*getattr(net, IGNORED_BY_DDP, ()), *frozen]
     vars(net).update(marks)
@@ -307,8 +307,8 @@ def _mount(net: nn.Module, plan: TGDPlan, apart: Collection[str] = ()) -> None:
         net.meta[PRESERVED] = {**net.meta.get(PRESERVED, {}), **marks}
 
 
-def _mask_parameters(net: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
-    """Mask the parameters' gradients, and stop those of whole parameters; returns the names of the latter."""
+def _mask_parameters(net: nn.Module, plan: TGDPlan) -> dict[str, Any]:
+    """Mask the parameters' gradients, and stop those of whole parameters; returns what to remember of it."""
     trainable = trainable_entries(net, plan)
     stopped: list[str] = []
     masks: dict[str, dict[str, Tensor]] = {}
@@ -327,17 +327,17 @@ def _mask_parameters(net: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
         net.get_submodule(owner).add_module(PARAMETERS, ParameterMask(own_masks, devices[owner]))
     follow_parameters(net)
     net._forward_pre_hooks[HOOK] = before_forward
-    return tuple(stopped)
+    return {"tgd_stopped": tuple(stopped), "tgd_masked": bool(masks)}
 
 
 def before_forward(net: nn.Module, args: object = None) -> None:
     """Forward pre-hook: masks follow the parameters, and the norms are still those that hold statistics."""
-    follow_parameters(net)
     if torch.compiler.is_compiling():
         return
-    for layer in (entry.layer for entry in vars(net)["tgd_plan"].entries if not all(entry.mask)):
-        if layer.type.startswith("BatchNorm") and layer.name in layer.modules:
-            _refuse_converted(net, layer)
+    if vars(net)["tgd_masked"]:
+        follow_parameters(net)
+    for layer in vars(net)["tgd_plan"].batch_norms:
+        _refuse_converted(net, layer)
 
 
 def _refuse_converted(net: nn.Module, layer: Layer) -> None:

@@ -26,8 +26,9 @@ class CompactCarrier(Compact):
 
     def masked(self, y: Tensor) -> Tensor:
         """The output, with the gradient of frozen channels stopped."""
-        mask = self.index("mask")
-        return y if mask is None else mask_gradient(y, mask, self.compaction.channel_axis)
+        if not y.requires_grad or (mask := self.index("mask")) is None:
+            return y
+        return mask_gradient(y, mask, self.compaction.channel_axis)
 
     def joined(self) -> tuple[Any, Any]:
         """Weight and bias for the plain layer's kernel."""

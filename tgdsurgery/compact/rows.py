@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -40,7 +41,7 @@ class Compaction:
     needs: tuple[bool, ...] | None
     required: Mapping[str, bool]
 
-    @property
+    @cached_property
     def trainable(self) -> int:
         """Number of trainable channels."""
         return sum(self.mask)
@@ -96,17 +97,18 @@ class Compact(Constants):
         long as no mode was set, no optimizer has stepped, and neither torch nor `Rows` have counted a change.
         (What goes unseen: a write, later, to what `.data` once gave.)
         """
-        trainable: Tensor | None = getattr(self, name)
         frozen = self._buffers.get(f"frozen_{name}")
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                return self.full(name)
+        if (written := self.written.get(name)) and _as_it_was(written, self._parameters.get(name), frozen):
+            return frozen
+        trainable: Tensor | None = getattr(self, name)
         if trainable is None or frozen is None:
             return trainable
         with torch.no_grad():
-            # Parameters that are lent by torch.func, and compilers, want no writing to buffers.
-            if torch.compiler.is_compiling() or not isinstance(trainable, nn.Parameter):
+            if not isinstance(trainable, nn.Parameter):  # it is lent by torch.func: no writing to buffers
                 return self.full(name)
-            written = self.written.get(name)
-            if written is not None and _as_it_was(written, trainable, frozen):
-                return frozen
             fill_(self.compaction.rows[name], frozen, trainable, self.index("rows"))
         self.written[name] = _state(trainable, frozen)
         return frozen
@@ -264,7 +266,8 @@ def filled(rows: ParameterRows, whole: Tensor, values: Tensor, at: Tensor) -> Te
         full = swapped(swapped(whole, rows.groups).index_copy(0, at, values), rows.groups)
     else:
         full = whole.movedim(rows.axis, 0).index_copy(0, at, values).movedim(0, rows.axis)
-    return full.contiguous(memory_format=memory_format(whole))
+    # Torch reads the format of what it computes from the strides, also where others would mean the same entries.
+    return full if full.stride() == whole.stride() else _in_format(full, memory_format(whole))
 
 
 def fill_(rows: ParameterRows, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
@@ -311,10 +314,12 @@ def _state(trainable: Tensor, frozen: Tensor) -> tuple[Any, ...] | None:
     return trainable, frozen, trainable._version, frozen._version, trainable.handed_out, _steps
 
 
-def _as_it_was(written: tuple[Any, ...], trainable: Any, frozen: Tensor) -> bool:
+def _as_it_was(written: tuple[Any, ...], trainable: Any, frozen: Any) -> bool:
     """Whether these are the tensors that were written, and not changed since."""
-    same = written[0] is trainable and written[1] is frozen
-    return same and written[2:] == (trainable._version, frozen._version, trainable.handed_out, _steps)
+    if written[0] is not trainable or written[1] is not frozen:
+        return False
+    present: tuple[int, ...] = (trainable._version, frozen._version, trainable.handed_out, _steps)
+    return written[2:] == present
 
 
 _steps = 0  # of all optimizers; torch does not count what their fused kernels write
