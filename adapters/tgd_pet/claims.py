@@ -7,7 +7,7 @@ from typing import Literal
 
 from tgd_pet.recipes import FULL_FLOW, TGD, TGD_TWICE
 from tgd_pet.results import StudyResults
-from tgd_pet.statistics import Difference, compare
+from tgd_pet.statistics import PAIRS, Difference, agreed_sign, compare
 from tgd_pet.tables import IMAGE_COLUMNS, interval, markdown
 
 TITLES = {column.key: column.title for column in IMAGE_COLUMNS}
@@ -21,37 +21,39 @@ class Claim:
     Args:
         text: the statement.
         what: the difference that decides.
-        found: it.
+        found: it, over patients and over seeds; for unseen features, where each seed has its own patient, once.
         sign: +1 where the claim says it is above 0, -1 where below.
         format: how the difference is written.
     """
 
     text: str
     what: str
-    found: Difference
+    found: tuple[Difference, ...]
     sign: int
     format: str
 
     @property
     def verdict(self) -> Verdict:
-        """What the 95% interval says; it is "not shown" where it includes 0."""
-        if not self.found.clear:
+        """What the 95% intervals say: "not shown" where one includes 0, or they disagree."""
+        agreed = agreed_sign(*self.found)
+        if not agreed:
             return "not shown"
-        return "holds" if self.found.mean * self.sign > 0 else "does not hold"
+        return "holds" if agreed == self.sign else "does not hold"
 
 
 def claims(results: StudyResults) -> list[Claim]:
-    """All claims; pairs are test patients, for unseen features the seeds with their patients."""
+    """All claims."""
     return [*_about_networks(results), *_about_unseen(results)]
 
 
 def claims_table(results: StudyResults) -> str:
-    """Claim, difference with its 95% interval, verdict."""
-    rows = [
-        [claim.text, claim.what, interval(claim.found, claim.format), claim.verdict]
-        for claim in claims(results)
-    ]
-    return markdown(["claim", "what was compared", "difference (95% interval)", "verdict"], rows)
+    """Claim, difference with its 95% intervals, verdict."""
+    rows = []
+    for claim in claims(results):
+        shown = [interval(found, claim.format, bold=bool(found.sign)) for found in claim.found]
+        patients, seeds = shown if len(shown) == 2 else ("", shown[0])
+        rows.append([claim.text, claim.what, patients, seeds, claim.verdict])
+    return markdown(["claim", "what was compared", "over patients", "over seeds", "verdict"], rows)
 
 
 def _about_networks(results: StudyResults) -> list[Claim]:
@@ -61,7 +63,7 @@ def _about_networks(results: StudyResults) -> list[Claim]:
     def claim(text: str, first: str, second: str, version: str, measure: tuple[str, str], sign: int) -> Claim:
         key, form = measure
         title = TITLES[key]
-        found = results.difference(first, second, version, key)
+        found = tuple(results.difference(first, second, version, key, over) for over in PAIRS)
         return Claim(text, f"{title} on {version}: {first} minus {second}", found, sign, form)
 
     return [
@@ -96,12 +98,13 @@ def _about_unseen(results: StudyResults) -> list[Claim]:
     phi = results.settings.online_phis[0]
     masked, through = f"TGD-N2N, phi {phi:g}", f"TGD-N2N{FULL_FLOW}, phi {phi:g}"
     near, bias = ("artefacts.rmse", "RMSE nearby", "+.3f"), ("bias", "lesion bias %", "+.1f")
+    rmse = "body.rmse", "RMSE", "+.3f"
 
     def claim(text: str, case: str, pair: tuple[str, str], measure: tuple[str, str, str], sign: int) -> Claim:
         key, title, form = measure
         first, second = pair
         found = compare(*(results.unseen_values(case, name, key) for name in pair), over="seeds")
-        return Claim(text, f"{title}, {case}: {first} minus {second}", found, sign, form)
+        return Claim(text, f"{title}, {case}: {first} minus {second}", (found,), sign, form)
 
     found = []
     for case in ("bladder", "line"):
@@ -114,5 +117,8 @@ def _about_unseen(results: StudyResults) -> list[Claim]:
             claim(f"N2N keeps lesions, {case}", case, ("N2N", "v2-net"), bias, 1),
             claim(f"TGD-N2N keeps lesions better than N2N, {case}", case, (masked, "N2N"), bias, 1),
             claim(f"... with full flow, {case}", case, (through, "N2N"), bias, 1),
+            claim(f"... at no larger error than N2N, {case}", case, (masked, "N2N"), rmse, -1),
+            claim(f"N2N leaves less error than the scan has, {case}", case, ("N2N", "input"), rmse, -1),
+            claim(f"TGD-N2N leaves less error than the scan has, {case}", case, (masked, "input"), rmse, -1),
         ]
     return found

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import stats
 
 CONFIDENCE = 0.95
+PAIRS = ("patients", "seeds")
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,17 @@ class Difference:
     n: int
 
     @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+    def sign(self) -> int | None:
+        """1 or -1 where the interval lies above or below 0, 0 where it includes it; None without an interval."""
+        if np.isnan(self.low):
+            return None
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def agreed_sign(*found: Difference) -> int:
+    """The sign that all intervals have; 0 where they have none in common. One that is missing says nothing."""
+    signs = {difference.sign for difference in found} - {None}
+    return signs.pop() or 0 if len(signs) == 1 else 0
 
 
 def summarise(values: npt.ArrayLike) -> Summary:

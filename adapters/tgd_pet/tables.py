@@ -12,7 +12,7 @@ import numpy as np
 
 from tgd_pet.recipes import TGD
 from tgd_pet.results import StudyResults
-from tgd_pet.statistics import Difference, Summary, compare, summarise
+from tgd_pet.statistics import PAIRS, Difference, Summary, agreed_sign, compare, summarise
 
 PAPER_TABLE_1 = {  # network -> lesion bias in %, liver CoV in %
     "v1-net": (-6.30, 6.02),
@@ -126,18 +126,21 @@ def overview(results: StudyResults) -> str:
 
 
 def difference_table(results: StudyResults, name: str) -> str:
-    """One network minus each other, with confidence intervals."""
+    """One network minus each other: 95% intervals over patients, bold where those over seeds agree on the sign."""
     shown = (
         ("v2", "bias", SIGNED),
         ("v2", "cov", "+.2f"),
         ("v2", "body.rmse", "+.4f"),
         ("v1", "body.rmse", "+.4f"),
     )
-    rows = [
-        [other, *(interval(results.difference(name, other, v, key), form) for v, key, form in shown)]
-        for other in results.networks
-        if other not in (name, "input")
-    ]
+    rows = []
+    for other in results.networks:
+        if other not in (name, "input"):
+            cells = []
+            for version, key, form in shown:
+                found = [results.difference(name, other, version, key, over) for over in PAIRS]
+                cells.append(interval(found[0], form, bold=bool(agreed_sign(*found))))
+            rows.append([other, *cells])
     return markdown([f"{name} minus", "bias % v2", "CoV % v2", "RMSE v2", "RMSE v1"], rows)
 
 
@@ -202,7 +205,8 @@ def online_table(results: StudyResults) -> str:
 
 def _change(results: StudyResults, pair: tuple[str, str], case: str, _: str, key: str, form: str) -> str:
     after, before = (results.unseen_values(case, name, key) for name in pair)
-    return interval(compare(after, before, over="seeds"), form)
+    found = compare(after, before, over="seeds")
+    return interval(found, form, bold=bool(found.sign))
 
 
 def spread(found: Summary, form: str) -> str:
@@ -216,13 +220,13 @@ def spread(found: Summary, form: str) -> str:
     return mean if not found.over_seeds else f"{mean} ± {format(found.over_seeds, form.replace('+', ''))}"
 
 
-def interval(found: Difference, form: str) -> str:
-    """Difference and its 95% interval, in bold where it leaves out 0; no interval where there is none.
+def interval(found: Difference, form: str, *, bold: bool = False) -> str:
+    """Difference and its 95% interval; no interval where there is none.
 
     Example:
-        >>> interval(Difference(1.0, 0.5, 1.5, 0.01, 4), "+.1f")
+        >>> interval(Difference(1.0, 0.5, 1.5, 0.01, 4), "+.1f", bold=True)
         '**+1.0 (+0.5 to +1.5)**'
     """
     mean, low, high = (format(value, form) for value in (found.mean, found.low, found.high))
     text = mean if np.isnan(found.low) else f"{mean} ({low} to {high})"
-    return f"**{text}**" if found.clear else text
+    return f"**{text}**" if bold else text

@@ -23,7 +23,8 @@ def test_pairs_are_patients_or_seeds(seed: int, seeds: int, patients: int) -> No
         expected = (first - second).mean(), low, high, paired.pvalue
         assert (found.mean, found.low, found.high, found.p) == pytest.approx(expected, abs=1e-12)
         assert found.n == (patients if over == "patients" else seeds)
-        assert found.clear == (paired.pvalue < 0.05)
+        assert bool(found.sign) == (paired.pvalue < 0.05)
+        assert found.sign in (0, np.sign(found.mean))
 
 
 def test_a_patient_without_a_value_does_not_count() -> None:
@@ -45,21 +46,29 @@ def test_one_pair_has_no_interval() -> None:
     found = compare([[1.0]], [[0.5]])
     assert found.mean == 0.5
     assert np.isnan(found.low)
-    assert not found.clear
+    assert found.sign is None
     assert interval(found, ".1f") == "0.5"
     assert spread(summarise([[1.0]]), ".1f") == "1.0"
 
 
+ABOVE, BELOW, BOTH, NONE = (
+    Difference(0.5 * (low + high), low, high, 0.5, 4)
+    for low, high in ((0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3), (np.nan, np.nan))
+)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "sign", "verdict"),
+    ("found", "sign", "verdict"),
     [
-        (0.1, 0.3, 1, "holds"),
-        (0.1, 0.3, -1, "does not hold"),
-        (-0.1, 0.3, 1, "not shown"),
-        (-0.3, -0.1, -1, "holds"),
-        (np.nan, np.nan, 1, "not shown"),
+        ((ABOVE, ABOVE), 1, "holds"),
+        ((ABOVE, ABOVE), -1, "does not hold"),
+        ((BELOW, BELOW), -1, "holds"),
+        ((ABOVE, BOTH), 1, "not shown"),
+        ((ABOVE, BELOW), 1, "not shown"),
+        ((ABOVE, NONE), 1, "holds"),  # networks that all seeds share
+        ((NONE, NONE), 1, "not shown"),
+        ((BELOW,), 1, "does not hold"),
     ],
 )
-def test_verdicts(low: float, high: float, sign: int, verdict: str) -> None:
-    found = Difference((low + high) / 2, low, high, 0.5, 4)
+def test_verdicts(found: tuple[Difference, ...], sign: int, verdict: str) -> None:
     assert Claim("", "", found, sign, ".1f").verdict == verdict
