@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test zoo lint format bench bench-zoo clean
+.PHONY: demo test zoo lint format bench bench-zoo bench-step clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -42,9 +42,13 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.kse
+	$(BIN)/python -m benchmarks.traffic
 
 bench-zoo: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.zoo
+
+bench-step: $(ZOO)/.installed
+	$(ZOO)/bin/python -m benchmarks.step
 
 clean:
 	rm -rf $(VENV) $(ZOO) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import measuring
+from benchmarks.measuring import markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
 RESULTS = measuring.RESULTS / "zoo.json"
@@ -20,13 +21,14 @@ TEXT = """\
 Made by `make bench-zoo` from [its results](../benchmarks/results/zoo.json); do not edit.
 {setting}.
 
-Random weights, a batch of two, the smallest input that a network takes; `make zoo` tests the laws on the same networks.
+Random weights, a batch of two, the smallest input that a network takes; `make zoo` tests the laws on the same networks
+(the lowered form up to 8 million parameters).
 Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;
 * *map*: recording two runs, one in evaluation and one in training mode, and following every channel through them;
 * *scores*: KSE of all layers; blank where it was not computed (large networks at their smallest input);
-* *insert*: the copy with TGD layers, its outputs and gradients compared with the original's; the *form* is a torch.fx
+* *insert*: the literal form, its outputs and gradients compared with the original's; the *form* is a torch.fx
   graph, or a copy of the model with its own classes where no graph can be all of its forward (not made of the two
   with more than 600 million parameters);
 * *MiB*: how far the memory grows for map, scores and plan;
@@ -66,7 +68,7 @@ def page(found: Mapping[str, Any]) -> str:
     groups = {library: [r for n, r in small.items() if n.startswith(f"{library}/")] for library in libraries}
     return TEXT.format(
         setting=", ".join(f"{name} {value}" for name, value in found["setting"].items()),
-        summary=_table(
+        summary=markdown(
             (
                 "library",
                 "networks",
@@ -81,8 +83,8 @@ def page(found: Mapping[str, Any]) -> str:
             [_summary(library, group) for library, group in groups.items()]
             + [_summary("all", list(small.values()))],
         ),
-        native=_table(COLUMNS, [_row(name, result) for name, result in native.items()]),
-        networks=_table(COLUMNS, [_row(name, result) for name, result in small.items()]),
+        native=markdown(COLUMNS, [_row(name, result) for name, result in native.items()]),
+        networks=markdown(COLUMNS, [_row(name, result) for name, result in small.items()]),
     )
 
 
@@ -115,11 +117,6 @@ def _row(name: str, result: Result) -> list[str]:
     times = [f"{result[key]:.2f}" if key in result else "" for key in ("forward", "map", "scores", "insert")]
     size = f"{result['parameters'] / 1e6:.1f} M"
     return [name, size, *times, str(result["mib"]), result.get("form", ""), seen]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,15 @@ BUDGET = 0.25
 LARGE = 8_000_000
 
 
+def parameters(net: nn.Module) -> int:
+    """How many there are."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
 def planned(net: nn.Module, image: Tensor) -> tuple[TGDPlan, ChannelMap]:
     """A plan by which a quarter of the filter parameters are trainable, and the map it was made from."""
     mapped = map_model(net, arguments_for(net, image))
-    small = sum(parameter.numel() for parameter in net.parameters()) < LARGE
-    scores = score(mapped) if small else _drawn(mapped.channels)
+    scores = score(mapped) if parameters(net) < LARGE else _drawn(mapped.channels)
     return make_plan(mapped.channels, scores, budget=BUDGET), mapped.channels
 
 

@@ -1,0 +1,140 @@
+"""docs/speed.md, made from the results of `benchmarks/step.py`: `python -m benchmarks.step_page`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measuring
+from benchmarks.measuring import markdown
+
+PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+RESULTS = measuring.RESULTS / "step.json"
+Result = Mapping[str, Any]
+
+TEXT = """\
+# What a training step costs
+
+Made by `make bench-step` from [its results](../benchmarks/results/step.json); do not edit.
+{setting}.
+
+A step is forward, backward and a fused Adam on one batch, in CPU seconds of one thread. All ways to fine-tune a network
+take turns, a step each, round after round; the ratio is that to the full step of the same round, the median with the
+quartiles.
+
+* *full*: ordinary fine-tuning. *forward*: only its forward pass.
+* *last layers*: everything before the last three filter layers is frozen, as in the paper's FT-net.
+* *LoRA*: adapters of rank {rank} on every convolution without groups (PEFT).
+* *literal*, *lowered*: TGD with this share of the channels of every layer trainable, `flow="masked"`. Layers that no
+  layer reads are frozen, as in the paper; at the share 1 everything is trained.
+* *bound*: `f + (1 - f) (a + a^2) / 2`, where f is the forward's share of a full step and a the share of trainable
+  channels: the forward, and of the backward only what these channels need.
+* *memory*: what torch's allocator holds at most during a step beyond what it held before: activations, gradients,
+  buffers of the backward. *state*: the optimizer's. Both as ratios to the full step's.
+
+## In short
+
+{summary}
+
+## Where the time of a step goes
+
+Shares of the CPU time of a full step, and of a lowered step at 0.25, by kind of op.
+
+{profile}
+
+What keeps a lowered step from its bound: the forward is that of all channels, and so are activations, pooling, sums and
+concatenations in both directions; gathering and scattering channels costs a pass over the feature map each; and layers
+of few channels, or few pixels, have too little to save for the calls that it takes.
+
+## All ways
+
+{networks}
+"""
+
+
+def write_page() -> None:
+    """Make the page anew."""
+    PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    print(f"Written: {PAGE}")
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole page as Markdown."""
+    results = found["networks"]
+    measured: dict[str, Result] = {name: r for name, r in results.items() if "error" not in r}
+    return TEXT.format(
+        setting=", ".join(f"{name} {value}" for name, value in found["setting"].items()),
+        rank=found["setting"]["rank"],
+        summary=markdown(
+            (
+                "network",
+                "batch",
+                "lowered 0.1",
+                "0.25",
+                "0.5",
+                "1",
+                "literal 0.25",
+                "memory 0.25",
+                "evaluation",
+            ),
+            [summary(name, result) for name, result in measured.items()],
+        )
+        + "\n\nTime ratios, in brackets to the bound. *Evaluation*: the lowered network's forward against the plain "
+        "one's, in evaluation mode; after `remove_tgd` it is the plain one's.",
+        profile=markdown(
+            ("network", "step", *next(iter(measured.values()))["profile"]["full"]),
+            [
+                [name, way, *(f"{share:.0%}" for share in shares.values())]
+                for name, result in measured.items()
+                for way, shares in result["profile"].items()
+            ],
+        ),
+        networks="\n\n".join(f"### {name}\n\n{ways(result)}" for name, result in measured.items()),
+    )
+
+
+def bound(result: Result, share: float) -> float:
+    """The bound of a step at a share of trainable channels."""
+    forward: float = result["ratios"]["forward"][1]
+    return forward + (1 - forward) * (share + share**2) / 2
+
+
+def summary(name: str, result: Result) -> list[str]:
+    """One line of the first table."""
+
+    def ratio(share: str) -> str:
+        found = result["ratios"][f"lowered {share}"][1]
+        return f"{found:.2f} ({found / bound(result, float(share)):.2f})"
+
+    shape = "x".join(map(str, result["shape"]))
+    memory = result["memory"]["lowered 0.25"]["step_bytes"] / result["memory"]["full"]["step_bytes"]
+    shares = [ratio(share) for share in ("0.1", "0.25", "0.5", "1")]
+    literal = f"{result['ratios']['literal 0.25'][1]:.2f}"
+    return [name, shape, *shares, literal, f"{memory:.2f}", f"{result['evaluation'][1]:.3f}"]
+
+
+def ways(result: Result) -> str:
+    """The table of one network."""
+    rows = []
+    for way, (low, mid, high) in result["ratios"].items():
+        kind, _, share = way.partition(" ")
+        limit = bound(result, float(share)) if kind == "lowered" else None
+        memory, full = result["memory"].get(way), result["memory"]["full"]
+        rows.append(
+            [
+                way,
+                f"{mid:.3f} ({low:.3f} to {high:.3f})",
+                "" if limit is None else f"{limit:.3f}",
+                "" if limit is None else f"{mid / limit:.2f}",
+                "" if memory is None else f"{memory['step_bytes'] / full['step_bytes']:.2f}",
+                "" if memory is None else f"{memory['state_bytes'] / full['state_bytes']:.2f}",
+                "" if memory is None else f"{memory['trained'] / full['trained']:.1%}",
+            ]
+        )
+    return markdown(("way", "time", "bound", "time / bound", "memory", "state", "trained"), rows)
+
+
+if __name__ == "__main__":
+    write_page()
