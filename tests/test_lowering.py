@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from tests.laws.subjects import assert_equal_tensors, gradients, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
-from tgdsurgery import LiteralFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd
+from tgdsurgery import LiteralFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd, trial
 from tgdsurgery.compact import Compact
 from tgdsurgery.rewrite import lower, needed_inputs
 
@@ -154,6 +154,18 @@ def test_a_forward_that_asks_for_the_shape_of_a_weight_has_no_compact_layers(flo
     assert 0 < lowered.tgd_plan.trainable("second").sum() < 6
     assert compact_names(lowered) == set()
     assert_same_training(lowered, literal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_networks_are_tried_in_their_own_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trial, "LARGE", 0)
+    net = apply_tgd(made(Chain()).to(dtype), X.to(dtype), phi=0.5)
+    assert compact_names(net) == {
+        name for name in net.tgd_plan.layers if not net.tgd_plan.trainable(name).all()
+    }
+    with pytest.warns(LiteralFormWarning, match="outputs or gradients differ"):
+        net = apply_tgd(made(Scaling()).to(dtype), X.to(dtype), phi=0.5)
+    assert compact_names(net) == set()
 
 
 def test_a_norm_over_channels_that_couples_them_takes_no_gradient_away():
