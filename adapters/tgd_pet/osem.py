@@ -32,7 +32,7 @@ class Reconstruction:
 
 
 V1 = Reconstruction("v1", iterations=3, psf_mm=0.0, tof=False, filter_mm=5.0)
-V2 = Reconstruction("v2", iterations=2, psf_mm=5.0, tof=True, filter_mm=5.0)
+V2 = Reconstruction("v2", iterations=3, psf_mm=5.0, tof=True, filter_mm=3.0)
 RECONSTRUCTIONS = {"v1": V1, "v2": V2}
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tgd_pet.claims import claims, claims_table
+from tgd_pet.osem import RECONSTRUCTIONS, Reconstruction
 from tgd_pet.recipes import TGD
 from tgd_pet.results import StudyResults
 from tgd_pet.settings import Settings
@@ -122,10 +123,16 @@ def page(results: StudyResults, profile: str) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _reconstruction(kind: Reconstruction) -> str:
+    psf = f"a PSF of {kind.psf_mm:g} mm" if kind.psf_mm else "no PSF"
+    tof = "time of flight" if kind.tof else "no time of flight"
+    return f"{kind.name} is OSEM of {kind.iterations} iterations with {psf}, {tof} and a filter of {kind.filter_mm:g} mm"
+
+
 def _what_was_done(settings: Settings) -> str:
     lines = [
         f"Scans: {settings.slices} slices of {settings.size} x {settings.size} voxels of {settings.voxel_mm:g} mm; "
-        f"v1 is OSEM without PSF or time of flight, v2 with both.",
+        f"{'; '.join(_reconstruction(kind) for kind in RECONSTRUCTIONS.values())}.",
         f"Patients: {settings.train} to train on, thin and large; {settings.adapt} thin ones to adapt to, others for "
         f"each seed; {settings.test} to test, half of them thin. Lesions of 8 to 25 mm in liver, lung and soft tissue.",
         f"Counts: short scans of {_list(settings.seconds)} s, thinned from 600 s; the target is the image of 600 s.",

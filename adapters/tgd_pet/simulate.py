@@ -23,7 +23,7 @@ from tgdsurgery import TGDError
 Feature = Literal["none", "bladder", "line"]
 Mask = NDArray[np.bool_]
 
-FORMAT = 2  # raise it whenever the same configuration and seed would give another study
+FORMAT = 3  # raise it whenever the same configuration and seed would give another study
 _FEATURE_SUV = 60.0
 _SECTION_MM = {"none": (-50.0, 50.0), "line": (-50.0, 50.0), "bladder": (225.0, 265.0)}
 _LIVER_MARGIN_MM = 8.0

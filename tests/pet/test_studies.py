@@ -98,8 +98,8 @@ def test_realisations_change_no_other_image(study: Study) -> None:
         np.testing.assert_array_equal(image, study.images[name])
 
 
-def test_v2_is_sharper_and_less_noisy_than_v1() -> None:
-    """The premise of the experiments."""
+def test_v2_is_sharper_and_noisier_than_v1() -> None:
+    """The premise of the experiments: what v1-net takes for noise is partly signal in v2 images."""
     geometry = Geometry(size=96, voxel_mm=4.5, angles=60, bins=96, bin_mm=4.5, tof=TimeOfFlight())
     config = StudyConfig(Scanner(geometry, slice_mm=4.5), slices=12)
     study = simulate_study(1, config)
@@ -109,7 +109,7 @@ def test_v2_is_sharper_and_less_noisy_than_v1() -> None:
         noise[version] = relative.std() / relative.mean()
         full = study.full(version)
         recovery[version] = np.mean([full[m].mean() / study.true[m].mean() for m in study.lesion_masks()])
-    assert noise["v2"] < 0.8 * noise["v1"]  # about 0.67, of thousands of voxels
+    assert noise["v2"] > 1.1 * noise["v1"]  # about 1.32, of thousands of voxels
     assert recovery["v2"] > recovery["v1"] + 0.02  # about 0.05
 
 
