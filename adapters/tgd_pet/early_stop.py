@@ -13,6 +13,9 @@ from torch import Tensor, nn
 class KeepBest(Callback):
     """Measures the network before the first step and after each epoch; the best one is what training leaves.
 
+    Of several processes the first one measures, and all do as it finds: running statistics differ between them,
+    and one that stops alone would leave the others waiting.
+
     Args:
         error: what is to be small.
         patience: training stops after so many epochs in a row without a smaller one.
@@ -27,20 +30,22 @@ class KeepBest(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The network as it was given; a resumed run has seen it."""
         if not self._weights:
-            self._measure(pl_module.network)
+            self._measure(trainer, pl_module.network)
         trainer.should_stop = self._waited >= self._patience
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, and decide."""
-        pl_module.log(self._name, self._measure(pl_module.network), prog_bar=True)
+        error = self._measure(trainer, pl_module.network)
+        pl_module.log(self._name, error, prog_bar=True, sync_dist=True)
         trainer.should_stop = self._waited >= self._patience
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""
         pl_module.network.load_state_dict(self._weights)
 
-    def _measure(self, network: nn.Module) -> float:
-        error = self._error(network)
+    def _measure(self, trainer: L.Trainer, network: nn.Module) -> float:
+        found = self._error(network) if trainer.is_global_zero else float("nan")
+        error: float = trainer.strategy.broadcast(found)
         if error < self._best or not self._weights:
             self._best, self._waited = error, 0
             self._weights = {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from tgd_pet.data import Scans
@@ -79,7 +80,7 @@ def finetune(
         return Tuned(*PEERS[method](network, train))
     if method == "lora":
         merged, share = lora(network, partial(train, folder=folder / "adapters"))
-        save_network(merged, folder / "network.safetensors")
+        rank_zero_only(save_network)(merged, folder / "network.safetensors")
         return Tuned(merged, share)
     tuned = copy.deepcopy(network)
     if method == "full":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from tgd_pet.early_stop import KeepBest
@@ -103,7 +104,7 @@ def online(
     triplet = torch.zeros(1, network.convolutions[0].in_channels, 32, 32)
     rewritten = apply_tgd(network, triplet, phi=phi, flow=flow)
     train(rewritten, purpose=f"TGD noise2noise, phi {phi:g}, flow {flow}, patience {patience}")
-    save_delta(rewritten, folder / ROWS)
+    rank_zero_only(save_delta)(rewritten, folder / ROWS)
     return _tuned(network, rewritten, held_out, before)
 
 

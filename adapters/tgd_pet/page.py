@@ -44,21 +44,8 @@ corrected for the number of claims. Bold: 0 is left out.
 DEVICES = """
 ## On several devices
 
-The study runs independent jobs, one to a core. A single network can be trained on several devices: Lightning starts
-the processes, on accelerators where there are some and else on CPUs, each with batches of its own.
-
-```python
-# train.py, started once with `python train.py`
-from pathlib import Path
-from tgd_pet.network import new_network
-from tgd_pet.studies import load_study
-from tgd_pet.training import Schedule, fit
-
-studies = [load_study(path) for path in sorted(Path("studies").glob("study_*.npz"))]
-fit(new_network(0), studies, "v1", Path("runs/v1-net"), Schedule(devices=4))
-```
-
-`finetune` takes the same schedule; frozen kernels are the same bit for bit in every process.
+The study runs independent jobs, one to a core. A single network can be trained on several devices or machines by
+`tgd pet train`, `finetune` and `online` with `--devices` and `--nodes`: docs/pet_scans.md says how.
 """
 UNITS = """SUV in g/mL. Every measure is against the full-count image of the same reconstruction. Lesion bias: of the
 mean SUV of each lesion, averaged over {realisations} short scans (60 s of 600 s), then over lesions (the paper's
@@ -126,7 +113,8 @@ def page(results: StudyResults, profile: str) -> str:
 def _reconstruction(kind: Reconstruction) -> str:
     psf = f"a PSF of {kind.psf_mm:g} mm" if kind.psf_mm else "no PSF"
     tof = "time of flight" if kind.tof else "no time of flight"
-    return f"{kind.name} is OSEM of {kind.iterations} iterations with {psf}, {tof} and a filter of {kind.filter_mm:g} mm"
+    means = f"{psf}, {tof} and a filter of {kind.filter_mm:g} mm"
+    return f"{kind.name} is OSEM of {kind.iterations} iterations with {means}"
 
 
 def _what_was_done(settings: Settings) -> str:

@@ -142,17 +142,17 @@ def claim(folder: Path, settings: Settings) -> None:
         RunError: a setting differs that results depend on.
     """
     record = folder / "settings.json"
-    asked = json.loads(json.dumps(asdict(settings)))
     if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        changed = [key for key in asked if key not in GROWING and found.get(key) != asked[key]]
+        found = settings_from(json.loads(record.read_text(encoding="utf-8")), str(record))
+        decisive = [field.name for field in fields(settings) if field.name not in GROWING]
+        changed = [name for name in decisive if getattr(found, name) != getattr(settings, name)]
         if changed:
             raise RunError(
                 f"{folder} holds a study with another {', '.join(changed)}.",
                 "Choose another folder, or delete that one.",
             )
     with replacing(record) as temporary:
-        temporary.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
 
 
 def _filled(kind: Any, given: object, where: str) -> Any:
@@ -174,7 +174,7 @@ def _filled(kind: Any, given: object, where: str) -> Any:
 
 def _value(kind: Any, value: object, where: str) -> Any:
     if kind is Schedule:
-        return _filled(Schedule, value, where)
+        return _schedule(value, where)
     if kind in (int, float):
         if not isinstance(value, (int, kind)) or isinstance(value, bool):
             raise RunError(f"{where} is {value!r}.", f"Give a number ({kind.__name__}).")
@@ -183,3 +183,10 @@ def _value(kind: Any, value: object, where: str) -> Any:
         raise RunError(f"{where} is {value!r}.", "Give a list.")
     item = kind.__args__[0]
     return tuple(entry if item is str else _value(item, entry, where) for entry in value)
+
+
+def _schedule(value: object, where: str) -> Schedule:
+    schedule: Schedule = _filled(Schedule, value, where)
+    if schedule.processes > 1:
+        raise RunError(f"{where} has several devices.", "A study trains each network on one; set `workers`.")
+    return schedule

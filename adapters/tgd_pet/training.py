@@ -21,6 +21,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -46,8 +47,9 @@ class Schedule:
             falls to nearly zero along a cosine ("one cycle"). The paper uses Adam at 0.001.
         seed: of the patches; and of the first weights, where training starts from none.
         patch: edge length of a patch in pixels.
-        devices: accelerators, or processes on CPUs, that train together, each on batches of its own;
-            Lightning starts them.
+        devices: accelerators of a machine, or processes on its CPUs, that train together, each on batches of
+            its own; Lightning starts them.
+        nodes: machines that train together; the same is started on each.
     """
 
     epochs: int = 20
@@ -57,6 +59,12 @@ class Schedule:
     seed: int = 0
     patch: int = PATCH
     devices: int = 1
+    nodes: int = 1
+
+    @property
+    def processes(self) -> int:
+        """How many train together, on all machines."""
+        return self.devices * self.nodes
 
 
 Penalty = Callable[[Tensor, Tensor], Tensor]  # of the noisy and the denoised triplets, (B, 3, H, W)
@@ -92,24 +100,33 @@ def fit(
         callbacks: more of Lightning's.
 
     Raises:
-        RunError: the folder holds another run, or training diverged.
+        RunError: there is nothing to train or to train on, too few devices, the folder holds another run, or
+            training diverged.
     """
     if not studies:
         raise RunError("There is no study to train on.", "Make some with `tgd pet simulate`.")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise RunError("Nothing in the network is trainable.", "With TGD, take a larger phi.")
+    if 0 < (there := torch.accelerator.device_count()) < schedule.devices:
+        raise RunError(f"This machine has {there} of {schedule.devices} devices.", "Ask for fewer of them.")
     _claim(folder, _asked(network, studies, version, schedule, purpose))
     done, checkpoints = folder / "network.safetensors", folder / "checkpoints"
     if done.exists():
         network.load_state_dict(load_file(done))
         return
-    bar = [RichProgressBar()] if progress else []
+    bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
     resumed = _checkpoint(checkpoints / "last.ckpt")
     keep = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
     with _quiet():
         trainer = L.Trainer(
             max_epochs=schedule.epochs,
             devices=schedule.devices,
+            num_nodes=schedule.nodes,
+            # Frozen rows are buffers: sent before every step, they would cost what freezing saves.
+            strategy=DDPStrategy(broadcast_buffers=False) if schedule.processes > 1 else "auto",
             logger=False,
-            callbacks=[keep, *bar, *callbacks],
+            # The bar of the first process gathers metrics from all: what the others do at that point comes first.
+            callbacks=[keep, *callbacks, *bar],
             default_root_dir=folder,
             enable_progress_bar=progress,
             enable_model_summary=False,
@@ -156,9 +173,12 @@ class Denoising(L.LightningModule):
             module.eval()
         return self
 
-    def on_fit_start(self) -> None:
-        """Channels-last convolutions are the quicker ones, on CPUs and GPUs."""
+    def setup(self, stage: str) -> None:
+        """Channels-last convolutions are the quicker ones, on CPUs and GPUs; DDP looks at the layout next."""
         self.network.to(memory_format=torch.channels_last)
+
+    def on_fit_start(self) -> None:
+        """Lightning's loop asks for no mode."""
         self.train()
 
     def on_train_end(self) -> None:
@@ -188,7 +208,8 @@ class Denoising(L.LightningModule):
         moving = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         rate, steps = self._schedule.rate, self._schedule.epochs * self._schedule.steps
         optimizer = torch.optim.Adam(moving, lr=rate)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+        rise = 0.1 if steps > 10 else 0.0  # a tenth of ten steps has no length, and torch divides by it
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
 
@@ -209,7 +230,7 @@ class Patches(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """One epoch's patches."""
         schedule = self._schedule
-        count = schedule.steps * schedule.batch * schedule.devices
+        count = schedule.steps * schedule.batch * schedule.processes
         return self._loader(self._studies, count, (schedule.seed, self.trainer.current_epoch))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -230,13 +251,10 @@ def _asked(
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
-    return {
-        "purpose": purpose,
-        "images": version,
-        **asdict(schedule),
-        "data": fingerprint(studies, version),
-        "first weights": digest.hexdigest()[:16],
-    }
+    asked = {"purpose": purpose, "images": version, **asdict(schedule)}
+    asked["devices"] *= asked.pop("nodes")  # a run may go on with its devices spread over other machines
+    asked |= {"data": fingerprint(studies, version), "first weights": digest.hexdigest()[:16]}
+    return asked
 
 
 def _claim(folder: Path, asked: dict[str, object]) -> None:
@@ -275,9 +293,11 @@ def _checkpoint(path: Path) -> Path | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's notes on hardware and its own products, and warnings that do not apply here."""
-    notes = logging.getLogger("lightning.pytorch")
-    level = notes.level
-    notes.setLevel(logging.WARNING)
+    # Not all of Fabric's: that a process of several has died is one of its notes.
+    notes = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric.utilities.distributed")]
+    levels = [note.level for note in notes]
+    for note in notes:
+        note.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             # Patches are slices of arrays in memory: workers would only cost.
@@ -288,6 +308,9 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
             # The folder of a run that is taken up.
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            # torch 2.9 has no other name for it.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
             yield
     finally:
-        notes.setLevel(level)
+        for note, level in zip(notes, levels, strict=True):
+            note.setLevel(level)

@@ -46,6 +46,7 @@ def test_values_get_their_types(tmp_path: Path) -> None:
         ({"seeds": ["a"]}, "seeds is 'a'"),
         ({"tuning": {"epoch": 1}}, "unknown epoch"),
         ({"tuning": 3}, "not a list of settings"),
+        ({"tuning": {"devices": 2}}, "tuning has several devices"),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:

@@ -191,6 +191,26 @@ def test_diverged_training_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "network.safetensors").exists()
 
 
+def test_nothing_trainable_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="larger phi"):
+        finetune(new_network(0, WIDTHS), STUDIES, "v2", tmp_path / "run", SHORT, phi=0.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_accelerators_than_there_are_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    with pytest.raises(RunError, match="1 of 2 devices"):
+        fitted(tmp_path / "run", Schedule(devices=2))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 11])
+def test_the_shortest_runs_have_a_learning_rate(tmp_path: Path, steps: int) -> None:
+    fitted(tmp_path, Schedule(epochs=1, steps=steps, batch=1, patch=16))
+
+
 def test_no_study_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no study"):
         fit(new_network(0, WIDTHS), [], "v1", tmp_path, SHORT)
@@ -212,10 +232,10 @@ def test_nothing_but_the_bar_is_shown_and_nothing_left_behind(
             progress=folder == "shown",
         )
         shown = capfd.readouterr()
-        assert shown.err == ""
-        assert ("validation RMSE" in shown.out.replace("\n", " ")) == (folder == "shown")
+        assert shown.out == ""
+        assert ("validation RMSE" in shown.err.replace("\n", " ")) == (folder == "shown")
         for word in ("GPU", "Tip", "Trainer", "worker", "arning"):
-            assert word not in shown.out
+            assert word not in shown.err
     assert sorted(file.name for file in tmp_path.iterdir()) == ["shown", "silent"]
     assert json.loads((tmp_path / "shown" / "run.json").read_text())["epochs"] == 3
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_pet.cli.opening import open_studies
 from tgd_pet.cli.options import FILE, FOLDER, RUN, VERSION, schedule_options
-from tgd_pet.finetuning import METHODS, PHI, Flow, finetune
+from tgd_pet.finetuning import METHODS, PHI, Flow, Tuned, finetune
 from tgd_pet.network import load_network
 from tgd_pet.training import Schedule
 
@@ -29,6 +30,11 @@ def finetune_command(
     """Adapt a trained NETWORK to the simulated STUDIES of a folder."""
     given, scans = load_network(network), open_studies(studies)
     tuned = finetune(given, scans, images, out, Schedule(**schedule), method=method, phi=phi, flow=flow)
+    _say(tuned, out)
+
+
+@rank_zero_only
+def _say(tuned: Tuned, out: Path) -> None:
     if tuned.plan is not None:
         click.echo(tuned.plan)
     click.echo(f"Trainable: {tuned.share:.1%} of the parameters")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_pet.cli.options import FILE, FOLDER, SCAN, schedule_options
 from tgd_pet.cli.progress import denoise_with_bar
@@ -60,17 +61,12 @@ def online_command(
     interrupted run.
     """
     _check_paths(scan_a, scan_b, full, out)
-    paths = [scan_a, scan_b, *([full] if full else [])]
-    a, b, *whole = _read(paths, series)
-    run = run or out.with_name(f"{out.name.split('.')[0]}.online")
+    images = _read([scan_a, scan_b, *([full] if full else [])], series)
+    run = run or out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.nii')}.online")
     settings = {"phi": phi, "flow": flow, "patience": patience}
-    tuned = online(load_network(checkpoint), a.axial(), b.axial(), run, Schedule(**schedule), **settings)
-    _say(tuned, run)
-    if not whole:
-        click.echo("The mean of both halves stands for the full-count image.")
-    image = whole[0] if whole else replace(a, voxels=(a.voxels + b.voxels) / 2)
-    volume = denoise_with_bar(tuned.network.to(best_device()), image.axial())
-    click.echo(write_image(image.with_axial(volume), out, denoised_by(checkpoint, run / ROWS)))
+    halves = [image.axial() for image in images[:2]]
+    tuned = online(load_network(checkpoint), *halves, run, Schedule(**schedule), **settings)
+    _finish(tuned, images, out, run, checkpoint)
 
 
 def _check_paths(scan_a: Path, scan_b: Path, full: Path | None, out: Path) -> None:
@@ -95,6 +91,18 @@ def _read(paths: Sequence[Path], series: Sequence[str]) -> list[PETImage]:
     for path, image in zip(paths[1:], images[1:], strict=True):
         check_same_grid(images[0], image, (str(paths[0]), str(path)))
     return images
+
+
+@rank_zero_only
+def _finish(tuned: Online, images: Sequence[PETImage], out: Path, run: Path, checkpoint: Path) -> None:
+    """Speak, denoise and write: work for one process of several."""
+    _say(tuned, run)
+    a, b, *whole = images
+    if not whole:
+        click.echo("The mean of both halves stands for the full-count image.")
+    image = whole[0] if whole else replace(a, voxels=(a.voxels + b.voxels) / 2)
+    volume = denoise_with_bar(tuned.network.to(best_device()), image.axial())
+    click.echo(write_image(image.with_axial(volume), out, denoised_by(checkpoint, run / ROWS)))
 
 
 def _say(tuned: Online, run: Path) -> None:

@@ -11,6 +11,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 SCAN = click.Path(path_type=Path)
 COUNT, SEED = click.IntRange(min=1), click.IntRange(min=0)
+RATE = click.FloatRange(min=0, min_open=True)
 VERSION = click.Choice(["v1", "v2"])
 RUN = click.option("--out", type=FOLDER, required=True, help="Folder of the run; the same again resumes it.")
 
@@ -23,8 +24,10 @@ def schedule_options(
         click.option("--epochs", type=COUNT, default=epochs, help="A checkpoint is written after each."),
         click.option("--steps", type=COUNT, default=steps, help="Optimizer steps per epoch."),
         click.option("--batch", type=COUNT, default=16, help="Patches per step."),
-        click.option("--rate", type=float, default=rate, help="Highest learning rate of Adam."),
+        click.option("--rate", type=RATE, default=rate, help="Highest learning rate of Adam."),
         click.option("--seed", type=SEED, default=0, help="Seed of patches, and of a new network's weights."),
+        click.option("--devices", type=COUNT, default=1, help="GPUs, or CPU processes, of each machine."),
+        click.option("--nodes", type=COUNT, default=1, help="Machines; start the same command on each."),
     )
 
     def with_options(command: click.decorators.FC) -> click.decorators.FC:

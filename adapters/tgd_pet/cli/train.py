@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_pet.cli.opening import open_studies
 from tgd_pet.cli.options import FOLDER, RUN, VERSION, schedule_options
@@ -24,4 +25,4 @@ def train_command(studies: Path, out: Path, images: str, validation: Path | None
     watched = open_studies(validation) if validation else ()
     network = new_network(schedule["seed"])
     fit(network, open_studies(studies), images, out, Schedule(**schedule), validation=watched)
-    click.echo(f"Wrote {out / 'network.safetensors'}")
+    rank_zero_only(click.echo)(f"Wrote {out / 'network.safetensors'}")
