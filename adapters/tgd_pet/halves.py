@@ -17,7 +17,8 @@ ACTIVE_SUV = 0.1  # far below any tissue, above the mean of the noise in air
 SMOOTHING = 2.0  # standard deviation in voxels of what is compared with it
 SHARE, MOST = 10, 16  # a tenth of the slices, 16 at most, are held out
 GAP = 2  # slices on either side: a triplet reaches one slice beyond its centre, as does a held-out one
-TOTALS = 0.25  # halves of one scan differ by noise alone, far less than this
+TOTALS = 0.25  # the totals of halves of one scan differ by noise alone, far less than this
+SAME = 0.01  # their voxels differ by more than this: one image stored twice differs by its rounding
 
 Mask = npt.NDArray[np.bool_]
 
@@ -89,11 +90,12 @@ def _check(scan_a: Voxels, scan_b: Voxels, patch: int) -> None:
     if min(scan_a.shape[1:]) < patch:
         raise RunError(
             f"Slices of {scan_a.shape[2]} x {scan_a.shape[1]} pixels hold no patch of {patch} x {patch}.",
-            "Pass larger images or train on smaller patches.",
+            "Pass larger images, or a Schedule of smaller patches.",
         )
-    if np.array_equal(scan_a, scan_b):
+    if np.linalg.norm(scan_a - scan_b) <= SAME * np.linalg.norm(scan_a):
         raise RunError(
-            "The two images are the same.", "Pass independent halves: what they share is taken for signal."
+            "The two images are the same, but for rounding.",
+            "Pass independent halves: what they share is taken for signal.",
         )
     totals = [float(scan.sum(dtype=np.float64)) for scan in (scan_a, scan_b)]
     if abs(totals[0] - totals[1]) > TOTALS * max(map(abs, totals)):

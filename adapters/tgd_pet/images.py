@@ -18,6 +18,8 @@ from tgd_pet.files import replacing
 from tgd_pet.slabs import Voxels, scratch, slabs
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MOST_MEAN = 50.0  # SUV; that of a body is about 1, and Bq/mL are thousands of times as large
+MOST_NEGATIVE = 0.5  # of the sum of positive values; noise around zero stays below, Hounsfield units do not
 AXIAL = ("L", "P", "I")  # as in the simulated studies: z grows towards the feet
 
 
@@ -180,10 +182,6 @@ def _read_nifti(path: Path) -> PETImage:
         voxels = scratch(nifti.shape)
         for part in slabs(nifti.shape):
             voxels[..., part] = nifti.dataobj[..., part]
-            if not np.isfinite(voxels[..., part]).all():
-                raise ImageError(
-                    f"{path} holds NaN or infinite voxels.", "Set them to a number, usually 0, first."
-                )
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ImageError(
             f"{path} cannot be read as NIfTI ({error}).", "Pass a complete .nii or .nii.gz file."
@@ -192,4 +190,25 @@ def _read_nifti(path: Path) -> PETImage:
         raise ImageError(
             f"The affine of {path} is singular.", "Write the file anew with its true voxel size and axes."
         )
+    _check_suv(path, voxels)
     return PETImage(voxels, nifti.affine, nifti.header)
+
+
+def _check_suv(path: Path, voxels: Voxels) -> None:
+    """Refuse values that SUV cannot have; a NIfTI file does not say what its values are."""
+    above = below = 0.0
+    for part in slabs(voxels.shape):
+        values = voxels[..., part]
+        if not np.isfinite(values).all():
+            raise ImageError(
+                f"{path} holds NaN or infinite voxels.", "Set them to a number, usually 0, first."
+            )
+        above += values[values > 0].sum(dtype=np.float64)
+        below -= values[values < 0].sum(dtype=np.float64)
+    if below > MOST_NEGATIVE * above:
+        raise ImageError(f"The values of {path} are largely negative.", "Pass a PET image in SUV (g/mL).")
+    if above > MOST_MEAN * voxels.size:
+        raise ImageError(
+            f"The mean of {path} is {above / voxels.size:.3g}, too much for SUV.",
+            "Divide Bq/mL by the dose per gram of body weight, or pass the DICOM series itself.",
+        )

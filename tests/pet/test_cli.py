@@ -279,7 +279,7 @@ def test_online_takes_three_dicom_series_of_one_folder(
     datasets = [*series(), *series(), *series()]
     for number, dataset in enumerate(datasets):
         dataset.SeriesNumber = 3 + number // 6
-        pixels = np.frombuffer(dataset.PixelData, np.uint16) // 2 + 10 * (number // 6)
+        pixels = np.frombuffer(dataset.PixelData, np.uint16) // 2 + 1000 * (number // 6)
         dataset.PixelData = pixels.astype(np.uint16).tobytes()
     folder, out = write(datasets, tmp_path / "series"), tmp_path / "out"
     names = [part for name in (3, 4, 5) for part in ("--series", name)]

@@ -103,9 +103,11 @@ def _nifti(voxels: np.ndarray, affine: np.ndarray | None = None) -> bytes:
         (_nifti(np.ones((4, 4, 4), np.float32))[:-9], "cannot be read"),
         (_nifti(np.ones((4, 4, 4, 2), np.float32)), "4 dimensions"),
         (_nifti(np.full((2, 2, 2), np.nan, np.float32)), "NaN"),
+        (_nifti(np.array([[[40, -1000], [60, 9]]], np.float32)), "largely negative"),
+        (_nifti(np.full((2, 2, 2), 4000, np.float32)), "4e[+]03, too much for SUV"),
         (_nifti(np.ones((2, 2, 2), np.float32), np.zeros((4, 4))), "singular"),
     ],
-    ids=["empty", "text", "cut", "dynamic", "nan", "flat"],
+    ids=["empty", "text", "cut", "dynamic", "nan", "CT", "Bq/mL", "flat"],
 )
 def test_unusable_nifti_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "in.nii").write_bytes(content)

@@ -112,6 +112,7 @@ def test_error_is_that_of_the_whole_volumes_in_the_held_out_slices(base: DnCNN) 
     [
         (SCAN_B[:, :-1], "shapes"),
         (SCAN_A, "the same"),
+        (np.float32(1 + 1e-3) * SCAN_A, "the same"),
         (SCAN_B * 2, "mean of one image"),
     ],
 )
