@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test zoo lint format bench bench-zoo bench-step clean
+.PHONY: demo test zoo lint format bench bench-pet bench-zoo bench-step clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -43,6 +43,9 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.kse
 	$(BIN)/python -m benchmarks.traffic
+
+bench-pet: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.pet_batch_norm
 
 bench-zoo: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.zoo
