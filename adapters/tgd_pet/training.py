@@ -100,8 +100,8 @@ def fit(
         callbacks: more of Lightning's.
 
     Raises:
-        RunError: there is nothing to train or to train on, too few devices, the folder holds another run, or
-            training diverged.
+        RunError: there is nothing to train or to train on, too few devices, the folder holds another run,
+            training was interrupted (Ctrl-C, SIGTERM), or it diverged.
     """
     if not studies:
         raise RunError("There is no study to train on.", "Make some with `tgd pet simulate`.")
@@ -134,12 +134,17 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=None if validation else 0,
         )
-        trainer.fit(
-            Denoising(network, schedule, held, penalty),
-            datamodule=Patches(studies, version, schedule, validation),
-            ckpt_path=resumed,
-            weights_only=True,
-        )
+        try:
+            trainer.fit(
+                Denoising(network, schedule, held, penalty),
+                datamodule=Patches(studies, version, schedule, validation),
+                ckpt_path=resumed,
+                weights_only=True,
+            )
+        except SystemExit as stopped:  # what Lightning makes of Ctrl-C, and of SIGTERM as if all was well
+            raise RunError(
+                "Training was interrupted.", "The same again goes on where its last epoch ended."
+            ) from stopped
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise RunError(
             "Training diverged: weights are not finite.", "Use a lower learning rate and another folder."

@@ -227,12 +227,12 @@ def test_online_learns_from_two_halves_and_denoises_their_mean(
     tmp_path: Path, network: Path, halves: list[Path]
 ) -> None:
     a, b, whole = halves
-    out = tmp_path / "out.nii.gz"
+    out = tmp_path / "out.v2.nii.gz"
     command = ("online", a, b, "--checkpoint", network, "-o", out, "--phi", 0.5, *QUICK)
     shown = said(*command)
     for words in ("TGD plan, phi 0.5", "unchanged: yes", "Held-out slices, RMSE", "mean of both halves"):
         assert words in shown
-    rows = tmp_path / "out.online" / "patient.safetensors"
+    rows = tmp_path / "out.v2.online" / "patient.safetensors"
     assert str(rows) in shown.replace("\n", "")
     np.testing.assert_array_equal(nib.load(out).affine, AFFINE)
     mean = PETImage((read(a) + read(b)) / 2, AFFINE)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tgd_pet.data import PatchPairs, fingerprint
 from tgd_pet.errors import RunError
 from tgd_pet.evaluation import evaluate
@@ -136,6 +137,17 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, epoch: int) 
     resumed = fitted(tmp_path / "broken", callbacks=[Watch()])
     assert seen == list(range(epoch, SHORT.epochs))
     assert_same(resumed, fitted(tmp_path / "whole"))
+
+
+def test_a_run_that_is_told_to_end_says_how_to_go_on(tmp_path: Path) -> None:
+    class Terminated(Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                raise SIGTERMException
+
+    with pytest.raises(RunError, match="goes on where"):
+        fitted(tmp_path / "ended", callbacks=[Terminated()])
+    assert_same(fitted(tmp_path / "ended"), fitted(tmp_path / "whole"))
 
 
 def test_finished_run_is_taken_from_its_file(tmp_path: Path) -> None:

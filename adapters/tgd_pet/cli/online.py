@@ -61,11 +61,12 @@ def online_command(
     interrupted run.
     """
     _check_paths(scan_a, scan_b, full, out)
+    network = load_network(checkpoint)
     images = _read([scan_a, scan_b, *([full] if full else [])], series)
     run = run or out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.nii')}.online")
     settings = {"phi": phi, "flow": flow, "patience": patience}
     halves = [image.axial() for image in images[:2]]
-    tuned = online(load_network(checkpoint), *halves, run, Schedule(**schedule), **settings)
+    tuned = online(network, *halves, run, Schedule(**schedule), **settings)
     _finish(tuned, images, out, run, checkpoint)
 
 
