@@ -3,7 +3,7 @@
 Every network of `tests/zoo/networks.py` at its smallest input, and four large ones at their native size. In a
 process of its own per network, one thread, CPU seconds (steadier than the clock on a busy machine):
 
-* forward: one plain forward pass of the batch of two, the second of two;
+* forward: one plain forward pass of the batch, the second of two;
 * map: `channel_map`, which records a run in evaluation and one in training mode;
 * scores: KSE of all layers;
 * insert: the copy with TGD layers, compared with the original's outputs and gradients;

@@ -21,8 +21,8 @@ TEXT = """\
 Made by `make bench-zoo` from [its results](../benchmarks/results/zoo.json); do not edit.
 {setting}.
 
-Random weights, a batch of two, the smallest input that a network takes; `make zoo` tests the laws on the same networks
-(the lowered form up to 8 million parameters).
+Random weights, the smallest input that a network takes, a batch of two (of one where that is large and no batch norm
+needs two); `make zoo` tests the laws on the same networks, in both forms.
 Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import io
 import pickle
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -838,3 +840,20 @@ def test_all_trainable_needs_nothing():
     assert not any(isinstance(m, TGDLayer | ParameterMask | HeldNorm | Hold) for m in tgd.modules())
     net.unused.requires_grad_(False)
     assert_same(gradients(tgd), gradients(net))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_memory_of_a_network_is_free_once_it_is_gone(copied):
+    """Without waiting for Python to look for circles: networks take gigabytes."""
+    net = Branching()
+    tgd = insert(net, plan_for(net, {"first": [1, 0, 0, 1]}), X)
+    assert not isinstance(tgd, TGDGraphModule)
+    tgd = copy.deepcopy(tgd) if copied else tgd
+    tgd(X).sum().backward()
+    weight = weakref.ref(tgd.first.weight)
+    gc.disable()
+    try:
+        del tgd
+        assert weight() is None
+    finally:
+        gc.enable()

@@ -62,6 +62,7 @@ def graph_form(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     try:
         candidate = TGDGraphModule(copy_model(net), copy.deepcopy(graph))
         same = same_results(attach(copy_model(net)), candidate, (args, kwargs))
+        candidate.graph.owning_module = None  # a circle, which would keep this copy in memory for a while
     except Exception:  # a wrong graph raises anything, and so does a network that cannot run in train mode
         return None
     return TGDGraphModule(net, graph) if same else None

@@ -23,6 +23,9 @@ Variant = Literal["paper", "released-code"]
 # kernel's N distances where these are more. Up to a dozen live at a time; larger ones are no faster.
 CHUNK_ELEMENTS = 2**19
 
+# Rows of distances that are shorter than this, per neighbour, torch's topk sorts in part in another, slower way.
+SHORT = 64
+
 # A range below this share of the largest value is rounding, which min-max would blow up to [0, 1].
 SAME = 1e-9
 
@@ -167,6 +170,10 @@ def _nearest(queries: Tensor, kernels: Tensor, k: int) -> Tensor:
     # The matmul shortcut would round away the distances between near-equal kernels. Without it a kernel is
     # exactly 0 from itself, so that it can be let through as one neighbour more.
     distances = torch.cdist(queries, kernels, compute_mode="donot_use_mm_for_euclid_dist")
+    if distances.device.type == "cpu" and distances.shape[2] < SHORT * (k + 1):
+        # NumPy's vectorised selection is four times faster there.
+        distances.numpy().partition(k, axis=2)
+        return distances[:, :, : k + 1].sum(dim=2)
     return distances.topk(k + 1, dim=2, largest=False, sorted=False).values.sum(dim=2)
 
 

@@ -11,6 +11,7 @@ pickled with the network, and are no part of its state.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -114,7 +115,9 @@ class ParameterMask(Constants):
     The masking is done by hooks on the Parameter objects. Those are lost when a Parameter is copied, pickled
     or replaced, so this module remembers which objects it has hooked: it hooks the copies as soon as they
     exist (`__setstate__`), and `follow`, run before each forward of the network, finds those that were
-    replaced (`load_state_dict(assign=True)`). As in the TGD layer, frozen entries are replaced by zero.
+    replaced (`load_state_dict(assign=True)`). It remembers them weakly: they have hooks that have this module,
+    and a circle would keep a network in memory until Python looks for circles. As in the TGD layer, frozen
+    entries are replaced by zero.
 
     Args:
         masks: for each parameter of the owner, by its own name: True at trainable entries, broadcastable.
@@ -126,13 +129,13 @@ class ParameterMask(Constants):
         for name, mask in masks.items():
             self.keep(name, mask.clone(), device)
         self.names = tuple(masks)
-        self.hooked: dict[str, tuple[nn.Parameter, RemovableHandle]] = {}
+        self.hooked: dict[str, tuple[weakref.ref[nn.Parameter], RemovableHandle]] = {}
 
     def follow(self, owner: nn.Module) -> None:
         """Hook the owner's parameters, unless they are hooked already."""
         for name in self.names:
             parameter: nn.Parameter = getattr(owner, name)
-            known, _ = self.hooked.get(name, (None, None))
+            known = self.hooked[name][0]() if name in self.hooked else None
             if parameter.requires_grad and parameter is not known:
                 self._hook(name, parameter)
 
@@ -148,13 +151,14 @@ class ParameterMask(Constants):
 
     def _hook(self, name: str, parameter: nn.Parameter) -> None:
         handle = parameter.register_hook(functools.partial(self._masked, name))
-        self.hooked[name] = (parameter, handle)
+        self.hooked[name] = weakref.ref(parameter), handle
 
     def _masked(self, name: str, gradient: Tensor) -> Tensor:
         return zeroed(gradient, self.constant(name, gradient.device))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "hooked": {name: parameter for name, (parameter, _) in self.hooked.items()}}
+        hooked = {name: parameter() for name, (parameter, _) in self.hooked.items()}
+        return {**vars(self), "hooked": {name: there for name, there in hooked.items() if there is not None}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "hooked": {}})  # type: ignore[no-untyped-call]

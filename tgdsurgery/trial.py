@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 Outcome = tuple[list[Any], Any, dict[str, Tensor]]
 # Parameters up to which a network is tried in float64.
 LARGE = 50_000_000
+PIECE = 2**20  # entries that are compared at a time
 
 
 def same_results(reference: nn.Module, other: nn.Module, arguments: Arguments) -> bool:
@@ -146,17 +148,30 @@ def _same_gradients(
 def _alike(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
     """Whether the difference is short beside the gradient: kinks that rounding crosses change single entries."""
     absolute = torch.finfo(a.dtype).eps * (0.1 * scale + 10 * background) * a.numel() ** 0.5
-    difference, length = (t.float().nan_to_num().norm() for t in (a - b, a))
+    difference, length = (
+        sum(float(t.float().nan_to_num().square().sum()) for t in tensors) ** 0.5
+        for tensors in ((x - y for x, y in _pieces(a, b)), (x for x, _ in _pieces(a, b)))
+    )
     return bool(difference <= 0.01 * length + absolute)
 
 
 def _close(a: Tensor, b: Tensor, scale: float, background: float = 0.0) -> bool:
-    # Half of the digits. An op that was lost, or a gradient that was not handed on, changes far more.
+    # Half of the digits. An op that was lost, or a gradient that was not handed on, changes far more. What cancels
+    # out to nothing may have been larger than all that is left: a norm divides by next to nothing at times.
     precision = torch.finfo(a.dtype).eps
-    absolute = 0.1 * precision**0.5 * scale + 10 * precision * background
-    return torch.allclose(a, b, rtol=precision**0.5, atol=absolute, equal_nan=True)
+    absolute = 0.1 * precision**0.5 * scale + precision ** (2 / 3) * background
+    close = partial(torch.allclose, rtol=precision**0.5, atol=absolute, equal_nan=True)
+    return all(close(x, y) for x, y in _pieces(a, b))
 
 
 def _largest(tensor: Tensor) -> float:
-    finite = tensor.detach()[tensor.detach().isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
+    """The largest absolute value that is finite."""
+    finite = (piece[piece.isfinite()] for piece, _ in _pieces(tensor, tensor))
+    return max((float(piece.abs().max()) for piece in finite if piece.numel()), default=0.0)
+
+
+def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in pieces of some rows: what is computed on the way takes several times the memory."""
+    a, b = (t.detach().reshape(*(t.shape or [1]), 1).flatten(1) for t in (a, b))
+    rows = max(1, PIECE // max(1, a[:1].numel()))
+    return zip(a.split(rows), b.split(rows), strict=True)

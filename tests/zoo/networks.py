@@ -1,4 +1,7 @@
-"""The networks people really use: random weights, the smallest inputs they take (batch of two)."""
+"""The networks people really use: random weights, the smallest inputs they take.
+
+A batch of two, but of one where that is large and no batch norm needs two.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Network:
 
 
 # Networks whose head or position code wants one size.
-_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224}
+_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit": 224, "swin": 64, "alexnet": 64}
+# Frames and size.
+_VIDEO_SIZES = {"mvit": (16, 224), "s3d": (16, 224), "swin3d": (8, 64)}
+_BATCH_OF_ONE = ("vit", "mvit", "swin3d", "convnext")
 _TIMM = {
     # ResNet and its kin
     **dict.fromkeys(
@@ -92,20 +98,26 @@ _TIMM = {
 }
 
 
+def _of_kind(found: dict[str, Any], name: str, default: Any) -> Any:
+    """What is noted for the beginning of a name."""
+    return next((value for kind, value in found.items() if name.startswith(kind)), default)
+
+
 def _torchvision() -> dict[str, Network]:
     models = torchvision.models
     found = {}
     for name in models.list_models(models):
-        size = _TORCHVISION_SIZES.get(name, 224 if name.startswith("vit") else 64)
+        size = _of_kind(_TORCHVISION_SIZES, name, 32)
         given = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
         make = partial(models.get_model, name, weights=None, **given)
-        found[f"torchvision/{name}"] = Network(make, (2, 3, size, size))
+        batch = 1 if name.startswith(_BATCH_OF_ONE) else 2
+        found[f"torchvision/{name}"] = Network(make, (batch, 3, size, size))
     for name in models.list_models(models.segmentation):
         make = partial(models.get_model, name, weights=None, weights_backbone=None)
         found[f"torchvision/{name}"] = Network(make, (2, 3, 64, 64))
     for name in models.list_models(models.video):
-        size = 224 if name.startswith(("mvit", "s3d")) else 64
-        shape = (2, 3, 16, size, size)
+        frames, size = _of_kind(_VIDEO_SIZES, name, (8, 32))
+        shape = (1 if name.startswith(_BATCH_OF_ONE) else 2, 3, frames, size, size)
         found[f"torchvision/{name}"] = Network(partial(models.get_model, name, weights=None), shape)
     detector = partial(
         models.get_model, "fasterrcnn_mobilenet_v3_large_fpn", weights=None, weights_backbone=None
@@ -166,7 +178,8 @@ def _monai() -> dict[str, Network]:
             channels = 3 if name in ("FlexibleUNet",) else 1
             settings = {"spatial_dims": dims, **given, **_monai_extra(name, dims, size)}
             make = partial(getattr(monai_nets, kind), **settings)
-            found[f"monai/{name}-{dims}d"] = Network(make, (2, channels, *[size] * dims))
+            batch = 1 if name == "SwinUNETR" else 2
+            found[f"monai/{name}-{dims}d"] = Network(make, (batch, channels, *[size] * dims))
     ahnet = partial(
         monai_nets.AHNet,
         spatial_dims=3,

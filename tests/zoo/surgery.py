@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
 from tgdsurgery.channels import map_model
 from tgdsurgery.inputs import arguments_for
 from tgdsurgery.planning import make_plan
-from tgdsurgery.records import ChannelMap, LayerScores, TGDPlan
+from tgdsurgery.records import ChannelMap, Flow, LayerScores, TGDPlan
 from tgdsurgery.scoring import score
 
 BUDGET = 0.25
@@ -21,11 +23,12 @@ def parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def planned(net: nn.Module, image: Tensor) -> tuple[TGDPlan, ChannelMap]:
-    """A plan by which a quarter of the filter parameters are trainable, and the map it was made from."""
+def planned(net: nn.Module, image: Tensor) -> tuple[dict[Flow, TGDPlan], ChannelMap]:
+    """For either flow a plan by which a quarter of the filter parameters are trainable, and their map."""
     mapped = map_model(net, arguments_for(net, image))
     scores = score(mapped) if parameters(net) < LARGE else _drawn(mapped.channels)
-    return make_plan(mapped.channels, scores, budget=BUDGET), mapped.channels
+    plans = {flow: make_plan(mapped.channels, scores, budget=BUDGET, flow=flow) for flow in get_args(Flow)}
+    return plans, mapped.channels
 
 
 def _drawn(channels: ChannelMap) -> list[LayerScores]:

@@ -15,6 +15,9 @@ from tgdsurgery.compact.parts import Select, run
 from tgdsurgery.compact.rows import Compact
 from tgdsurgery.layers import mask_gradient
 
+# Share of the channels up to which a norm's backward is that of the trainable ones alone.
+GATHERED = 0.6
+
 
 class CompactCarrier(Compact):
     """Layers that are cheap enough for the plain backward, or whose channels need each other in it."""
@@ -91,14 +94,20 @@ class CompactNorm(CompactCarrier):
             return self._run(x, *self.joined(), training=self.training and not holds)
         if not holds and self._is_plain(x):
             return self.masked(self._run(x, *self.joined(), training=self.training))
+        if holds and self._is_whole():
+            return self._normalised(*self._held_whole(x), x, x.detach(), None)
         part = run(Select, x, self.index("rows"))
         y, mean, var = (self._held if holds else self._moved)(x, part.detach())
         if holds and not self.compaction.stops_gradient:
-            slope = self._slope()
-        else:
-            x, slope = x.detach(), None
-        affine, settings = (self.weight, self.bias), (self._by_batch(), self.by_sample, self.eps)
-        return run(Normalised, y, part, *affine, mean, var, self.index("rows"), x, slope, *settings)
+            return self._normalised(y, mean, var, part, x, self._slope())
+        return self._normalised(y, mean, var, part, x.detach(), None)
+
+    def _normalised(
+        self, y: Tensor, mean: Tensor, var: Tensor, part: Tensor, x: Tensor, slope: Tensor | None
+    ) -> Tensor:
+        indices = self.index("rows"), self.index("frozen") if part.shape[1] == x.shape[1] else None
+        settings = self._by_batch(), self.by_sample, self.eps
+        return run(Normalised, y, part, self.weight, self.bias, mean, var, *indices, x, slope, *settings)
 
     def reset_running_stats(self) -> None:
         """Of the trainable channels only, where the others are held (torch's `update_bn` calls it)."""
@@ -110,10 +119,26 @@ class CompactNorm(CompactCarrier):
         for each, values in zip(self._stored(), before, strict=False):
             each.copy_(values.index_copy(0, self.index("rows"), each[self.index("rows")]))
 
+    def _index_tensors(self) -> dict[str, Any]:
+        """With the frozen channels, where all are handed to the backward."""
+        frozen = ~torch.tensor(self.compaction.mask)
+        return {
+            **super()._index_tensors(),
+            "frozen": frozen.nonzero().flatten() if self._is_whole() else None,
+        }
+
+    def _is_whole(self) -> bool:
+        """Whether the backward is that of all channels: with most of them trainable, gathering costs more.
+
+        Measured on one CPU core for the batch norms of a ResNet-50; see docs/speed.md.
+        """
+        most = self.compaction.trainable > GATHERED * len(self.compaction.mask)
+        return most and self.compaction.stops_gradient and not self.by_sample
+
     def _is_plain(self, x: Tensor) -> bool:
         """Whether the plain backward is just right, or all there is (no statistics of nothing)."""
         wanted = torch.is_grad_enabled() and self.compaction.stops_gradient and x.numel() > 0
-        return not wanted or torch.compiler.is_exporting()
+        return not wanted or self._is_whole() or torch.compiler.is_exporting()
 
     def _by_batch(self) -> bool:
         """Whether the plain layer uses the statistics of the batch."""
@@ -139,6 +164,21 @@ class CompactNorm(CompactCarrier):
         y = self._by_statistics(x, mixed_mean, mixed_var, self.whole("weight"), self.whole("bias"))
         for each, values in zip(self._stored(), moving, strict=True):
             each.index_copy_(0, self.index("rows"), values.view(-1, len(self.index("rows"))).mean(0))
+        return y, mean, var
+
+    @torch.no_grad()
+    def _held_whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_held`, with the mean and variance of all channels, of the frozen ones the stored."""
+        F._verify_batch_size(x.size())  # type: ignore[attr-defined]
+        moving = [each.clone() for each in self._stored()]
+        found = self._of_batch(x, *moving, momentum=self._momentum())
+        rows = self.index("rows")
+        mean, var = (
+            each.index_copy(0, rows, values[rows]) for each, values in zip(self._stored(), found, strict=True)
+        )
+        y = self._by_statistics(x, mean, var, self.whole("weight"), self.whole("bias"))
+        for each, values in zip(self._stored(), moving, strict=True):
+            each.index_copy_(0, rows, values[rows])
         return y, mean, var
 
     def _stored(self) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The compact backward of norms that normalise each channel by itself: batch norm, instance norm.
 
 The forward is the plain layer's: one kernel on all channels. The backward is that of the trainable channels,
-which need no other. It is written in differentiable ops, so gradients of gradients work.
+which need no other; where they are most of them, it is computed for all and cleared at the others. It is
+written in differentiable ops, so gradients of gradients work.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ class Normalised(torch.autograd.Function):
 
     Args of `apply`:
         y: (B, C, *) what the plain layer's kernel gave; not to be used again.
-        part: (B, n, *) the trainable channels of its input; gets their gradient.
+        part: (B, n, *) the trainable channels of its input, or all of it; gets their gradient.
         rows, bias_rows: (n,) their affine parameters, or None.
-        mean, var: (n,) or, of an instance norm, (B n,): what they were normalised by.
-        trainable: (n,) which channels these are.
+        mean, var: (n,) or, of an instance norm, (B n,): what the channels of `part` were normalised by.
+        trainable: (n,) which channels are trainable.
+        frozen: (C - n,) the others, if `part` is all of the input; else None.
         x: (B, C, *) the input, for the gradient of the frozen channels; detached where they have none.
         slope: (C,) for the frozen channels, the derivative of y by x (stored statistics); 0 for the trainable.
         by_batch: whether mean and variance are those of this batch, so that they depend on the input.
@@ -40,6 +42,7 @@ class Normalised(torch.autograd.Function):
         mean: Tensor,
         var: Tensor,
         trainable: Tensor,
+        frozen: Tensor | None,
         x: Tensor,
         slope: Tensor | None,
         by_batch: bool,
@@ -51,20 +54,28 @@ class Normalised(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
-        _, part, rows, _, mean, var, trainable, _, slope, ctx.by_batch, ctx.by_sample, ctx.eps = inputs
-        ctx.save_for_backward(part, rows, mean, var, trainable, slope)
+        _, part, rows, _, mean, var, trainable, frozen, _, slope, *settings = inputs
+        ctx.by_batch, ctx.by_sample, ctx.eps = settings
+        ctx.save_for_backward(part, rows, mean, var, trainable, frozen, slope)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        part, rows, mean, var, trainable, slope = ctx.saved_tensors
-        _, part_needed, rows_needed, bias_needed, _, _, _, x_needed, *_ = ctx.needs_input_grad
+        part, rows, mean, var, trainable, frozen, slope = ctx.saved_tensors
+        _, part_needed, rows_needed, bias_needed, _, _, _, _, x_needed, *_ = ctx.needs_input_grad
         wanted = [part_needed, rows_needed, bias_needed]
-        own = select(gradient, trainable)
-        by_part, by_rows, by_bias = _backward(ctx, own, part, rows, mean, var, wanted)
+        if frozen is None:
+            own = select(gradient, trainable)
+            by_part, by_rows, by_bias = _backward(ctx, own, part, rows, mean, var, wanted)
+        else:
+            if rows is not None:
+                rows = rows.new_ones(part.shape[1]).index_copy(0, trainable, rows)
+            by_part, *by_affine = _backward(ctx, gradient, part, rows, mean, var, wanted)
+            by_part = None if by_part is None else by_part.index_fill_(1, frozen, 0.0)
+            by_rows, by_bias = (None if t is None else t.index_select(0, trainable) for t in by_affine)
         by_x = None
         if x_needed:
             by_x = gradient * slope.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 2))
-        return None, by_part, by_rows, by_bias, None, None, None, by_x, *[None] * 4
+        return None, by_part, by_rows, by_bias, None, None, None, None, by_x, *[None] * 4
 
 
 def _backward(
