@@ -206,6 +206,10 @@ class TGDPlan:
     unmapped: Mapping[str, int] = field(default_factory=dict)
     mixed: tuple[str, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TGDPlan:
+        """Itself: nothing in it changes, and networks are copied with their plan."""
+        return self
+
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of every filter layer and carrier, in execution order."""

@@ -314,14 +314,14 @@ def _mask_parameters(net: nn.Module, plan: TGDPlan) -> dict[str, Any]:
     masks: dict[str, dict[str, Tensor]] = {}
     devices: dict[str, torch.device] = {}
     for name, parameter in net.named_parameters():
-        mask = trainable[parameter]
+        mask = _small(trainable[parameter])
         if not mask.any():
             if parameter.requires_grad:
                 stopped.append(name)
             parameter.requires_grad_(False)
         elif not mask.all():
             owner, _, own_name = name.rpartition(".")
-            masks.setdefault(owner, {})[own_name] = _small(mask)
+            masks.setdefault(owner, {})[own_name] = mask
             devices[owner] = parameter.device
     for owner, own_masks in masks.items():
         net.get_submodule(owner).add_module(PARAMETERS, ParameterMask(own_masks, devices[owner]))

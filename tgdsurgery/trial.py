@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -133,6 +134,8 @@ def _same_gradients(
     """
     if one.keys() != other.keys():
         return False
+    if all(torch.equal(gradient, other[name]) for name, gradient in one.items()):
+        return True
     scales: dict[str, float] = {}
     for name, gradient in one.items():
         module = name.rpartition(".")[0]
@@ -166,8 +169,12 @@ def _close(a: Tensor, b: Tensor, scale: float, background: float = 0.0) -> bool:
 
 def _largest(tensor: Tensor) -> float:
     """The largest absolute value that is finite."""
-    finite = (piece[piece.isfinite()] for piece, _ in _pieces(tensor, tensor))
-    return max((float(piece.abs().max()) for piece in finite if piece.numel()), default=0.0)
+    largest = 0.0
+    for piece, _ in _pieces(tensor, tensor):
+        found = float(piece.abs().max()) if piece.numel() else 0.0
+        finite = found if math.isfinite(found) else float(piece.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        largest = max(largest, finite)
+    return largest
 
 
 def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

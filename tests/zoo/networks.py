@@ -44,7 +44,7 @@ class Network:
 
 
 # Networks whose head or position code wants one size.
-_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit": 224, "swin": 64, "alexnet": 64}
+_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit": 224}
 # Frames and size.
 _VIDEO_SIZES = {"mvit": (16, 224), "s3d": (16, 224), "swin3d": (8, 64)}
 _BATCH_OF_ONE = ("vit", "mvit", "swin3d", "convnext")
@@ -107,7 +107,7 @@ def _torchvision() -> dict[str, Network]:
     models = torchvision.models
     found = {}
     for name in models.list_models(models):
-        size = _of_kind(_TORCHVISION_SIZES, name, 32)
+        size = _of_kind(_TORCHVISION_SIZES, name, 64)
         given = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
         make = partial(models.get_model, name, weights=None, **given)
         batch = 1 if name.startswith(_BATCH_OF_ONE) else 2

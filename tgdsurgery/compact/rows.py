@@ -41,6 +41,10 @@ class Compaction:
     needs: tuple[bool, ...] | None
     required: Mapping[str, bool]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compaction:
+        """Itself: nothing in it changes."""
+        return self
+
     @cached_property
     def trainable(self) -> int:
         """Number of trainable channels."""
