@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 
-from tgdsurgery.compact import Compact, compact, frozen_buffers, obstacle, restore
+from tgdsurgery.compact import Compact, compact, frozen_buffers, obstacles, restore
 from tgdsurgery.copying import copy_model, refuse_rewritten
 from tgdsurgery.errors import LiteralFormWarning, RewriteError
 from tgdsurgery.graph_form import TGDGraphModule, graph_form
@@ -142,8 +142,9 @@ def needed_inputs(channels: ChannelMap, plan: TGDPlan) -> dict[str, tuple[bool, 
 
 def _compactable(model: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
     owners = Counter(rows.name for layer in _layers(plan) for rows in layer.parameters)
-    alone = (layer for layer in _layers(plan) if all(owners[rows.name] == 1 for rows in layer.parameters))
-    return tuple(layer.name for layer in alone if obstacle(model, layer) is None)
+    alone = [layer for layer in _layers(plan) if all(owners[rows.name] == 1 for rows in layer.parameters)]
+    cannot = obstacles(model, alone)
+    return tuple(layer.name for layer in alone if layer.name not in cannot)
 
 
 def _lowered(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.compact.twins import described, is_compact, twin_of
-from tgdsurgery.compact import compact, obstacle, restore, rows
+from tgdsurgery.compact import compact, obstacles, restore, rows
 from tgdsurgery.compact.twins import TWINS
 
 MAKERS: dict[str, Any] = {
@@ -275,11 +275,11 @@ OBSTACLES: dict[str, Any] = {
 def test_what_cannot_be_made_compact_is_known_with_its_reason(reason: str):
     net = OBSTACLES[reason]()
     layer = described(net[0], "0") if "Param" not in reason else described(nn.Conv2d(2, 2, 1), "0")
-    assert reason in str(obstacle(net, layer))
+    assert reason in obstacles(net, [layer])["0"]
 
 
 @kinds
 def test_everything_else_has_no_obstacle(kind: str):
     net = nn.Sequential(plain(kind))
-    assert obstacle(net, described(net[0], "0")) is None
-    assert obstacle(nn.Sequential(net), described(net[0], "0")) is not None
+    assert obstacles(net, [described(net[0], "0")]) == {}
+    assert obstacles(nn.Sequential(net), [described(net[0], "0")]).keys() == {"0"}

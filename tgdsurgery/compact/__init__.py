@@ -1,11 +1,11 @@
 """The lowered form's layers: torch's own layers whose only Parameters are the trainable rows.
 
-`obstacle` says whether a layer of a network can be made compact, `compact` does it, `restore` undoes it.
+`obstacles` says which layers of a network cannot be made compact, `compact` does it, `restore` undoes it.
 """
 
 from __future__ import annotations
 
 from tgdsurgery.compact.rows import Compact, Compaction, frozen_buffers, full_parameters
-from tgdsurgery.compact.swap import compact, obstacle, restore
+from tgdsurgery.compact.swap import compact, obstacles, restore
 
-__all__ = ["Compact", "Compaction", "compact", "frozen_buffers", "full_parameters", "obstacle", "restore"]
+__all__ = ["Compact", "Compaction", "compact", "frozen_buffers", "full_parameters", "obstacles", "restore"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -14,12 +14,18 @@ from tgdsurgery.records import Layer
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def obstacle(model: nn.Module, layer: Layer) -> str | None:
-    """Why a layer of `model` cannot be made compact, in words; None if it can.
+def obstacles(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
+    """By name: why layers of `model` cannot be made compact, in words. Those that can be are not in it.
 
     Only torch.nn's own classes can: a subclass may have a forward of its own that reads the whole weight, and
     so may hooks and parametrizations; a parameter of two layers cannot be divided in two ways.
     """
+    shared = _shared(model)
+    found = {layer.name: _obstacle(model, layer, shared) for layer in layers}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _obstacle(model: nn.Module, layer: Layer, shared: Collection[nn.Parameter]) -> str | None:
     module = model.get_submodule(layer.name) if layer.modules == (layer.name,) else None
     if module is None:
         return "it is not the output of one module of its own"
@@ -27,16 +33,16 @@ def obstacle(model: nn.Module, layer: Layer) -> str | None:
         return f"{type(module).__name__} is not one of torch.nn's own layers"
     if _has_hooks(module):
         return "it has hooks"
-    return _parameter_obstacle(model, module, layer)
+    return _parameter_obstacle(module, layer, shared)
 
 
-def _parameter_obstacle(model: nn.Module, module: nn.Module, layer: Layer) -> str | None:
+def _parameter_obstacle(module: nn.Module, layer: Layer, shared: Collection[nn.Parameter]) -> str | None:
     own = {f"{layer.name}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
     if own.keys() != {rows.name for rows in layer.parameters}:
         return "its parameters are not those of its class"
     if any(rows.channels != layer.channels for rows in layer.parameters):
         return "its parameters do not belong to its channels one by one"
-    if not _shared(model).isdisjoint(own.values()):
+    if any(parameter in shared for parameter in own.values()):
         return "it shares a parameter with another module"
     if any(p.is_complex() or not p.is_contiguous(memory_format=memory_format(p)) for p in own.values()):
         return "its parameters are complex, or laid out in memory in a way of their own"
@@ -57,7 +63,7 @@ def compact(
     In place, so that it is the same object wherever a network refers to it; work on a copy of the network.
 
     Args:
-        module: the module of `layer`, one that has no `obstacle`.
+        module: the module of `layer`, one that `obstacles` does not name.
         layer: how the entries of its parameters belong to its output channels.
         mask: (N,) True where the output channel is trainable.
         stops_gradient: count the gradient at frozen output channels as zero (`flow="masked"`). With nothing
