@@ -128,10 +128,7 @@ class CompactNorm(CompactCarrier):
         }
 
     def _is_whole(self) -> bool:
-        """Whether the backward is that of all channels: with most of them trainable, gathering costs more.
-
-        Measured on one CPU core for the batch norms of a ResNet-50; see docs/speed.md.
-        """
+        """Whether the backward is that of all channels: with most of them trainable, gathering costs more."""
         most = self.compaction.trainable > GATHERED * len(self.compaction.mask)
         return most and self.compaction.stops_gradient and not self.by_sample
 
