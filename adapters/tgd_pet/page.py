@@ -126,7 +126,7 @@ def _what_was_done(settings: Settings) -> str:
         f"Counts: short scans of {_list(settings.seconds)} s, thinned from 600 s; the target is the image of 600 s.",
         f"Networks: the paper's DnCNN with widths {_list(settings.widths)}. Batch norms stand in the paper's places; "
         f"they train with {settings.training.batch} patches of 32 x 32 pixels a step, a last convolution that starts "
-        "at zero, and one cycle of the learning rate.",
+        "at zero, and one cycle of the learning rate; docs/pet_batch_norm.md shows what else was tried.",
         f"v1-net and v2-net: {_schedule(settings.training)}. Each adaptation: {_schedule(settings.tuning)}. Online "
         f"learning: at most {_schedule(settings.online)}, stopped early on held-out slices.",
         f"Seeds: {len(settings.seeds)}. A seed draws the adaptation patients, the patches, and a patient with each "
