@@ -1,6 +1,7 @@
 """What does a training step of the lowered form cost, beside the other ways to fine-tune?
 
-For each network, in a process of its own, the ways take turns, one step each, round after round:
+For each network, in a process of its own, the ways take turns, one step each, round after round, a full step in
+each round:
 
 * full: ordinary fine-tuning of all parameters;
 * forward: only the forward pass of that step, without a graph;
@@ -27,7 +28,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,6 +55,7 @@ from tgdsurgery.scoring import score
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LIMIT = 1200.0  # seconds per network
 RANK = 8
+PROFILED = "lowered 0.25"
 Result = dict[str, Any]
 
 
@@ -182,8 +184,8 @@ def lora(net: nn.Module) -> nn.Module:
     return inject_adapter_in_model(LoraConfig(r=RANK, target_modules=names), copy.deepcopy(net))
 
 
-def ways(subject: Subject) -> dict[str, Way]:
-    """All ways for one network."""
+def groups(subject: Subject) -> Iterator[dict[str, Way]]:
+    """All ways for one network, a few at a time, each time beside the full step: nobody trains a dozen at once."""
     torch.manual_seed(0)
     layout = torch.channels_last if subject.channels_last else torch.contiguous_format
     net = subject.make().train().to(memory_format=layout)
@@ -192,53 +194,57 @@ def ways(subject: Subject) -> dict[str, Way]:
     mapped = map_model(net, arguments_for(net, example))
     scores = score(mapped)
     plan = make_plan(mapped.channels, scores)
-    found = {"full": copy.deepcopy(net), "last layers": last_layers(net, plan), "LoRA": lora(net)}
+
+    def beside_full(**found: nn.Module) -> dict[str, Way]:
+        return {name: Way(each, x) for name, each in {"full": copy.deepcopy(net), **found}.items()}
+
+    yield beside_full(**{"last layers": last_layers(net, plan), "LoRA": lora(net)})
     for share in SHARES:
         at = make_plan(mapped.channels, scores, overrides=at_share(plan, share))
-        found[f"literal {share:g}"] = insert(net, at, example)
-        found[f"lowered {share:g}"] = lower(net, at, mapped.channels, example)
-    return {name: Way(network, x) for name, network in found.items()}
+        literal, lowered = insert(net, at, example), lower(net, at, mapped.channels, example)
+        yield beside_full(**{f"literal {share:g}": literal, f"lowered {share:g}": lowered})
 
 
 def measure(name: str, rounds: int) -> Result:
     """Times and memory of all ways."""
     warnings.simplefilter("ignore")
     os.environ["KINETO_LOG_LEVEL"] = "5"
-    found = ways(SUBJECTS[name])
-    for way in found.values():
-        way.step()
-    memory = {way: each.memory() for way, each in found.items()}
-    runs: dict[str, Callable[[], None]] = {way: each.step for way, each in found.items()}
-    runs["forward"] = found["full"].forward
-    seconds: dict[str, list[float]] = {way: [] for way in runs}
+    result: Result = {"shape": list(SUBJECTS[name].shape), "ratios": {}, "memory": {}, "profile": {}}
+    full: list[float] = []
+    for found in groups(SUBJECTS[name]):
+        for way in found.values():
+            way.step()
+        result["memory"] |= {way: each.memory() for way, each in found.items()}
+        runs: dict[str, Callable[[], None]] = {way: each.step for way, each in found.items()}
+        if not full:
+            runs["forward"] = found["full"].forward
+        seconds = taking_turns(runs, rounds)
+        full += seconds["full"]
+        result["ratios"] |= {way: ratios(each, seconds["full"]) for way, each in seconds.items()}
+        if PROFILED in found:
+            result["profile"] = {way: profiled(found[way]) for way in ("full", PROFILED)}
+            result["evaluation"] = evaluated(found, rounds)
+    return result | {"seconds": statistics.median(full)}
+
+
+def taking_turns(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each, round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for way, run in runs.items():
+        for name, run in runs.items():
             start = time.process_time()
             run()
-            seconds[way].append(time.process_time() - start)
-    evaluation = evaluated({way: found[way] for way in ("full", "lowered 0.25")}, rounds)
-    return {
-        "shape": list(SUBJECTS[name].shape),
-        "seconds": statistics.median(seconds["full"]),
-        "ratios": {way: ratios(each, seconds["full"]) for way, each in seconds.items()},
-        "memory": memory,
-        "profile": {way: profiled(found[way]) for way in ("full", "lowered 0.25")},
-        "evaluation": evaluation,
-    }
+            seconds[name].append(time.process_time() - start)
+    return seconds
 
 
-def evaluated(found: dict[str, Way], rounds: int) -> list[float]:
+def evaluated(found: Mapping[str, Way], rounds: int) -> list[float]:
     """The lowered network in evaluation mode against the plain one."""
-    seconds: dict[str, list[float]] = {way: [] for way in found}
     for way in found.values():
         way.net.eval()
         way.forward()
-    for _ in range(2 * rounds):
-        for way, each in found.items():
-            start = time.process_time()
-            each.forward()
-            seconds[way].append(time.process_time() - start)
-    return ratios(seconds["lowered 0.25"], seconds["full"])
+    seconds = taking_turns({way: found[way].forward for way in ("full", PROFILED)}, 2 * rounds)
+    return ratios(seconds[PROFILED], seconds["full"])
 
 
 def ratios(one: list[float], other: list[float]) -> list[float]:
@@ -248,7 +254,7 @@ def ratios(one: list[float], other: list[float]) -> list[float]:
 
 @click.command()
 @click.option("--only", default="", help="Only networks whose name has this in it.")
-@click.option("--rounds", default=9, show_default=True, help="Steps of each way.")
+@click.option("--rounds", default=11, show_default=True, help="Steps of each way.")
 def main(only: str, rounds: int) -> None:
     """Measure the cost of a training step."""
     torch.set_num_threads(1)

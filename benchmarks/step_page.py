@@ -20,9 +20,9 @@ TEXT = """\
 Made by `make bench-step` from [its results](../benchmarks/results/step.json); do not edit.
 {setting}.
 
-A step is forward, backward and a fused Adam on one batch, in CPU seconds of one thread. All ways to fine-tune a network
-take turns, a step each, round after round; the ratio is that to the full step of the same round, the median with the
-quartiles.
+A step is forward, backward and a fused Adam on one batch, in CPU seconds of one thread. A full step and two other ways
+to fine-tune the network take turns, a step each, round after round; the ratio is that to the full step of the same
+round, the median with the quartiles.
 
 * *full*: ordinary fine-tuning. *forward*: only its forward pass.
 * *last layers*: everything before the last three filter layers is frozen, as in the paper's FT-net.
@@ -55,10 +55,11 @@ What keeps a lowered step from its bound:
 * Norms without parameters, and a PReLU that all channels share, are in no plan: theirs is the plain backward of all
   channels, and what it keeps in memory. In MONAI's U-Net that is nearly
   all: only the optimizer's memory is saved there.
-* With nearly all channels trainable (0.9) little is left to save, but these passes remain: the step costs more than a
-  full one on most networks, in either form. Batch norms with more than 0.6 of their channels trainable take the
-  backward of all channels instead of gathering them; the figures here were measured before they did. Layers that are
-  trainable whole are plain layers, and cost nothing extra.
+* With nearly all channels trainable (0.9) little is left to save, but these passes remain: the step can cost more than
+  a full one, in either form. Batch norms with more than 0.6 of their channels trainable take the backward of all
+  channels instead of gathering them. Convolutions do so only where their groups have unequal numbers of trainable
+  channels; the others gained nothing by it, up to 0.9. Layers that are trainable whole are plain layers, and cost
+  nothing extra.
 
 ## All ways
 

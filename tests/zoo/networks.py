@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import monai.networks.nets as monai_nets
 import segmentation_models_pytorch as smp
@@ -43,11 +44,11 @@ class Network:
             return (net.get_submodule(self.submodule) if self.submodule else net), torch.randn(shape)
 
 
-# Networks whose head or position code wants one size.
-_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit": 224}
+# Networks whose head or windows want one size.
+_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224}
 # Frames and size.
-_VIDEO_SIZES = {"mvit": (16, 224), "s3d": (16, 224), "swin3d": (8, 64)}
-_BATCH_OF_ONE = ("vit", "mvit", "swin3d", "convnext")
+_VIDEO_SIZES = {"s3d": (14, 224), "swin3d": (8, 64), "mvit": (8, 64)}
+_BATCH_OF_ONE = ("vit", "mvit", "s3d", "swin3d", "convnext")
 _TIMM = {
     # ResNet and its kin
     **dict.fromkeys(
@@ -108,8 +109,12 @@ def _torchvision() -> dict[str, Network]:
     found = {}
     for name in models.list_models(models):
         size = _of_kind(_TORCHVISION_SIZES, name, 64)
-        given = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        make = partial(models.get_model, name, weights=None, **given)
+        made = {
+            "googlenet": {"init_weights": True},
+            "inception_v3": {"init_weights": True},
+            "vit": {"image_size": size},
+        }
+        make = partial(models.get_model, name, weights=None, **_of_kind(made, name, {}))
         batch = 1 if name.startswith(_BATCH_OF_ONE) else 2
         found[f"torchvision/{name}"] = Network(make, (batch, 3, size, size))
     for name in models.list_models(models.segmentation):
@@ -118,12 +123,28 @@ def _torchvision() -> dict[str, Network]:
     for name in models.list_models(models.video):
         frames, size = _of_kind(_VIDEO_SIZES, name, (8, 32))
         shape = (1 if name.startswith(_BATCH_OF_ONE) else 2, 3, frames, size, size)
-        found[f"torchvision/{name}"] = Network(partial(models.get_model, name, weights=None), shape)
+        make = partial(models.get_model, name, weights=None)
+        if name.startswith("mvit"):
+            make = partial(_small_mvit, make, frames, size)
+        found[f"torchvision/{name}"] = Network(make, shape)
     detector = partial(
         models.get_model, "fasterrcnn_mobilenet_v3_large_fpn", weights=None, weights_backbone=None
     )
     found["torchvision/fasterrcnn.backbone"] = Network(detector, (2, 3, 64, 64), "backbone")
     return found
+
+
+def _small_mvit(make: Callable[[], nn.Module], frames: int, size: int) -> nn.Module:
+    """Of an input smaller than the published one, which the functions of torchvision write into its position code."""
+    family = torchvision.models.video.mvit
+    smaller = {"temporal_size": frames, "spatial_size": (size, size)}
+
+    def build(**given: Any) -> nn.Module:
+        return original(**{**given, **smaller})
+
+    original = family._mvit
+    with mock.patch.object(family, "_mvit", build):
+        return make()
 
 
 def _timm() -> dict[str, Network]:

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from tgdsurgery.compact.gradients import Convolution, Geometry, Linear, Slicing, linear
+from tgdsurgery.compact.gradients import Convolution, Geometry, Linear, WholeConvolution, linear
 from tgdsurgery.compact.parts import run
 from tgdsurgery.compact.rows import Compact
 
+# What the backward needs to know of the channels, if it gathers the trainable ones, and if not.
+GATHERING = ("rows", "read", "needs", "passing", "reached")
+WHOLE = ("rows", "unneeded")
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -21,17 +24,6 @@ class CompactFilter(Compact):
 
     weight: Any  # the trainable rows, or all where none is trainable
     bias: Any
-    slicing: Slicing
-
-    def divide(self) -> None:
-        """And settle how the backward is cut down."""
-        super().divide()
-        vars(self)["slicing"] = self._slicing()
-
-    def unite(self) -> None:
-        """Undo `divide`."""
-        super().unite()
-        del vars(self)["slicing"]
 
     def stopped(self, x: Tensor) -> Tensor:
         """The input; detached if no gradient has to get to it."""
@@ -39,16 +31,10 @@ class CompactFilter(Compact):
         return super().stopped(x) if needs is None or any(needs) else x.detach()
 
     def _index_tensors(self) -> dict[str, Any]:
-        """With the input channels that trainable rows read, and those that need a gradient."""
+        """With the input channels that need a gradient."""
         needs = self.compaction.needs
         needed = None if needs is None or all(needs) else torch.tensor(needs).nonzero().flatten()
-        return {**super()._index_tensors(), "read": self._read(), "needs": needed}
-
-    def _read(self) -> Tensor | None:
-        return None
-
-    def _slicing(self) -> Slicing:
-        return Slicing(self.compaction.stops_gradient)
+        return {**super()._index_tensors(), "needs": needed}
 
     def _is_plain(self) -> bool:
         """Whether the plain layer's forward and backward are just right."""
@@ -59,7 +45,7 @@ class CompactFilter(Compact):
         """x, rows, bias rows, weight and bias, as the compact functions take them."""
         rows = [self.weight, self.bias] if self.compaction.trainable else [None, None]
         # Where the backward needs the weight, autograd keeps it: it must be one that is not written to later.
-        weight = self.whole("weight") if self.slicing.by_rows else self.full("weight")
+        weight = self.whole("weight") if self.compaction.stops_gradient else self.full("weight")
         return _autocast([x, *rows, weight, self.whole("bias")])
 
     def _plain_tensors(self) -> tuple[Any, Any]:
@@ -73,6 +59,7 @@ class CompactConv(CompactFilter, _ConvNd):
 
     weight: Any
     bias: Any
+    gathers: bool  # whether the backward gathers the trainable channels first
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
@@ -101,29 +88,51 @@ class CompactConv(CompactFilter, _ConvNd):
         geometry = Geometry(
             self.stride, padding, self.dilation, self.transposed, tuple(output_padding), self.groups
         )
-        indices = (self.index(name) for name in ("rows", "read", "needs"))
-        y = run(Convolution, *tensors, *indices, geometry, self.slicing)
+        way, names = (Convolution, GATHERING) if self.gathers else (WholeConvolution, WHOLE)
+        indices = (self.index(name) for name in names)
+        y = run(way, *tensors, *indices, geometry, self.compaction.stops_gradient)
         return y if batched else y.squeeze(0)
+
+    def divide(self) -> None:
+        """And settle how the backward is cut down."""
+        vars(self)["gathers"] = self._gathers()
+        super().divide()
+
+    def unite(self) -> None:
+        """Undo `divide`."""
+        super().unite()
+        del vars(self)["gathers"]
+
+    def _index_tensors(self) -> dict[str, Any]:
+        """With what the backward needs to know of the channels."""
+        needs, indices = self.compaction.needs, super()._index_tensors()
+        if not self.gathers:
+            return (
+                indices
+                if needs is None
+                else indices | {"unneeded": (~torch.tensor(needs)).nonzero().flatten()}
+            )
+        counts, size = torch.tensor(self._rows_per_group()), self.in_channels // self.groups
+        filled = counts > 0
+        if filled.any() and not filled.all():
+            indices["read"] = filled.repeat_interleave(size).nonzero().flatten()
+        if self.groups > 1 and needs is not None:
+            reached = filled & torch.tensor(needs).view(-1, size).any(1)
+            if not torch.equal(reached, filled):
+                indices["passing"] = reached.repeat_interleave(counts).nonzero().flatten()
+                indices["reached"] = reached.repeat_interleave(size).nonzero().flatten()
+        return indices
 
     def _rows_per_group(self) -> list[int]:
         mask, size = self.compaction.mask, self.out_channels // self.groups
         return [sum(mask[start : start + size]) for start in range(0, self.out_channels, size)]
 
-    def _slicing(self) -> Slicing:
-        """Channels are gathered, unless some groups have more trainable rows than others.
+    def _gathers(self) -> bool:
+        """Whether the backward gathers the trainable channels first: it cannot, if the groups have unequal numbers.
 
-        Measured on one CPU core, the plain kernels and a selection afterwards were never faster, whatever the
-        share of trainable rows; neither form gains anything from about 0.9 of them on.
+        On one CPU core the plain backward of all channels was not faster for any share of them, up to 0.9.
         """
-        filled = [count for count in self._rows_per_group() if count]
-        gathers = len(set(filled)) <= 1
-        return Slicing(self.compaction.stops_gradient, gathers, len(filled) if gathers else self.groups)
-
-    def _read(self) -> Tensor | None:
-        counts = torch.tensor(self._rows_per_group())
-        if counts.all() or not counts.any():
-            return None
-        return (counts > 0).repeat_interleave(self.in_channels // self.groups).nonzero().flatten()
+        return len({count for count in self._rows_per_group() if count}) <= 1
 
 
 class CompactConvTranspose(CompactConv, _ConvTransposeNd):
@@ -153,7 +162,9 @@ class CompactLinear(CompactFilter, nn.Linear):
         x = self.stopped(x)
         if self._is_plain():
             return linear(x, *self._plain_tensors())
-        return run(Linear, *self._tensors(x), self.index("rows"), self.index("needs"), self.slicing)
+        return run(
+            Linear, *self._tensors(x), self.index("rows"), self.index("needs"), self.compaction.stops_gradient
+        )
 
 
 def _autocast(tensors: list[Tensor | None]) -> list[Tensor | None]:

@@ -29,43 +29,25 @@ class Geometry(NamedTuple):
     groups: int
 
 
-class Slicing(NamedTuple):
-    """How the backward of a layer is cut down.
-
-    Args:
-        stops_gradient: whether the gradient at frozen output channels counts as zero.
-        gathers: whether the trainable channels are gathered first; else the plain kernels run on all
-            channels, and the trainable rows are taken from what they give (where the groups of a conv have
-            unequal numbers of them).
-        groups: in how many groups of a conv the gathered channels are.
-    """
-
-    stops_gradient: bool
-    gathers: bool = True
-    groups: int = 1
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether the trainable rows are all of the weight that the input's gradient is computed from."""
-        return self.stops_gradient and self.gathers
-
-
 @prepared
 class Convolution(torch.autograd.Function):
     """Convolution, plain or transposed, with the compact backward.
 
     Args of `apply`:
         x: (B, C, *).
-        rows: (n, C/g, *K) the trainable rows of the weight, channels first; None if there are none.
+        rows: (n, C/g, *K) the trainable rows of the weight, channels first; None if there are none. As many in each
+            group as in the others that have any.
         bias_rows: (n,) or None.
         weight: the whole weight, as `torch.convolution` takes it. Its own gradient is not computed. Unless
-            `slicing.by_rows`, it must be made of `rows` differentiably, for gradients of gradients.
+            `stops_gradient`, it must be made of `rows` differentiably, for gradients of gradients.
         bias: (N,) the whole bias, or None.
         trainable: (n,) which output channels the rows make.
         read: the input channels that the rows read, or None for all.
         needs: the input channels to compute the gradient for (the others get zero), or None for all.
+        passing, reached: which of the rows, and which input channels, are those of the groups that hand a gradient
+            on to the input; None for those of `trainable` and `read`.
         geometry: see there.
-        slicing: see there.
+        stops_gradient: whether the gradient at frozen output channels counts as zero.
     """
 
     generate_vmap_rule = True
@@ -80,98 +62,147 @@ class Convolution(torch.autograd.Function):
         trainable: Tensor,
         read: Tensor | None,
         needs: Tensor | None,
+        passing: Tensor | None,
+        reached: Tensor | None,
         geometry: Geometry,
-        slicing: Slicing,
+        stops_gradient: bool,
     ) -> Tensor:
         return torch.convolution(x, weight, bias, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
-        x, rows, _, weight, _, trainable, read, needs, ctx.geometry, ctx.slicing = inputs
+        x, rows, _, weight, _, *indices, ctx.geometry, ctx.stops_gradient = inputs
         ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
         input_needed, rows_needed, *_ = ctx.needs_input_grad
-        by_rows = ctx.slicing.by_rows
-        ctx.save_for_backward(
-            x if rows_needed else None,
-            rows if input_needed and by_rows else None,
-            weight if input_needed and not by_rows else None,
-            trainable,
-            read,
-            needs,
-        )
+        kernel = rows if ctx.stops_gradient else weight
+        ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, *indices)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
         # Unpacked once: activation checkpointing allows no more.
-        x, rows, weight, trainable, read, needs = ctx.saved_tensors
-        slicing = ctx.slicing
+        x, kernel, trainable, read, needs, passing, reached = ctx.saved_tensors
         own = gradient
-        if slicing.gathers and (rows_needed or bias_needed or slicing.stops_gradient):
+        if rows_needed or bias_needed or ctx.stops_gradient:
             own = select(gradient, trainable)
         by_input = by_rows = by_bias = None
-        if input_needed and slicing.by_rows:
-            by_input = _input_gradient(ctx, own, rows, trainable, read, needs)
+        if input_needed and not ctx.stops_gradient:
+            by_input = _input_gradient(ctx, gradient, kernel, None, needs)
+        elif input_needed and passing is not None:
+            passed = select(own, passing), kernel.index_select(0, passing)
+            by_input = _input_gradient(ctx, *passed, reached, needs)
         elif input_needed:
-            by_input = _input_gradient(ctx, gradient, weight, trainable, None, needs)
+            by_input = _input_gradient(ctx, own, kernel, read, needs)
         if rows_needed:
-            by_rows = _row_gradient(ctx, own, x, trainable, read)
+            by_rows = _row_gradient(ctx, own, x if read is None else select(x, read))
         if bias_needed:
             by_bias = own.sum([0, *range(2, own.dim())])
-            by_bias = by_bias if slicing.gathers else by_bias.index_select(0, trainable)
-        return by_input, by_rows, by_bias, *[None] * 7
+        return by_input, by_rows, by_bias, *[None] * 9
 
 
-def _row_gradient(ctx: Any, gradient: Tensor, x: Tensor, trainable: Tensor, read: Tensor | None) -> Tensor:
-    """(n, C/g, *K), from the gradient of the trainable channels, or of all."""
+def _row_gradient(ctx: Any, gradient: Tensor, x: Tensor) -> Tensor:
+    """(n, C/g, *K), from the gradient of the trainable channels (B, n, *) and the input channels that they read."""
     geometry: Geometry = ctx.geometry
-    if not ctx.slicing.gathers:
-        weight = _backward(gradient, x, _empty(ctx, gradient, ctx.weight_shape), geometry, of_input=False)
-        rows = swapped(weight, geometry.groups) if geometry.transposed else weight
-        return rows.index_select(0, trainable)
-    groups = ctx.slicing.groups
-    x = x if read is None else select(x, read)
+    groups = x.shape[1] * geometry.groups // ctx.input_shape[1]
     if geometry.transposed:
-        shape = (x.shape[1], len(trainable) // groups, *ctx.weight_shape[2:])
+        shape = (x.shape[1], gradient.shape[1] // groups, *ctx.weight_shape[2:])
     else:
-        shape = (len(trainable), x.shape[1] // groups, *ctx.weight_shape[2:])
-    weight = _backward(
-        gradient, x, _empty(ctx, gradient, shape), geometry._replace(groups=groups), of_input=False
-    )
+        shape = (gradient.shape[1], x.shape[1] // groups, *ctx.weight_shape[2:])
+    like = _empty(ctx, gradient, shape)
+    _, weight = _backward(gradient, x, like, geometry._replace(groups=groups), [False, True])
     return swapped(weight, groups) if geometry.transposed else weight
 
 
 def _input_gradient(
-    ctx: Any, gradient: Tensor, weight: Tensor, trainable: Tensor, read: Tensor | None, needs: Tensor | None
+    ctx: Any, gradient: Tensor, weight: Tensor, read: Tensor | None, needs: Tensor | None
 ) -> Tensor:
-    """(B, C, *), from the gradient of the trainable channels and their rows, or of all and the whole weight."""
+    """(B, C, *), from the gradient of some channels and their rows, which read `read`; or of all and the weight."""
     geometry: Geometry = ctx.geometry
-    channels = None  # of the input, that the gradient is computed for; None for all
-    if ctx.slicing.by_rows:
-        weight = swapped(weight, ctx.slicing.groups) if geometry.transposed else weight
-        channels = read
-    elif ctx.slicing.stops_gradient:
-        gradient = zeroed(gradient, _among(trainable, gradient))
+    batch, count, *size = ctx.input_shape
+    per_group = count // geometry.groups
+    groups = geometry.groups if read is None else len(read) // per_group
+    if not groups:
+        return _empty(ctx, gradient, ctx.input_shape).zero_()
+    if geometry.transposed and ctx.stops_gradient:
+        weight = swapped(weight, groups)
+    channels = read  # of the input, that the gradient is computed for; None for all
     if geometry.groups == 1 and needs is not None:
         weight = weight.index_select(0 if geometry.transposed else 1, needs)
         channels = needs
-    batch, count, *size = ctx.input_shape
     like = _empty(ctx, gradient, (batch, count if channels is None else len(channels), *size))
-    groups = ctx.slicing.groups if ctx.slicing.by_rows else geometry.groups
-    result = _backward(gradient, like, weight, geometry._replace(groups=groups), of_input=True)
+    result, _ = _backward(gradient, like, weight, geometry._replace(groups=groups), [True, False])
     if channels is not None:
         result = spread(result, channels, count, ctx.format)
-    if geometry.groups > 1 and needs is not None:
+    if geometry.groups > 1 and needs is not None and (per_group > 1 or not ctx.stops_gradient):
         result = zeroed(result, _among(needs, result))
     return result
 
 
-def _backward(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, of_input: bool) -> Tensor:
-    """The plain layer's kernel for one of the two gradients; what it is not computed from gives shapes only."""
-    mask = [of_input, not of_input, False]
-    by_input, by_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, mask)
-    result: Tensor = by_input if of_input else by_weight
-    return result
+@prepared
+class WholeConvolution(torch.autograd.Function):
+    """`Convolution` where it does not pay to gather channels: the plain backward, and the trainable rows of it.
+
+    Args of `apply`:
+        unneeded: the input channels whose gradient is zero, or None.
+
+        The others are those of `Convolution`.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # noqa: D102
+        x: Tensor,
+        rows: Tensor | None,
+        bias_rows: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        trainable: Tensor,
+        unneeded: Tensor | None,
+        geometry: Geometry,
+        stops_gradient: bool,
+    ) -> Tensor:
+        return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
+        x, rows, _, weight, _, *indices, ctx.geometry, ctx.stops_gradient = inputs
+        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
+        input_needed, rows_needed, *_ = ctx.needs_input_grad
+        kernel = rows if ctx.stops_gradient else weight
+        ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, *indices)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
+        x, weight, trainable, unneeded = ctx.saved_tensors
+        groups = ctx.geometry.groups
+        if weight is None:
+            weight = _empty(ctx, gradient, ctx.weight_shape)
+        elif ctx.stops_gradient:
+            gradient = zeroed(gradient, _among(trainable, gradient))
+            shape = (gradient.shape[1], ctx.input_shape[1] // groups, *ctx.weight_shape[2:])
+            weight = _empty(ctx, gradient, shape).zero_().index_copy_(0, trainable, weight)
+            weight = swapped(weight, groups) if ctx.geometry.transposed else weight
+        x = _empty(ctx, gradient, ctx.input_shape) if x is None else x
+        by_input, by_rows = _backward(gradient, x, weight, ctx.geometry, [input_needed, rows_needed])
+        if input_needed and unneeded is not None:
+            by_input = by_input.index_fill_(1, unneeded, 0.0)
+        if rows_needed:
+            by_rows = swapped(by_rows, groups) if ctx.geometry.transposed else by_rows
+            by_rows = by_rows.index_select(0, trainable)
+        by_bias = None
+        if bias_needed:
+            by_bias = gradient.sum([0, *range(2, gradient.dim())]).index_select(0, trainable)
+        return by_input, by_rows, by_bias, *[None] * 6
+
+
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and weight by the plain layer's kernel; what none is computed from only gives its shape."""
+    found = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, [*wanted, False])
+    return found[0], found[1]  # None, where not wanted
 
 
 @prepared
@@ -189,7 +220,7 @@ class Linear(torch.autograd.Function):
         bias: Tensor | None,
         trainable: Tensor,
         needs: Tensor | None,
-        slicing: Slicing,
+        stops_gradient: bool,
     ) -> Tensor:
         y = linear(x, weight, bias)
         # The same entries, but no view: an in-place activation may follow, and a view would not allow it.
@@ -198,9 +229,9 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
-        x, rows, _, weight, _, trainable, needs, ctx.slicing = inputs
+        x, rows, _, weight, _, trainable, needs, ctx.stops_gradient = inputs
         input_needed, rows_needed, *_ = ctx.needs_input_grad
-        kernel = rows if ctx.slicing.by_rows else weight
+        kernel = rows if ctx.stops_gradient else weight
         ctx.count = x.shape[-1]
         ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, trainable, needs)
 
@@ -213,7 +244,7 @@ class Linear(torch.autograd.Function):
         by_input = by_rows = by_bias = None
         if input_needed:
             weight = weight if needs is None else weight.index_select(1, needs)
-            by_input = (own if ctx.slicing.by_rows else flat) @ weight
+            by_input = (own if ctx.stops_gradient else flat) @ weight
             if needs is not None:
                 by_input = flat.new_zeros(len(flat), ctx.count).index_copy_(1, needs, by_input)
             by_input = by_input.view(*gradient.shape[:-1], ctx.count)
