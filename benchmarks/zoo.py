@@ -125,8 +125,10 @@ def main(only: str, again: bool) -> None:
     rows = {name: (name, None) for name in NETWORKS}
     rows |= {f"{name} at {size}": (name, size) for name, size in NATIVE.items()}
     wanted = [row for row in rows if only in row and (again or row not in found["networks"])]
+    known = found["networks"]
     for row in track(wanted, description="networks"):
-        found["networks"][row] = measure(*rows[row])
+        known[row] = measure(*rows[row])
+        found["networks"] = {each: known[each] for each in rows if each in known}
         write_json(RESULTS, found)
     write_page()
 

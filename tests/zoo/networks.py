@@ -6,7 +6,7 @@ A batch of two, but of one where that is large and no batch norm needs two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -89,7 +89,7 @@ _TIMM = {
         ("mobileone_s0", "repvgg_a2", "repghostnet_050", "fastvit_t8", "repvit_m0_9", "fasternet_t0"), 64
     ),
     # without batch norm, standardised weights
-    **dict.fromkeys(("nfnet_l0", "dm_nfnet_f0", "nf_regnet_b1", "nf_resnet50"), 64),
+    **dict.fromkeys(("nfnet_l0", "dm_nfnet_f0", "nf_regnet_b0", "nf_resnet50"), 64),
     # ConvNeXt, RegNet and later
     **dict.fromkeys(("convnext_atto", "convnextv2_atto", "convnext_tiny", "regnetx_002", "regnety_002"), 64),
     **dict.fromkeys(("regnetz_b16", "regnetv_040", "edgenext_xx_small", "hgnet_tiny", "hgnetv2_b0"), 64),
@@ -209,7 +209,9 @@ def _monai() -> dict[str, Network]:
         psp_block_num=0,
         upsample_mode="trilinear",
     )
-    found["monai/AHNet-3d"] = Network(ahnet, (2, 1, 64, 64, 64))
+    found["monai/AHNet-3d"] = Network(ahnet, (2, 1, 64, 64, 32))
+    for name, shape in (("SwinUNETR", (1, 1, 64, 64, 32)), ("VNet", (2, 1, 32, 32, 16))):  # half a cube
+        found[f"monai/{name}-3d"] = replace(found[f"monai/{name}-3d"], shape=shape)
     return found
 
 

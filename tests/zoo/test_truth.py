@@ -36,7 +36,7 @@ TRUTH = {
     "timm/ghostnet_100": 32,
     "timm/mixnet_s": 32,
     "timm/fastvit_t8": 32,
-    "timm/nf_regnet_b1": 32,
+    "timm/nf_regnet_b0": 32,
     "timm/convnext_atto": 32,
     "timm/edgenext_xx_small": 64,
     "timm/inception_next_atto": 32,
