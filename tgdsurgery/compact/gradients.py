@@ -29,8 +29,22 @@ class Geometry(NamedTuple):
     groups: int
 
 
+class _Convolution(torch.autograd.Function):
+    """What both backwards of a convolution keep: x for the rows; for x the rows, or the weight if all of it counts."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, rows, _, weight, _, *indices, ctx.geometry, ctx.stops_gradient = inputs
+        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
+        input_needed, rows_needed, *_ = ctx.needs_input_grad
+        kernel = rows if ctx.stops_gradient else weight
+        ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, *indices)
+
+
 @prepared
-class Convolution(torch.autograd.Function):
+class Convolution(_Convolution):
     """Convolution, plain or transposed, with the compact backward.
 
     Args of `apply`:
@@ -50,8 +64,6 @@ class Convolution(torch.autograd.Function):
         stops_gradient: whether the gradient at frozen output channels counts as zero.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(  # noqa: D102
         x: Tensor,
@@ -68,14 +80,6 @@ class Convolution(torch.autograd.Function):
         stops_gradient: bool,
     ) -> Tensor:
         return torch.convolution(x, weight, bias, *geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
-        x, rows, _, weight, _, *indices, ctx.geometry, ctx.stops_gradient = inputs
-        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
-        input_needed, rows_needed, *_ = ctx.needs_input_grad
-        kernel = rows if ctx.stops_gradient else weight
-        ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, *indices)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
@@ -139,7 +143,7 @@ def _input_gradient(
 
 
 @prepared
-class WholeConvolution(torch.autograd.Function):
+class WholeConvolution(_Convolution):
     """`Convolution` where it does not pay to gather channels: the plain backward, and the trainable rows of it.
 
     Args of `apply`:
@@ -147,8 +151,6 @@ class WholeConvolution(torch.autograd.Function):
 
         The others are those of `Convolution`.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(  # noqa: D102
@@ -163,14 +165,6 @@ class WholeConvolution(torch.autograd.Function):
         stops_gradient: bool,
     ) -> Tensor:
         return torch.convolution(x, weight, bias, *geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: D102
-        x, rows, _, weight, _, *indices, ctx.geometry, ctx.stops_gradient = inputs
-        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
-        input_needed, rows_needed, *_ = ctx.needs_input_grad
-        kernel = rows if ctx.stops_gradient else weight
-        ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, *indices)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
