@@ -57,9 +57,8 @@ What keeps a lowered step from its bound:
   all: only the optimizer's memory is saved there.
 * With nearly all channels trainable (0.9) little is left to save, but these passes remain: the step can cost more than
   a full one, in either form. Batch norms with more than 0.6 of their channels trainable take the backward of all
-  channels instead of gathering them. Convolutions do so only where their groups have unequal numbers of trainable
-  channels; the others gained nothing by it, up to 0.9. Layers that are trainable whole are plain layers, and cost
-  nothing extra.
+  channels instead of gathering them, convolutions only where their groups have unequal numbers of trainable channels.
+  Layers that are trainable whole are plain layers, and cost nothing extra.
 
 ## All ways
 

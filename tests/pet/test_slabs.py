@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def test_scratch_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def _peak(source: Path, out: Path) -> int:
+    """The least of three runs: garbage, and threads of the test runner, allocate when they like."""
+    return min(_peak_once(source, out) for _ in range(3))
+
+
+def _peak_once(source: Path, out: Path) -> int:
+    gc.collect()
     tracemalloc.start()
     try:
         through(source, out)

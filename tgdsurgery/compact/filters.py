@@ -107,11 +107,8 @@ class CompactConv(CompactFilter, _ConvNd):
         """With what the backward needs to know of the channels."""
         needs, indices = self.compaction.needs, super()._index_tensors()
         if not self.gathers:
-            return (
-                indices
-                if needs is None
-                else indices | {"unneeded": (~torch.tensor(needs)).nonzero().flatten()}
-            )
+            unneeded = None if needs is None else (~torch.tensor(needs)).nonzero().flatten()
+            return {**indices, "unneeded": unneeded}
         counts, size = torch.tensor(self._rows_per_group()), self.in_channels // self.groups
         filled = counts > 0
         if filled.any() and not filled.all():
