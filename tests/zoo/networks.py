@@ -44,8 +44,8 @@ class Network:
             return (net.get_submodule(self.submodule) if self.submodule else net), torch.randn(shape)
 
 
-# Networks whose head or windows want one size.
-_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224}
+# Networks whose head, windows or patches want one size.
+_TORCHVISION_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 224}
 # Frames and size.
 _VIDEO_SIZES = {"s3d": (14, 224), "swin3d": (8, 64), "mvit": (8, 64)}
 _BATCH_OF_ONE = ("vit", "mvit", "s3d", "swin3d", "convnext")
