@@ -7,7 +7,7 @@ from typing import Literal
 
 from tgd_pet.recipes import FULL_FLOW, TGD, TGD_TWICE
 from tgd_pet.results import StudyResults
-from tgd_pet.statistics import PAIRS, Difference, agreed_sign, compare
+from tgd_pet.statistics import PAIRS, Difference, agreed_sign
 from tgd_pet.tables import IMAGE_COLUMNS, interval, markdown
 
 TITLES = {column.key: column.title for column in IMAGE_COLUMNS}
@@ -103,7 +103,7 @@ def _about_unseen(results: StudyResults) -> list[Claim]:
     def claim(text: str, case: str, pair: tuple[str, str], measure: tuple[str, str, str], sign: int) -> Claim:
         key, title, form = measure
         first, second = pair
-        found = compare(*(results.unseen_values(case, name, key) for name in pair), over="seeds")
+        found = results.unseen_difference(first, second, case, key)
         return Claim(text, f"{title}, {case}: {first} minus {second}", (found,), sign, form)
 
     found = []

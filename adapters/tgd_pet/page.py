@@ -37,9 +37,9 @@ images are not ours: its figures stand beside ours to compare directions, not va
 """
 READING = """
 A claim holds where the 95% intervals of the paired difference lie on its side of 0, does not where they lie on the
-other side, and is not shown where one includes 0. They are two: over test patients, each averaged over the seeds, and
-over seeds, each averaged over the patients; for unseen features each seed has a patient of its own. They are not
-corrected for the number of claims. Bold: 0 is left out.
+other side, and is not shown where one includes 0. They are two: over the {patients} test patients (n = {patients}), each
+averaged over the seeds, and over the {seeds}, each averaged over the patients; for unseen features each seed has a
+patient of its own. They are not corrected for the number of claims. Bold: 0 is left out.
 """
 DEVICES = """
 ## On several devices
@@ -69,7 +69,7 @@ def page(results: StudyResults, profile: str) -> str:
         "Claims of the paper, and what its reader would ask next.",
         _verdicts(results),
         claims_table(results),
-        READING,
+        READING.format(patients=settings.test, seeds=_repetitions(settings)),
         "## Table 1 of the paper\n",
         f"On v2 images of the {_thin(settings)} thin test patients.\n",
         table_1(results),
@@ -186,7 +186,7 @@ def _limits(settings: Settings) -> str:
         f"Networks of widths {_list(settings.widths)} (the paper's: 64 to 256) after "
         f"{settings.training.epochs * settings.training.steps} steps. Whether wider or longer trained ones have idle "
         "kernels was not tested; nor whether masked flow does better at a lower rate.",
-        "The spread over seeds is that of adapting, not that of the first training.",
+        _about_spread(settings),
         "Unseen features have one patient a seed, and their lesion bias comes from one scan each.",
         "Every image of a test patient comes from the scan that its target comes from, as in the paper.",
         "The paper's time saving (64%) is almost all data preparation, which is not simulated here.",
@@ -204,9 +204,29 @@ def _thin(settings: Settings) -> int:
 
 
 def _bases(settings: Settings) -> str:
-    if settings.bases == 1:
+    bases = len(settings.used_bases)
+    if bases == 1:
         return "All seeds start from one v1-net and one v2-net, which therefore have no spread."
-    return f"The seeds share {settings.bases} v1-nets and as many v2-nets in turn."
+    if bases == len(settings.seeds):
+        return "Each seed starts from a v1-net and a v2-net of its own."
+    return f"The seeds share {bases} v1-nets and as many v2-nets in turn."
+
+
+def _repetitions(settings: Settings) -> str:
+    """What a test over seeds counts."""
+    seeds, bases = len(settings.seeds), len(settings.used_bases)
+    if seeds == bases:
+        return f"{seeds} seeds (n = {seeds})"
+    return f"{seeds} seeds, those with the same v1-net and v2-net averaged (n = {bases})"
+
+
+def _about_spread(settings: Settings) -> str:
+    if len(settings.used_bases) == 1:
+        return "The spread over seeds is that of adapting, not that of the first training."
+    return (
+        "The spread over seeds is that of first weights, of patches and of the patients to adapt to; the patients of "
+        "the first training are the same for all."
+    )
 
 
 def _list(values: Sequence[float]) -> str:

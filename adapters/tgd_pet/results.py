@@ -94,11 +94,18 @@ class StudyResults:
         self, first: str, second: str, version: str, key: str, over: str = "patients"
     ) -> Difference:
         """First minus second, paired."""
-        return compare(self.values(first, version, key), self.values(second, version, key), over)
+        return self._compare(self.values(first, version, key), self.values(second, version, key), over)
 
     def unseen_values(self, case: str, variant: str, key: str) -> Table:
         """(seed, 1) of one measure; each seed has its own patient."""
         return np.array([column([self.unseen[seed][case][variant]], key) for seed in self._seeds])
+
+    def unseen_difference(self, first: str, second: str, case: str, key: str) -> Difference:
+        """First minus second of two treatments, paired by seed, and so by patient."""
+        return self._compare(*(self.unseen_values(case, name, key) for name in (first, second)), "seeds")
+
+    def _compare(self, first: Table, second: Table, over: str) -> Difference:
+        return compare(first, second, over, [self.settings.base(seed) for seed in self.settings.seeds])
 
     def trained_share(self, network: str) -> float | None:
         """Mean share of the parameters that trained; None for networks from scratch."""

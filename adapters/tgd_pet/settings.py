@@ -53,7 +53,8 @@ class Settings:
         sweep: thresholds of the ablation.
         sweep_patients: how many test patients it is judged on.
         bases: number of v1-nets and of v2-nets, which differ in first weights and patches; seed s starts from
-            those of number s modulo `bases`.
+            those of number s modulo `bases`. Seeds that share them are no independent repetitions, and count
+            as one in a test over seeds.
         seeds: of adaptation patients, patches, and patients with unseen features; all that follows the first
             training is repeated for each.
         workers: processes of one thread.
@@ -87,6 +88,15 @@ class Settings:
     bases: int
     seeds: tuple[int, ...]
     workers: int
+
+    def base(self, seed: int) -> int:
+        """The number of the v1-net and the v2-net that this seed starts from."""
+        return seed % self.bases
+
+    @property
+    def used_bases(self) -> list[int]:
+        """The number of each base that a seed starts from, in the order of the seeds."""
+        return list(dict.fromkeys(self.base(seed) for seed in self.seeds))
 
     def simulated(self, **changes: Any) -> StudyConfig:
         """How patients are simulated, with changes to `StudyConfig`."""

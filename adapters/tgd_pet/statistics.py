@@ -74,16 +74,20 @@ def summarise(values: npt.ArrayLike) -> Summary:
     return Summary(float(table.mean()), _spread(seeds), _spread(patients))
 
 
-def compare(first: npt.ArrayLike, second: npt.ArrayLike, over: str = "patients") -> Difference:
+def compare(
+    first: npt.ArrayLike, second: npt.ArrayLike, over: str = "patients", bases: Sequence[int] | None = None
+) -> Difference:
     """Paired t-test between two networks' (seed, patient) values.
 
     The pairs are patients, each averaged over the seeds, or seeds, each averaged over the patients: all
-    (seed, patient) cells together would count the same patient again and again.
+    (seed, patient) cells together would count the same patient again and again. For the same reason seeds that
+    start from the same networks are averaged, and are one pair together.
 
     Args:
         first: values of one network.
         second: those of the other, of the same seeds and patients.
         over: "patients" or "seeds".
+        bases: for each seed the number of the networks that it starts from; each has its own by default.
 
     Returns:
         The difference; an interval of NaN where there are fewer than two pairs.
@@ -92,8 +96,12 @@ def compare(first: npt.ArrayLike, second: npt.ArrayLike, over: str = "patients")
         >>> compare([[1.0, 2.0, 4.0]], [[0.0, 1.0, 2.0]]).mean.__round__(3)
         1.333
     """
-    axis = 0 if over == "patients" else 1
-    pairs = (_known(first) - _known(second)).mean(axis=axis)
+    table = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    if over == "seeds" and bases is not None:
+        known = np.ma.masked_invalid(table)
+        same = [known[np.equal(bases, base)].mean(axis=0).filled(np.nan) for base in dict.fromkeys(bases)]
+        table = np.stack(same)
+    pairs = _known(table).mean(axis=0 if over == "patients" else 1)
     if len(pairs) < 2 or np.ptp(pairs) == 0:
         return Difference(float(pairs.mean()), np.nan, np.nan, np.nan, len(pairs))
     test = stats.ttest_1samp(pairs, 0.0)

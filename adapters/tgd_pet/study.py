@@ -51,7 +51,7 @@ def run_study(out: Path, settings: Settings, *, progress: bool = True) -> None:
 def stages(out: Path, settings: Settings) -> dict[str, list[Job]]:
     """The jobs of each stage after the simulation; those of one stage need no other of it."""
     seeds, named = settings.seeds, recipes(settings)
-    first_of_each_base = {seed % settings.bases: seed for seed in reversed(seeds)}.values()
+    first_of_each_base = {settings.base(seed): seed for seed in reversed(seeds)}.values()
     adapted = [recipe for recipe in named if recipe.method is not None]
     names = [recipe.name for recipe in adapted]
     bases = list(product(first_of_each_base, BASES))

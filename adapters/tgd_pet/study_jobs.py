@@ -59,14 +59,9 @@ class Job:
         return load_network(self.run_folder(name) / "network.safetensors")
 
 
-def base_number(settings: Settings, seed: int) -> int:
-    """Which v1-net and v2-net this seed starts from."""
-    return seed % settings.bases
-
-
 def owner(settings: Settings, seed: int, name: str) -> str:
     """The folder of a seed's networks; seeds may share the two that they start from."""
-    return f"base-{base_number(settings, seed)}" if name in BASES else str(seed)
+    return f"base-{settings.base(seed)}" if name in BASES else str(seed)
 
 
 def measures_path(out: Path, settings: Settings, seed: int, name: str | None) -> Path:
@@ -96,7 +91,7 @@ class Train(Job):
 
     def do(self) -> None:
         """`fit` resumes by itself."""
-        number = base_number(self.settings, self.seed)
+        number = self.settings.base(self.seed)
         network = new_network(number, self.settings.widths, self.settings.suv_limit)
         schedule = replace(self.settings.training, seed=number)
         studies = _load(training(self.out, self.settings))

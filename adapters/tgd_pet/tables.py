@@ -12,7 +12,7 @@ import numpy as np
 
 from tgd_pet.recipes import TGD
 from tgd_pet.results import StudyResults
-from tgd_pet.statistics import PAIRS, Difference, Summary, agreed_sign, compare, summarise
+from tgd_pet.statistics import PAIRS, Difference, Summary, agreed_sign, summarise
 
 PAPER_TABLE_1 = {  # network -> lesion bias in %, liver CoV in %
     "v1-net": (-6.30, 6.02),
@@ -204,8 +204,7 @@ def online_table(results: StudyResults) -> str:
 
 
 def _change(results: StudyResults, pair: tuple[str, str], case: str, _: str, key: str, form: str) -> str:
-    after, before = (results.unseen_values(case, name, key) for name in pair)
-    found = compare(after, before, over="seeds")
+    found = results.unseen_difference(*pair, case, key)
     return interval(found, form, bold=bool(found.sign))
 
 

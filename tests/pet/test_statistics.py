@@ -27,6 +27,20 @@ def test_pairs_are_patients_or_seeds(seed: int, seeds: int, patients: int) -> No
         assert found.sign in (0, np.sign(found.mean))
 
 
+@given(st.integers(0, 999), st.integers(2, 4), st.integers(2, 3))
+def test_seeds_of_one_base_do_not_narrow_the_interval(seed: int, bases: int, repeats: int) -> None:
+    first, second = np.random.default_rng(seed).normal(size=(2, bases, 4))
+    single = compare(first, second, "seeds")
+    copies = [np.tile(values, (repeats, 1)) for values in (first, second)]
+    numbers = list(range(bases)) * repeats
+    merged = compare(*copies, "seeds", numbers)
+    assert merged.n == single.n == bases
+    assert (merged.low, merged.high, merged.p) == pytest.approx((single.low, single.high, single.p))
+    assert compare(*copies, "patients", numbers) == compare(*copies)
+    pretended = compare(*copies, "seeds")  # what it guards against
+    assert pretended.high - pretended.low < merged.high - merged.low
+
+
 def test_a_patient_without_a_value_does_not_count() -> None:
     table = [[1.0, np.nan, 3.0], [2.0, np.nan, 6.0]]
     found = summarise(table)
