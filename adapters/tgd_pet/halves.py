@@ -15,7 +15,11 @@ from tgd_pet.slabs import Voxels
 
 ACTIVE_SUV = 0.1  # far below any tissue, above the mean of the noise in air
 SMOOTHING = 2.0  # standard deviation in voxels of what is compared with it
-SHARE, MOST = 10, 16  # a tenth of the slices, 16 at most, are held out
+SHARE, LEAST, MOST = (
+    4,
+    3,
+    16,
+)  # a quarter of the slices is held out: 3 to 16, of which one alone is mostly noise
 GAP = 2  # slices on either side: a triplet reaches one slice beyond its centre, as does a held-out one
 TOTALS = 0.25  # the totals of halves of one scan differ by noise alone, far less than this
 SAME = 0.01  # their voxels differ by more than this: one image stored twice differs by its rounding
@@ -71,7 +75,8 @@ def hold_out(scan_a: Voxels, scan_b: Voxels, *, patch: int) -> HeldOut:
     scan_a, scan_b = (np.ascontiguousarray(scan) for scan in (scan_a, scan_b))
     active = gaussian_filter((scan_a + scan_b) / 2, SMOOTHING) > ACTIVE_SUV
     filled = np.flatnonzero(active.any(axis=(1, 2)))
-    count = min(max(len(filled) // SHARE, 1), MOST)
+    spare = len(filled) - 2 * GAP - 1  # one at least is to train on
+    count = max(1, min(max(len(filled) // SHARE, LEAST), MOST, spare))
     start = int(filled[(len(filled) - count) // 2]) if len(filled) else 0
     held_out = HeldOut(scan_a, scan_b, active, slice(start, start + count))
     if not held_out.trained().any():

@@ -48,6 +48,11 @@ class Online(Tuned):
     before: float = float("nan")
     after: float = float("nan")
 
+    @property
+    def learnt(self) -> bool:
+        """Whether training brought a gain on the held-out slices; if not, the network is the given one."""
+        return self.after < self.before
+
 
 def online(
     network: DnCNN,
@@ -64,7 +69,7 @@ def online(
 ) -> Online:
     """Train a copy of `network` on two independent half-count images of one patient.
 
-    A tenth of the slices, in the middle, is held out with a gap on both sides: no triplet of slices that is
+    A quarter of the slices, in the middle, is held out with a gap on both sides: no triplet of slices that is
     trained on shares a slice with one that is held out. Training stops when `patience` epochs in a row brought
     no smaller error there, and the weights of the epoch with the smallest one are kept, or the given ones where
     no epoch was better. The same call takes up an interrupted run (see `tgd_pet.training.fit`).

@@ -111,6 +111,6 @@ def _say(tuned: Online, run: Path) -> None:
     click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
     gain = f"{tuned.before:.4f} before, {tuned.after:.4f} after"
     click.echo(f"Held-out slices, RMSE to the other half with its noise, in SUV: {gain}")
-    if tuned.after >= tuned.before:
+    if not tuned.learnt:
         click.echo("Training brought no gain there: the network stays as it was.")
     click.echo(f"The patient's retrained rows are in {run / ROWS}")
