@@ -28,6 +28,10 @@ MARGIN = len(WIDTHS)  # pixels: each 3x3 convolution sees one further
 class RepeatedScans(Scans, Protocol):
     """What evaluation needs of a study besides what training does."""
 
+    @property
+    def true(self) -> Volume:
+        """The activity itself."""
+
     def realisations(self, version: str) -> Sequence[Volume]:
         """Independent low-count images of the same patient; may be none."""
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.ndimage import binary_dilation, distance_transform_edt
 from torch import nn
@@ -22,7 +23,7 @@ RANGE_SUV = 10.0  # the data range of PSNR and SSIM: fixed, so that patients can
 SMALL_MM3 = 4 / 3 * np.pi * 7.5**3  # a sphere of 15 mm
 ROI_VOXELS = 2  # how far a lesion's region of interest reaches beyond the lesion
 NEAR_MM = 40.0  # artefacts are looked for up to this distance from a hot object ...
-EDGE_MM = 12.0  # ... and not nearer than this, where resolution blurs its edge
+HALO_MM = 12.0  # ... but for the halo that hugs it, up to here, which is looked at by itself
 ARTEFACT_SUV = 0.3  # a larger error near a hot object counts as artefact
 
 
@@ -41,6 +42,7 @@ class Patient:
 
     Args:
         bias: ensemble bias of the lesions' mean SUV, in % (`lesion_bias`).
+        bias_true: the same against the phantom instead of the full-count image.
         bias_small: the same for lesions of less than 15 mm diameter; None without any.
         bias_max: ensemble bias of the lesions' largest SUV, in %.
         suv_mean: mean SUV.
@@ -51,6 +53,7 @@ class Patient:
     """
 
     bias: float
+    bias_true: float
     bias_small: float | None
     bias_max: float
     suv_mean: float
@@ -62,9 +65,11 @@ class Patient:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """What a denoiser does around one hot object: tissue from 12 to 40 mm from its surface.
+    """What a denoiser does around one hot object: tissue from 12 to 40 mm from its surface, and the halo within.
 
     Args:
+        halo: root mean squared error in SUV from the voxels that touch the object to 12 mm; None where no
+            tissue is so near.
         mean: mean error in SUV.
         rmse: root mean squared error in SUV.
         lowest: the lowest voxel in SUV; a halo below zero is no tissue.
@@ -72,6 +77,7 @@ class Artefacts:
         hot: bias of the object's mean SUV, in %.
     """
 
+    halo: float | None
     mean: float
     rmse: float
     lowest: float
@@ -94,7 +100,8 @@ def measure(
     target, body = study.full(version)[window], study.body()[window]
     lesions = [mask[window] for mask in study.lesion_masks()]
     scans = denoised(network, [scan[window] for scan in study.realisations(version)[:images]])
-    return measure_images(scans, target, body, lesions, study.liver()[window], _voxel_mm3(study))
+    true, liver = study.true[window], study.liver()[window]
+    return measure_images(scans, target, true, body, lesions, liver, _voxel_mm3(study))
 
 
 def denoised(network: nn.Module | None, scans: Sequence[Volume]) -> list[Volume]:
@@ -105,6 +112,7 @@ def denoised(network: nn.Module | None, scans: Sequence[Volume]) -> list[Volume]
 def measure_images(
     scans: Sequence[Volume],
     target: Volume,
+    true: Volume,
     body: Mask,
     lesions: Sequence[Mask],
     liver: Mask,
@@ -115,7 +123,7 @@ def measure_images(
     Example:
         >>> target = np.ones((1, 16, 16), np.float32)
         >>> mask = target > 0
-        >>> found = measure_images([target * 0.9, target * 1.1], target, mask, [mask], mask, 1.0)
+        >>> found = measure_images([target * 0.9, target * 1.1], target, target, mask, [mask], mask, 1.0)
         >>> round(found.bias, 4), round(found.cov, 2), round(found.body.rmse, 4), round(found.body.psnr, 2)
         (0.0, 14.14, 0.1, 40.0)
     """
@@ -126,6 +134,7 @@ def measure_images(
     roi = body & np.any([binary_dilation(mask, iterations=ROI_VOXELS) for mask in lesions], axis=0)
     return Patient(
         bias=float(np.mean(biases)),
+        bias_true=float(np.mean([lesion_bias(scans, true, mask) for mask in lesions])),
         bias_small=float(np.mean(small)) if small else None,
         bias_max=float(np.mean([100 * (found - true) / true for found, true in tops])),
         suv_mean=float(np.mean([scan[mask].mean() for scan in scans for mask in lesions])),
@@ -146,15 +155,22 @@ def around_hot_object(image: Volume, target: Volume, hot: Mask, body: Mask, grid
         body: inside of the skin.
         grid: voxels of all of them.
     """
-    near = _within(hot, NEAR_MM, grid) & ~_within(hot, EDGE_MM, grid) & body
+    around_it = _within(hot, HALO_MM, grid)
+    near = _within(hot, NEAR_MM, grid) & ~around_it & body
+    halo = around_it & ~hot & body
     error = image[near].astype(np.float64) - target[near]
     return Artefacts(
+        halo=_rms(image[halo] - target[halo]) if halo.any() else None,
         mean=float(error.mean()),
-        rmse=float(np.sqrt(np.square(error).mean())),
+        rmse=_rms(error),
         lowest=float(image[near].min()),
         volume=float((np.abs(error) > ARTEFACT_SUV).sum() * np.prod(grid.spacing_mm) / 1000),
         hot=lesion_bias([image], target, hot),
     )
+
+
+def _rms(values: Volume | npt.NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
 
 
 def _within(mask: Mask, distance_mm: float, grid: Grid) -> Mask:

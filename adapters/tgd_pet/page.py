@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
-from tgd_pet.claims import claims, claims_table
+from tgd_pet.claims import BIAS_MARGIN, ERROR_MARGIN, Claim, claims, claims_table
+from tgd_pet.finding import finding
+from tgd_pet.measures import ARTEFACT_SUV, HALO_MM, NEAR_MM
+from tgd_pet.network import SUV_LIMIT
 from tgd_pet.osem import RECONSTRUCTIONS, Reconstruction
 from tgd_pet.recipes import TGD
 from tgd_pet.results import StudyResults
 from tgd_pet.settings import Settings
 from tgd_pet.study_data import CASES
+from tgd_pet.study_jobs import SWEEP_SCANS
 from tgd_pet.tables import (
     difference_table,
     image_table,
@@ -25,8 +30,8 @@ from tgd_pet.training import Schedule
 IMAGES = "images"
 HEAD = """# The PET study
 
-The experiments of the TGD paper (Chen, Asma and Chan, MICCAI 2021) on simulated scans, whose truth is known. This
-page, its tables and figures are made by
+The experiments of the TGD paper (Chen, Asma and Chan, MICCAI 2021) on simulated scans. This page, its tables and
+figures are made by
 
 ```console
 $ tgd pet study --config {profile} -o runs/pet
@@ -37,9 +42,12 @@ images are not ours: its figures stand beside ours to compare directions, not va
 """
 READING = """
 A claim holds where the 95% intervals of the paired difference lie on its side of 0, does not where they lie on the
-other side, and is not shown where one includes 0. They are two: over the {patients} test patients (n = {patients}), each
-averaged over the seeds, and over the {seeds}, each averaged over the patients; for unseen features each seed has a
-patient of its own. They are not corrected for the number of claims. Bold: 0 is left out.
+other side, and is not shown where one includes 0. Where a claim says that something is kept or not harmed, the margin
+stands in place of 0: {error:.0%} of the other's RMSE, {bias:g} points of lesion bias. Online learning that left most
+networks as they were (fewer than half learnt) shows nothing. The intervals
+are two: over the {patients} test patients (n = {patients}), each averaged over the seeds, and over the {seeds},
+each averaged over the patients; for unseen features each seed has a patient of its own. They are not corrected for
+the number of claims. Bold: 0, or the margin, is left out.
 """
 DEVICES = """
 ## On several devices
@@ -47,10 +55,11 @@ DEVICES = """
 The study runs independent jobs, one to a core. A single network can be trained on several devices or machines by
 `tgd pet train`, `finetune` and `online` with `--devices` and `--nodes`: docs/pet_scans.md says how.
 """
-UNITS = """SUV in g/mL. Every measure is against the full-count image of the same reconstruction. Lesion bias: of the
-mean SUV of each lesion, averaged over {realisations} short scans (60 s of 600 s), then over lesions (the paper's
-equation 6). Liver CoV: the spread of each voxel over these scans (equation 7). RMSE, PSNR and SSIM over the body and
-near the lesions; PSNR and SSIM for a range of 10 SUV. ± is the standard deviation over seeds. {bases}"""
+UNITS = """SUV in g/mL. Every measure is against the full-count image of the same reconstruction, as in the paper,
+but for the lesion bias to the phantom, which has the reconstruction's own bias in it. Lesion bias: of the mean SUV of
+each lesion, averaged over {realisations} short scans (60 s of 600 s), then over lesions (the paper's equation 6). Liver
+CoV: the spread of each voxel over these scans (equation 7). RMSE, PSNR and SSIM over the body and near the lesions;
+PSNR and SSIM for a range of 10 SUV. ± is the standard deviation over seeds. {bases}"""
 
 
 def page(results: StudyResults, profile: str) -> str:
@@ -66,10 +75,9 @@ def page(results: StudyResults, profile: str) -> str:
         "## What was done\n",
         _what_was_done(settings),
         "## Which claims hold here\n",
-        "Claims of the paper, and what its reader would ask next.",
         _verdicts(results),
         claims_table(results),
-        READING.format(patients=settings.test, seeds=_repetitions(settings)),
+        _reading(settings),
         "## Table 1 of the paper\n",
         f"On v2 images of the {_thin(settings)} thin test patients.\n",
         table_1(results),
@@ -89,6 +97,7 @@ def page(results: StudyResults, profile: str) -> str:
         f"\n![Share left out and change of the error against phi]({IMAGES}/pet_threshold.png)\n",
         "## Unseen features, and online learning from one scan\n",
         _about_unseen(settings),
+        finding(results) + "\n",
         "What online learning changes in the network that it starts from, with 95% intervals over the seeds, in bold "
         "where they leave out 0:\n",
         online_table(results) + "\n",
@@ -103,7 +112,9 @@ def page(results: StudyResults, profile: str) -> str:
         image_table(results, "v2"),
         "\n### v1 images, the old task\n",
         image_table(results, "v1"),
-        "\n## Limits\n",
+        "\n## Time\n",
+        _times(results),
+        "## Limits\n",
         _limits(settings),
         DEVICES.rstrip(),
     ]
@@ -134,6 +145,8 @@ def _what_was_done(settings: Settings) -> str:
         f"TGD at phi {settings.phi:g}; TGD2 repeats it on the tuned network, with new scores, at phi "
         f"{settings.phi_again:g}. Masked flow is the paper's (no gradient through frozen maps), full flow masks "
         "parameters only. What trained is given for its second round.",
+        f"Networks see SUV up to {settings.suv_limit:g}, which is as good as no limit, as in the paper; those of "
+        f"`tgd pet train` and `tgd pet demo` see hot objects as if they were of SUV {SUV_LIMIT:g}.",
         "L2-SP, LwF and LoRA have the same patches and steps, and their usual strengths, not tuned.",
     ]
     return "\n".join(f"* {line}" for line in lines) + "\n"
@@ -141,42 +154,80 @@ def _what_was_done(settings: Settings) -> str:
 
 def _verdicts(results: StudyResults) -> str:
     found = claims(results)
+    paper, reader = ([claim for claim in found if claim.origin == origin] for origin in ("paper", "reader"))
+    asked = _counted(reader, "statements that its reader would put to the test")
+    return f"Of the paper's {_counted(paper, 'claims')}. Of {asked}.\n"
+
+
+def _counted(found: Sequence[Claim], what: str) -> str:
     count = Counter(claim.verdict for claim in found)
-    return (
-        f"Of {len(found)} claims {count['holds']} hold, {count['does not hold']} do not, and {count['not shown']} are "
-        "not shown either way.\n"
+    held = f"{count['holds']} hold, {count['does not hold']} do not, and {count['not shown']} are not shown either way"
+    return f"{len(found)} {what} {held}"
+
+
+def _reading(settings: Settings) -> str:
+    return READING.format(
+        error=ERROR_MARGIN, bias=BIAS_MARGIN, patients=settings.test, seeds=_repetitions(settings)
     )
 
 
 def _about_sweep(results: StudyResults) -> str:
-    text = (
-        "What is left out when the kernels below phi are zeroed in v1-net, and what that does to the old task "
-        "(the paper's figure 4; it judges by eye)."
-    )
-    phi, sweeps = results.settings.phi, results.sweeps
-    changes = [row["change"] for sweep in sweeps for row in sweep["rows"] if row["phi"] == phi]
+    settings, sweeps = results.settings, results.sweeps
+    tolerance = sweeps[0]["tolerance"]
+    scans = min(SWEEP_SCANS, settings.realisations)
+    lines = [
+        "What is left out when the kernels below phi are zeroed in v1-net, and what that does to the old task (the "
+        f"paper's figure 4; it judges by eye), on {scans} short scans of each of {settings.sweep_patients} test "
+        f"patients, for {_count(len(sweeps), 'v1-net')}.",
+        f"Proposed is the largest phi up to which the error rises by at most {tolerance:.0%}: {_proposed(sweeps)}.",
+    ]
+    phi, changes = settings.phi, results.sweep_changes(settings.phi)
     if changes:
         rise = sum(changes) / len(changes)
-        text += (
-            f" At phi {phi:g} the paper finds the images almost identical; here the old task's error changes by "
+        lines.append(
+            f"At phi {phi:g} the paper finds the images almost identical; here the old task's error changes by "
             f"{rise:+.0%} when these kernels are left out."
         )
-        if rise > sweeps[0]["tolerance"]:
-            text += (
-                " So the kernels that TGD retrains are not idle in this network, and the method lacks the slack that "
+        if rise > tolerance:
+            lines.append(
+                "So the kernels that TGD retrains are not idle in this network, and the method lacks the slack that "
                 "it counts on."
             )
-    return text + "\n"
+    return " ".join(lines) + "\n"
+
+
+def _proposed(sweeps: Sequence[Any]) -> str:
+    """What the threshold study of each network proposes."""
+    found = Counter(sweep["proposed"] for sweep in sweeps)
+    return ", ".join(
+        f"{'none' if phi is None else f'{phi:g}'} for {_count(number, 'network')}"
+        for phi, number in found.items()
+    )
 
 
 def _about_unseen(settings: Settings) -> str:
     return (
         f"A bladder of SUV 60, a catheter line of SUV 60 outside the body ({settings.online_seconds:g} s scans), and a "
         f"scan of {settings.low_count_seconds:g} s. N2N trains v2-net on the two halves of that one scan; TGD-N2N "
-        "retrains only the kernels below phi; TGD2-N2N starts from TGD-net. Nearby is tissue from 12 to 40 mm from "
-        "the object; artefact: where the error exceeds 0.3 SUV. Lesion bias and CoV are those of one scan, so its "
+        "retrains only the kernels below phi; TGD2-N2N starts from TGD-net. A quarter of the slices, three at least, "
+        "decides when to stop; where nothing was better there, the network stayed as it was: learnt in counts the "
+        "runs in which it did not. The halo is tissue from the voxels that touch the object to "
+        f"{HALO_MM:g} mm, nearby is from there to {NEAR_MM:g} mm; artefact: where the error nearby exceeds "
+        f"{ARTEFACT_SUV:g} SUV. Lesion bias and CoV are those of one scan, so its "
         "noise is in them: compare rows, not with the tables above. RMSE is over the body without the object. A "
         "network that stops denoising keeps lesions too: read lesion bias beside the RMSE of the scan itself (input).\n"
+    )
+
+
+def _times(results: StudyResults) -> str:
+    run, workers = results.run, results.settings.workers
+    total = sum(run["seconds"].values())
+    stages = ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in run["seconds"].items())
+    versions = " and ".join(f"{package} {number}" for package, number in run["versions"].items())
+    return (
+        f"{total / 60:.0f} minutes by the clock, with {_count(workers, 'worker')} on a machine of "
+        f"{_count(run['cores'], 'core')}, {versions}. In minutes: {stages}. Profile full has not been run; the time "
+        "in its file is an estimate.\n"
     )
 
 
@@ -227,6 +278,10 @@ def _about_spread(settings: Settings) -> str:
         "The spread over seeds is that of first weights, of patches and of the patients to adapt to; the patients of "
         "the first training are the same for all."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _list(values: Sequence[float]) -> str:

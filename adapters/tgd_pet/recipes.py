@@ -9,7 +9,7 @@ from pathlib import Path
 from tgd_pet.data import Scans
 from tgd_pet.finetuning import Flow, Method, finetune
 from tgd_pet.network import DnCNN
-from tgd_pet.online import OnlineMethod, online
+from tgd_pet.online import Online, OnlineMethod, online
 from tgd_pet.settings import Settings
 from tgd_pet.simulate import Study
 from tgd_pet.training import Schedule
@@ -53,10 +53,8 @@ class Variant:
     phi: float = 0.0
     flow: Flow = "masked"
 
-    def learn(self, base: DnCNN, study: Study, folder: Path, schedule: Schedule) -> DnCNN:
-        """The base after learning from the two halves of the study's short scan."""
-        if self.method is None:
-            return base
+    def learn(self, base: DnCNN, study: Study, folder: Path, schedule: Schedule) -> Online:
+        """The base after learning from the two halves of the study's short scan, for a variant that learns."""
         return online(
             base,
             *study.halves("v2"),
@@ -66,7 +64,7 @@ class Variant:
             flow=self.flow,
             method=self.method,
             progress=False,
-        ).network
+        )
 
 
 def recipes(settings: Settings) -> list[Recipe]:

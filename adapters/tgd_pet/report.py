@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
+from tgd_pet.claims import claims
 from tgd_pet.files import replacing
 from tgd_pet.page import IMAGES, page
 from tgd_pet.results import gather, read_results, write_results
@@ -23,7 +25,9 @@ def write_report(out: Path, settings: Settings, profile: str) -> Path:
         The page.
     """
     report = out / "report"
-    write_results(gather(out, settings), report / "results.json")
+    found = gather(out, settings)
+    tested = [{**asdict(claim), "verdict": claim.verdict} for claim in claims(found)]
+    write_results(found, report / "results.json", tested)
     results = read_results(report / "results.json")  # so that the page is what the file makes
     draw_figures(out, results, report / IMAGES)
     text = page(results, profile)

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tgd_pet.files import replacing
-from tgd_pet.recipes import Variant, recipes, variants
+from tgd_pet.recipes import TGD, Variant, recipes, variants
+from tgd_pet.run_record import read_record
 from tgd_pet.settings import Settings, settings_from
-from tgd_pet.statistics import Difference, Summary, column, compare, summarise
+from tgd_pet.statistics import PAIRS, Difference, Summary, column, compare, summarise
 from tgd_pet.study_data import CASES
 from tgd_pet.study_jobs import measures_path
 
@@ -24,6 +25,7 @@ Table = npt.NDArray[np.float64]  # (seed, patient)
 # What tables show of each network, and of each unseen case.
 MEASURES = (
     "bias",
+    "bias_true",
     "bias_small",
     "bias_max",
     "suv_mean",
@@ -38,9 +40,11 @@ MEASURES = (
 )
 UNSEEN = (
     "bias",
+    "bias_true",
     "bias_max",
     "cov",
     "body.rmse",
+    "artefacts.halo",
     "artefacts.mean",
     "artefacts.rmse",
     "artefacts.lowest",
@@ -58,7 +62,8 @@ class StudyResults:
         measures: seed to network to version to the patients' measures.
         adapted: seed to network to what trained and what was kept.
         sweeps: the threshold study of each v1-net.
-        unseen: seed to case to variant to the measures.
+        unseen: seed to case to variant to the measures, and how its online learning went.
+        run: how long each stage took, on how many cores, with which versions.
     """
 
     settings: Settings
@@ -66,6 +71,7 @@ class StudyResults:
     adapted: Mapping[str, Mapping[str, Any]]
     sweeps: Sequence[Any]
     unseen: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    run: Mapping[str, Any]
 
     @property
     def networks(self) -> list[str]:
@@ -104,6 +110,25 @@ class StudyResults:
         """First minus second of two treatments, paired by seed, and so by patient."""
         return self._compare(*(self.unseen_values(case, name, key) for name in (first, second)), "seeds")
 
+    def learnt(self, variant: str, *cases: str) -> tuple[int, int] | None:
+        """In how many of its runs on these cases (or all) a variant learnt; None where it does not train."""
+        runs = self._online(variant, *cases)
+        return (sum(run["learnt"] for run in runs), len(runs)) if runs else None
+
+    def online_share(self, variant: str) -> float:
+        """Mean share of the parameters that an online learning could change."""
+        return float(np.mean([run["share"] for run in self._online(variant)]))
+
+    def _online(self, variant: str, *cases: str) -> list[Mapping[str, Any]]:
+        found = [
+            self.unseen[seed][case][variant]["online"] for seed in self._seeds for case in cases or CASES
+        ]
+        return [run for run in found if run is not None]
+
+    def sweep_changes(self, phi: float) -> list[float]:
+        """The relative change of each v1-net's error without the kernels below phi; none where it was not tried."""
+        return [row["change"] for sweep in self.sweeps for row in sweep["rows"] if row["phi"] == phi]
+
     def _compare(self, first: Table, second: Table, over: str) -> Difference:
         return compare(first, second, over, [self.settings.base(seed) for seed in self.settings.seeds])
 
@@ -140,11 +165,12 @@ def gather(out: Path, settings: Settings) -> StudyResults:
             str(seed): {case: _folder(out / "unseen" / str(seed) / case) for case in CASES}
             for seed in settings.seeds
         },
+        run=read_record(out),
     )
 
 
-def write_results(results: StudyResults, path: Path) -> None:
-    """One JSON file: means and spreads, and below them all values they come from."""
+def write_results(results: StudyResults, path: Path, claims: Sequence[Any]) -> None:
+    """One JSON file: what was claimed and tested, means and spreads, and below them all values they come from."""
     tables = {
         name: {
             version: {key: asdict(results.summary(name, version, key)) for key in MEASURES}
@@ -159,7 +185,24 @@ def write_results(results: StudyResults, path: Path) -> None:
         }
         for case in CASES
     }
-    whole = {"summaries": tables, "unseen summaries": unseen, **asdict(results)}
+    differences = {
+        other: {
+            version: {
+                key: {over: asdict(results.difference(TGD, other, version, key, over)) for over in PAIRS}
+                for key in MEASURES
+            }
+            for version in ("v1", "v2")
+        }
+        for other in results.networks
+        if other not in ("input", TGD)
+    }
+    whole = {
+        "claims": claims,
+        f"{TGD} minus": differences,
+        "summaries": tables,
+        "unseen summaries": unseen,
+        **asdict(results),
+    }
     with replacing(path) as temporary:
         text = json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -168,7 +211,7 @@ def write_results(results: StudyResults, path: Path) -> None:
 def read_results(path: Path) -> StudyResults:
     """The inverse of `write_results`."""
     data = _read(path)
-    kept = {key: data[key] for key in ("measures", "adapted", "sweeps", "unseen")}
+    kept = {key: data[key] for key in ("measures", "adapted", "sweeps", "unseen", "run")}
     return StudyResults(settings_from(data["settings"], str(path)), **kept)
 
 

@@ -5,6 +5,7 @@ last one ended. A folder holds:
 
 ==================================  =====================================================================
 `settings.json`                     what was asked
+`run.json`                          how long each stage took, on how many cores, with which versions
 `studies/<set>/`                    the simulated patients: train, adapt, test low, test high, and the unseen
 `networks/base-<number>/<name>/`    the training runs of v1-net and v2-net, which seeds may share
 `networks/<seed>/<name>/`           those of the adaptations
@@ -12,7 +13,7 @@ last one ended. A folder holds:
 `measures/<seed>/<name>.json`       the measures of each test patient on v1 and on v2 images
 `sweep/base-<number>.json`          the threshold study of a v1-net
 `online/<seed>/<case>/<name>/`      the runs of online learning
-`unseen/<seed>/<case>/<name>.json`  the measures of each of them
+`unseen/<seed>/<case>/<name>.json`  the measures of each of them, and whether it learnt
 ==================================  =====================================================================
 """
 
@@ -26,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tgd_pet.jobs import run_jobs
 from tgd_pet.recipes import BASES, recipes, variants
+from tgd_pet.run_record import timed
 from tgd_pet.settings import Settings, claim
 from tgd_pet.study_data import CASES, simulate_patients
 from tgd_pet.study_jobs import Adapt, Job, Learn, Measure, Sweep, Train, do
@@ -38,14 +40,16 @@ def run_study(out: Path, settings: Settings, *, progress: bool = True) -> None:
         RunError: `out` holds a study with other settings, a process died, or training diverged.
     """
     claim(out, settings)
-    simulate_patients(out, settings, progress=progress)
+    with timed(out, "simulating patients"):
+        simulate_patients(out, settings, progress=progress)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         for title, jobs in stages(out, settings).items():
             missing = [job for job in jobs if not job.path.exists()]
             task = bar.add_task(title, total=len(jobs), completed=len(jobs) - len(missing))
-            for _ in run_jobs(do, ((job,) for job in missing), settings.workers):
-                bar.advance(task)
+            with timed(out, title):
+                for _ in run_jobs(do, ((job,) for job in missing), settings.workers):
+                    bar.advance(task)
 
 
 def stages(out: Path, settings: Settings) -> dict[str, list[Job]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -91,10 +92,11 @@ def _draw_unseen(out: Path, results: StudyResults, path: Path) -> None:
         box = around(patient.body() | patient.hot())[1:]
         target = patient.full("v2")[z][box]
         for column, name in zip(rows.T, names, strict=False):
-            network = learned(Learn(out, settings, seed, case, chosen[name]), patient)
+            network, learning = learned(Learn(out, settings, seed, case, chosen[name]), patient)
             (image,) = denoised(network, patient.low("v2"))
             bias = results.unseen_values(case, name, "bias")[0, 0]
-            _show(column, image[z][box], target, f"{name}\nlesion bias {bias:+.1f} %", top=4.0)
+            idle = "\nstayed as it was" if learning and not learning["learnt"] else ""
+            _show(column, image[z][box], target, f"{name}\nlesion bias {bias:+.1f} %{idle}", top=4.0)
         _show(rows[:, -1], target, target, f"full counts\n{case}", top=4.0)
     _save(figure, path)
 
@@ -109,8 +111,9 @@ def _draw_tasks(results: StudyResults, path: Path) -> None:
         for name in results.networks
         if name not in ("input", "v1-net")
     }
+    colours = matplotlib.colormaps["turbo"].resampled(len(changes))
     for index, (name, (x, y)) in enumerate(changes.items()):
-        style = {"fmt": "os^Dv<>"[index % 7], "color": f"C{index % 10}", "capsize": 2, "label": name}
+        style = {"fmt": "os^Dv<>"[index % 7], "color": colours(index), "capsize": 2, "label": name}
         for axis in axes:
             axis.errorbar(x.mean, y.mean, xerr=x.over_seeds, yerr=y.over_seeds, **style)
     near = [(x.mean, y.mean) for x, y in changes.values() if max(abs(x.mean), abs(y.mean)) < NEARBY]

@@ -151,7 +151,7 @@ class Sweep(Job):
         return self.out / "sweep" / f"{owner(self.settings, self.seed, 'v1-net')}.json"
 
     def do(self) -> dict[str, Any]:
-        """The value is the mean over patients of the RMSE in the body, in SUV."""
+        """The value is the mean over patients of the RMSE in the body, in SUV; a phi is proposed, or None."""
         patients = _load(testing(self.out, self.settings)[: self.settings.sweep_patients])
 
         def error(changed: nn.Module) -> float:
@@ -160,7 +160,8 @@ class Sweep(Job):
 
         example = torch.zeros(1, self.settings.widths[-1], 32, 32)
         network = self.network("v1-net")
-        return asdict(sweep_phi(network, error, self.settings.sweep, example, tolerance=SWEEP_TOLERANCE))
+        found = sweep_phi(network, error, self.settings.sweep, example, tolerance=SWEEP_TOLERANCE)
+        return {**asdict(found), "proposed": found.proposed}
 
 
 @dataclass(frozen=True)
@@ -178,16 +179,23 @@ class Learn(Job):
     def do(self) -> dict[str, Any]:
         """The network sees the two halves, and is then applied to the whole scan."""
         (patient,) = _load([unseen(self.out, self.settings, self.case, self.seed)])
-        return measure_unseen(learned(self, patient), patient)
+        network, learning = learned(self, patient)
+        return {"online": learning, **measure_unseen(network, patient)}
 
 
-def learned(job: Learn, patient: Study) -> DnCNN | None:
-    """The network of an online learning; it is trained where it is not there yet. None for the noisy image."""
-    if job.variant.base is None:
-        return None
-    folder = job.out / "online" / str(job.seed) / job.case / job.variant.name
-    schedule = replace(job.settings.online, seed=job.seed)
-    return job.variant.learn(job.network(job.variant.base), patient, folder, schedule)
+def learned(job: Learn, patient: Study) -> tuple[DnCNN | None, dict[str, Any] | None]:
+    """The network for an unseen case, and how it learnt; it is trained where it is not there yet.
+
+    No network for the noisy image; nothing learnt where a network is applied as it is.
+    """
+    variant = job.variant
+    network = None if variant.base is None else job.network(variant.base)
+    if network is None or variant.method is None:
+        return network, None
+    folder = job.out / "online" / str(job.seed) / job.case / variant.name
+    found = variant.learn(network, patient, folder, replace(job.settings.online, seed=job.seed))
+    told = {key: getattr(found, key) for key in ("share", "before", "after", "learnt")}
+    return found.network, told
 
 
 def measure_unseen(network: DnCNN | None, patient: Study) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def measure_unseen(network: DnCNN | None, patient: Study) -> dict[str, Any]:
     target, hot, liver = patient.full("v2"), patient.hot(), patient.liver()
     body = patient.body() & ~hot
     voxel = float(patient.spacing.prod())
-    found = asdict(measure_images([done], target, body, patient.lesion_masks(), liver, voxel))
+    found = asdict(measure_images([done], target, patient.true, body, patient.lesion_masks(), liver, voxel))
     if liver.any():
         found["cov"] = float(100 * done[liver].std() / done[liver].mean())
     if hot.any():

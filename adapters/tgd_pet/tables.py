@@ -37,6 +37,7 @@ class Shown:
 PERCENT, SIGNED, SUV = ".2f", "+.1f", ".4f"
 IMAGE_COLUMNS = (
     Shown("lesion bias %", "bias", SIGNED),
+    Shown("lesion bias % to the phantom", "bias_true", SIGNED),
     Shown("bias % < 15 mm", "bias_small", SIGNED),
     Shown("SUVmax bias %", "bias_max", SIGNED),
     Shown("liver CoV %", "cov", PERCENT),
@@ -50,6 +51,7 @@ IMAGE_COLUMNS = (
     Shown("SUVmax", "suv_max", ".3f"),
 )
 UNSEEN_COLUMNS = (
+    Shown("RMSE in the halo", "artefacts.halo", ".3f"),
     Shown("mean error nearby", "artefacts.mean", "+.3f"),
     Shown("RMSE nearby", "artefacts.rmse", ".3f"),
     Shown("lowest nearby", "artefacts.lowest", "+.2f"),
@@ -58,6 +60,7 @@ UNSEEN_COLUMNS = (
 )
 LESION_COLUMNS = (
     Shown("lesion bias %", "bias", SIGNED),
+    Shown("lesion bias % to the phantom", "bias_true", SIGNED),
     Shown("SUVmax bias %", "bias_max", SIGNED),
     Shown("liver CoV %", "cov", PERCENT),
     Shown("RMSE", "body.rmse", ".3f"),
@@ -173,8 +176,15 @@ def unseen_table(results: StudyResults, case: str) -> str:
     for name in results.variants:
         cells = [spread(summarise(results.unseen_values(case, name, c.key)), c.format) for c in shown]
         known = paper.get(name)
-        rows.append([name, *cells, *([f"{known:g}" if known else ""] if paper else [])])
-    return markdown(["", *(c.title for c in shown), *(["CoV %, paper"] if paper else [])], rows)
+        rows.append(
+            [name, _learnt(results, name, case), *cells, *([f"{known:g}" if known else ""] if paper else [])]
+        )
+    return markdown(["", "learnt in", *(c.title for c in shown), *(["CoV %, paper"] if paper else [])], rows)
+
+
+def _learnt(results: StudyResults, variant: str, *cases: str) -> str:
+    count = results.learnt(variant, *cases)
+    return "" if count is None else f"{count[0]} of {count[1]}"
 
 
 def _paper_cov(results: StudyResults) -> dict[str, float]:
@@ -187,20 +197,17 @@ def _paper_cov(results: StudyResults) -> dict[str, float]:
 
 def online_table(results: StudyResults) -> str:
     """What each online learning changes in the network that it starts from, paired by seed (and so by patient)."""
-    shown = [
-        (case, title, key, form)
-        for case, near in (("bladder", True), ("line", True), ("low counts", False))
-        for title, key, form in (
-            ("RMSE nearby", "artefacts.rmse", "+.3f") if near else ("RMSE", "body.rmse", "+.3f"),
-            ("lesion bias %", "bias", SIGNED),
-        )
-    ]
+    halo, near = ("RMSE in the halo", "artefacts.halo", "+.3f"), ("RMSE nearby", "artefacts.rmse", "+.3f")
+    rmse, bias = ("RMSE", "body.rmse", "+.3f"), ("lesion bias %", "bias", SIGNED)
+    measured = {"bladder": (halo, near, rmse, bias), "line": (near, rmse, bias), "low counts": (rmse, bias)}
+    shown = [(case, *column) for case, columns in measured.items() for column in columns]
     rows = []
     for variant in results.all_variants:
         if variant.method is not None:
             pair = variant.name, str(variant.base)
-            rows.append([variant.name, *(_change(results, pair, *column) for column in shown)])
-    return markdown(["", *(f"{case}: {title}" for case, title, *_ in shown)], rows)
+            share, learnt = f"{results.online_share(variant.name):.1%}", _learnt(results, variant.name)
+            rows.append([variant.name, share, learnt, *(_change(results, pair, *column) for column in shown)])
+    return markdown(["", "trained", "learnt in", *(f"{case}: {title}" for case, title, *_ in shown)], rows)
 
 
 def _change(results: StudyResults, pair: tuple[str, str], case: str, _: str, key: str, form: str) -> str:

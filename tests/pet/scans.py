@@ -29,6 +29,10 @@ class RandomScans:
     def full(self, version: str) -> np.ndarray:
         return self._target
 
+    @property
+    def true(self) -> np.ndarray:
+        return np.float32(1.25) * self._target
+
     def low(self, version: str) -> list[np.ndarray]:
         return self._images[version][:2]
 

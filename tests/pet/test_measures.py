@@ -28,6 +28,8 @@ def test_of_the_input_itself() -> None:
     tops = [100 * (np.mean([scan[m].max() for scan in scans]) / target[m].max() - 1) for m in masks]
     assert found.bias_max == pytest.approx(np.mean(tops), abs=1e-4)  # float32 maxima
     assert found.cov == liver_cov(scans, STUDY.liver())
+    # The truth is 1.25 times the target.
+    assert 100 + found.bias_true == pytest.approx((100 + found.bias) / 1.25, rel=1e-6)
 
 
 def test_similarity_is_the_usual_one() -> None:
@@ -47,7 +49,7 @@ def test_denoises_first() -> None:
     network = trained(shape=(4, 4, 3))
     denoised = [denoise(network, scan) for scan in STUDY.realisations("v2")[:2]]
     masks, liver = STUDY.lesion_masks(), STUDY.liver()
-    expected = measure_images(denoised, STUDY.full("v2"), STUDY.body(), masks, liver, 64.0)
+    expected = measure_images(denoised, STUDY.full("v2"), STUDY.true, STUDY.body(), masks, liver, 64.0)
     found = measure(network, STUDY, "v2", images=2)
     # In the box around the body sums run in another order.
     assert found.bias == pytest.approx(expected.bias, abs=1e-3)
@@ -62,9 +64,9 @@ def test_small_lesions_are_those_below_15_mm() -> None:
     large[4:8, 4:8, 4:8] = True
     scan = np.where(small, 0.5, 1.0).astype(np.float32)
     body, liver = target > 0, target < 0
-    found = measure_images([scan], target, body, [small, large], liver, 4.0**3)  # 512 and 4096 mm^3
+    found = measure_images([scan], target, target, body, [small, large], liver, 4.0**3)  # 512 and 4096 mm^3
     assert (found.bias_small, found.bias) == (-50.0, -25.0)
-    assert measure_images([scan], target, body, [large], liver, 4.0**3).bias_small is None
+    assert measure_images([scan], target, target, body, [large], liver, 4.0**3).bias_small is None
 
 
 def test_artefacts_are_looked_for_near_the_object_and_in_the_body() -> None:
@@ -83,4 +85,21 @@ def test_artefacts_are_looked_for_near_the_object_and_in_the_body() -> None:
     assert (found.mean, found.rmse, found.lowest) == (-0.5, 0.5, 0.5)
     assert found.volume == pytest.approx(near.sum() * 64 / 1000)
     assert found.hot == pytest.approx(-10.0)
-    assert around_hot_object(target, target, hot, body, grid).volume == 0.0
+    clean = around_hot_object(target, target, hot, body, grid)
+    assert (clean.volume, clean.halo) == (0.0, 0.0)
+    assert found.halo == 0.0
+
+
+def test_a_halo_that_hugs_the_object_is_felt() -> None:
+    grid = Grid((1, 31, 31), (4.0, 4.0, 4.0))
+    hot, body = np.zeros(grid.shape, bool), np.ones(grid.shape, bool)
+    hot[0, 14:17, 14:17] = True
+    target = np.where(hot, 50.0, 1.0).astype(np.float32)
+    image = target.copy()
+    image[0, 12:19, 12:19] = np.where(hot[0, 12:19, 12:19], 50.0, -1.0)  # two voxels around it
+    found = around_hot_object(image, target, hot, body, grid)
+    assert found.halo is not None
+    assert found.halo > 1.0
+    assert found.rmse == 0.0  # not further out
+    away = body & (np.add.outer(*2 * [np.abs(np.arange(31) - 15)]) > 8)[None]
+    assert around_hot_object(image, target, hot, away, grid).halo is None

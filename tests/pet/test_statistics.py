@@ -86,3 +86,26 @@ ABOVE, BELOW, BOTH, NONE = (
 )
 def test_verdicts(found: tuple[Difference, ...], sign: int, verdict: str) -> None:
     assert Claim("", "", found, sign, ".1f").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "sign", "margin", "verdict"),
+    [
+        (BOTH, 1, 0.2, "holds"),
+        (BOTH, 1, 0.05, "not shown"),
+        (BOTH, -1, 0.4, "holds"),
+        (ABOVE, -1, 0.4, "holds"),
+        (ABOVE, -1, 0.2, "not shown"),
+        (ABOVE, -1, 0.05, "does not hold"),
+        (BELOW, 1, 0.05, "does not hold"),
+        (NONE, 1, 0.4, "not shown"),
+    ],
+)
+def test_what_only_has_to_be_no_worse_has_a_margin(
+    found: Difference, sign: int, margin: float, verdict: str
+) -> None:
+    assert Claim("", "", (found,), sign, ".1f", margin=margin).verdict == verdict
+
+
+def test_networks_that_did_not_learn_show_nothing() -> None:
+    assert Claim("", "", (ABOVE,), 1, ".1f", idle="N2N learnt in 1 of 5").verdict == "not shown"

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from matplotlib import image as pictures
 from tgd_pet.cli import pet
 from tgd_pet.errors import RunError
 from tgd_pet.network import load_network
 from tgd_pet.page import page
-from tgd_pet.recipes import TGD, recipes, variants
+from tgd_pet.recipes import BASES, TGD, recipes, variants
 from tgd_pet.report import write_report
 from tgd_pet.results import StudyResults, gather, read_results
 from tgd_pet.settings import PROFILES, read_settings
 from tgd_pet.study import run_study, stages
-from tgd_pet.study_data import patient_sets
+from tgd_pet.study_data import CASES, patient_sets
 from tgd_pet.study_figures import FIGURES
 from tgd_pet.tables import PAPER_TABLE_1
 
@@ -43,7 +45,7 @@ def results(out: Path) -> StudyResults:
 def written(out: Path) -> dict[Path, int]:
     kinds = ("*.json", "*.npz", "*.safetensors")
     files = (path for kind in kinds for path in out.rglob(kind) if "report" not in path.parts)
-    skipped = {"settings.json", "manifest.json"}
+    skipped = {"settings.json", "manifest.json", "run.json"}  # the last has times, which add up
     return {path: path.stat().st_mtime_ns for path in files if path.name not in skipped}
 
 
@@ -136,6 +138,7 @@ def test_the_page_shows_every_row_and_figure(out: Path, results: StudyResults) -
 
 
 def test_the_report_does_not_change_when_written_again(out: Path) -> None:
+    write_report(out, TINY, "tiny")  # tests above took up the study, which adds to its times
     before = (out / "report" / "pet.md").read_bytes(), (out / "report" / "results.json").read_bytes()
     write_report(out, TINY, "tiny")
     after = (out / "report" / "pet.md").read_bytes(), (out / "report" / "results.json").read_bytes()
@@ -148,6 +151,26 @@ def test_unseen_features_are_measured(results: StudyResults) -> None:
         assert near.shape == (2, 1)
         assert (near > 0).all()
     assert np.isnan(results.unseen_values("low counts", "N2N", "artefacts.rmse")).all()
+
+
+def test_it_is_told_which_online_runs_learnt(results: StudyResults, out: Path) -> None:
+    assert results.learnt("v2-net") is None
+    assert results.online_share("N2N") == 1.0
+    networks = {
+        name: load_network(out / "networks" / "base-0" / name / "network.safetensors") for name in BASES
+    }
+    for seed, case in product(TINY.seeds, CASES):
+        told = results.unseen[str(seed)][case]["N2N"]["online"]
+        tuned = load_network(out / "online" / str(seed) / case / "N2N" / "network.safetensors")
+        pairs = zip(tuned.parameters(), networks["v2-net"].parameters(), strict=True)
+        assert told["learnt"] == (told["after"] < told["before"])
+        assert told["learnt"] != all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_the_record_tells_times_and_versions(results: StudyResults, out: Path) -> None:
+    assert set(results.run["seconds"]) == {"simulating patients", *stages(out, TINY)}
+    assert results.run["versions"]["torch"] == torch.__version__
+    assert results.run["cores"] >= 1
 
 
 def test_settings_as_json_hold_the_schedule(out: Path) -> None:

@@ -26,8 +26,9 @@ SHIPPED = [path.stem for path in sorted(PROFILES.glob("*.yaml"))]
 def study_command(config: str, out: Path) -> None:
     """Simulate, train, adapt, learn online and measure, as in the TGD paper; write tables and figures.
 
-    "quick" takes about half an hour on two cores, "full" a night, "tiny" a minute (its networks learn nothing
-    of use). Every step leaves a file: what was interrupted goes on where it stopped.
+    "quick" is what docs/pet.md shows, which says how long it took; "tiny" is for tests (its networks learn nothing
+    of use); "full" has the paper's widths and has not been run. Every step leaves a file: what was interrupted
+    goes on where it stopped.
     """
     settings = read_settings(PROFILES / f"{config}.yaml" if config in SHIPPED else Path(config))
     run_study(out, settings)
