@@ -248,6 +248,18 @@ def test_online_learns_from_two_halves_and_denoises_their_mean(
     np.testing.assert_array_equal(read(tmp_path / "again.nii.gz"), read(out))
 
 
+def test_online_without_tgd_is_plain_noise2noise(tmp_path: Path, network: Path, halves: list[Path]) -> None:
+    a, b, whole = halves
+    out, run_folder = tmp_path / "out.nii.gz", tmp_path / "run"
+    options = ("--checkpoint", network, "-o", out, "--full", whole, "--run", run_folder, "--method", "full")
+    shown = said("online", a, b, *options, *QUICK)
+    assert "every kernel is retrained" in shown
+    assert "TGD" not in shown
+    assert not (run_folder / "patient.safetensors").exists()
+    said("denoise", whole, tmp_path / "again.nii.gz", "--network", run_folder / "network.safetensors")
+    np.testing.assert_array_equal(read(tmp_path / "again.nii.gz"), read(out))
+
+
 def test_online_refuses_what_is_no_pair(tmp_path: Path, network: Path, halves: list[Path]) -> None:
     a, b, _ = halves
     moved, out = AFFINE.copy(), tmp_path / "out.nii.gz"

@@ -17,7 +17,7 @@ from tgd_pet.errors import ImageError
 from tgd_pet.finetuning import PHI, Flow
 from tgd_pet.images import PETImage, check_output, check_same_grid, read_image, write_image
 from tgd_pet.network import load_network
-from tgd_pet.online import PATIENCE, ROWS, Online, online
+from tgd_pet.online import PATIENCE, ROWS, Online, OnlineMethod, online
 from tgd_pet.provenance import denoised_by
 from tgd_pet.training import Schedule
 
@@ -36,6 +36,9 @@ from tgd_pet.training import Schedule
 @click.option(
     "--series", multiple=True, help="DICOM series, where a folder has several: once per scan, in their order."
 )
+@click.option(
+    "--method", type=click.Choice(get_args(OnlineMethod)), default="tgd", help="full: plain noise2noise."
+)
 @click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
 @click.option("--flow", type=click.Choice(get_args(Flow)), default="masked", help="Where TGD masks.")
 @click.option("--patience", type=click.IntRange(min=1), default=PATIENCE, help="Epochs without gain.")
@@ -48,6 +51,7 @@ def online_command(
     full: Path | None,
     run: Path | None,
     series: Sequence[str],
+    method: OnlineMethod,
     phi: float,
     flow: Flow,
     patience: int,
@@ -57,14 +61,14 @@ def online_command(
 
     SCAN_A and SCAN_B are images of two independent halves of the counts, on one grid: NIfTI in SUV, or a folder
     or zip of DICOM. Each is input once and target once (noise2noise); only the kernels that the network hardly
-    uses are retrained. A slab of slices in the middle decides when to stop. The same command takes up an
-    interrupted run.
+    uses are retrained, or all with --method full. A slab of slices in the middle decides when to stop. The same
+    command takes up an interrupted run.
     """
     _check_paths(scan_a, scan_b, full, out)
     network = load_network(checkpoint)
     images = _read([scan_a, scan_b, *([full] if full else [])], series)
     run = run or out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.nii')}.online")
-    settings = {"phi": phi, "flow": flow, "patience": patience}
+    settings = {"method": method, "phi": phi, "flow": flow, "patience": patience}
     halves = [image.axial() for image in images[:2]]
     tuned = online(network, *halves, run, Schedule(**schedule), **settings)
     _finish(tuned, images, out, run, checkpoint)
@@ -103,14 +107,23 @@ def _finish(tuned: Online, images: Sequence[PETImage], out: Path, run: Path, che
         click.echo("The mean of both halves stands for the full-count image.")
     image = whole[0] if whole else replace(a, voxels=(a.voxels + b.voxels) / 2)
     volume = denoise_with_bar(tuned.network.to(best_device()), image.axial())
-    click.echo(write_image(image.with_axial(volume), out, denoised_by(checkpoint, run / ROWS)))
+    click.echo(write_image(image.with_axial(volume), out, denoised_by(checkpoint, _weights(tuned, run))))
+
+
+def _weights(tuned: Online, run: Path) -> Path:
+    """What the patient taught: rows with TGD, a whole network without."""
+    return run / ("network.safetensors" if tuned.plan is None else ROWS)
 
 
 def _say(tuned: Online, run: Path) -> None:
-    click.echo(tuned.plan)
-    click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
+    if tuned.plan is None:
+        click.echo("Plain noise2noise: every kernel is retrained.")
+    else:
+        click.echo(tuned.plan)
+        click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
     gain = f"{tuned.before:.4f} before, {tuned.after:.4f} after"
     click.echo(f"Held-out slices, RMSE to the other half with its noise, in SUV: {gain}")
     if not tuned.learnt:
         click.echo("Training brought no gain there: the network stays as it was.")
-    click.echo(f"The patient's retrained rows are in {run / ROWS}")
+    what = "network is" if tuned.plan is None else "retrained rows are"
+    click.echo(f"The patient's {what} in {_weights(tuned, run)}")
