@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test zoo lint format bench bench-pet bench-zoo bench-step clean
+.PHONY: demo test zoo lint format bench bench-pet bench-pet-study bench-zoo bench-step clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -46,6 +46,10 @@ bench: $(VENV)/.installed
 
 bench-pet: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pet_batch_norm
+
+# docs/pet.md says how long it takes; interrupted, it goes on where it stopped.
+bench-pet-study: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.pet_study
 
 bench-zoo: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.zoo

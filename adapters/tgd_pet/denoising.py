@@ -24,8 +24,8 @@ def denoise(
     """Denoise every slice of a volume from itself and its two neighbours.
 
     The first and the last slice stand in for their missing neighbour. The network runs in eval mode, and
-    its mode is put back. It runs in channels-last layout, in which a slice comes out the same whatever
-    other slices are in its batch; the layout of its weights stays so.
+    its mode is put back. It runs in channels-last layout, in which a slice comes out the same, but for rounding
+    at most, whatever other slices are in its batch; the layout of its weights stays so.
 
     Only a few slices are in memory at once beside `volume`, which may be a memory map; the result is one
     where it is large (`tgd_pet.slabs.scratch`).

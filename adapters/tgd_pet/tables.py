@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tgd_pet.recipes import TGD
+from tgd_pet.recipes import FULL_FLOW, TGD
 from tgd_pet.results import StudyResults
 from tgd_pet.statistics import PAIRS, Difference, Summary, agreed_sign, summarise
 
@@ -106,7 +106,6 @@ def overview(results: StudyResults) -> str:
     """New task against old task, what trained, and whether the rest was kept."""
     rows = []
     for name in results.networks:
-        share, kept = results.trained_share(name), results.kept(name)
         rows.append(
             [
                 name,
@@ -120,12 +119,44 @@ def overview(results: StudyResults) -> str:
                         ("v1", "body.rmse", SUV),
                     )
                 ),
-                "" if share is None else f"{share:.1%}",
-                {None: "", True: "yes", False: "NO"}[kept],
+                *_what_trained(results, name),
             ]
         )
     titles = ["bias % v2", "CoV % v2", "RMSE v2 (new)", "bias % v1", "RMSE v1 (old)", "trained", "kept"]
     return markdown(["", *titles], rows)
+
+
+def readme_table(results: StudyResults) -> str:
+    """The few rows that the README shows."""
+    phi = f"phi {results.settings.phi:g}"
+    named = {
+        "v1-net": "v1-net",
+        "v2-net": f"v2-net ({results.settings.train} patients' v2 images)",
+        "full fine-tuning": "full fine-tuning",
+        "FT-net": "last three convs (the paper's FT-net)",
+        TGD: f'TGD, {phi}, `flow="masked"` (the paper\'s)',
+        TGD + FULL_FLOW: f'TGD, {phi}, `flow="full"`',
+        "LwF": "LwF",
+        "LoRA": "LoRA on convs",
+    }
+    rows = []
+    for name in (name for name in named if name in results.networks):
+        cells = [
+            spread(results.summary(name, version, key), form)
+            for version, key, form in (
+                ("v2", "bias", SIGNED),
+                ("v2", "body.rmse", SUV),
+                ("v1", "body.rmse", SUV),
+            )
+        ]
+        rows.append([named[name], *cells, *_what_trained(results, name)])
+    titles = ["lesion bias %, v2", "RMSE v2 (new task)", "RMSE v1 (old task)", "trained", "frozen kept"]
+    return markdown(["network", *titles], rows)
+
+
+def _what_trained(results: StudyResults, name: str) -> list[str]:
+    share, kept = results.trained_share(name), results.kept(name)
+    return ["" if share is None else f"{share:.1%}", {None: "", True: "yes", False: "NO"}[kept]]
 
 
 def difference_table(results: StudyResults, name: str) -> str:

@@ -23,7 +23,9 @@ from tgd_pet.settings import PROFILES, read_settings
 from tgd_pet.study import run_study, stages
 from tgd_pet.study_data import CASES, patient_sets
 from tgd_pet.study_figures import FIGURES
-from tgd_pet.tables import PAPER_TABLE_1
+from tgd_pet.tables import PAPER_TABLE_1, readme_table
+
+from benchmarks.pet_study import publish
 
 TINY = read_settings(PROFILES / "tiny.yaml")
 
@@ -171,6 +173,19 @@ def test_the_record_tells_times_and_versions(results: StudyResults, out: Path) -
     assert set(results.run["seconds"]) == {"simulating patients", *stages(out, TINY)}
     assert results.run["versions"]["torch"] == torch.__version__
     assert results.run["cores"] >= 1
+
+
+def test_a_report_is_put_where_it_belongs(out: Path, results: StudyResults, tmp_path: Path) -> None:
+    for folder in ("docs", "benchmarks/results"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "README.md").write_text("a\n<!-- by make bench-pet-study -->\nold\n<!-- end -->\nb\n")
+    publish(out / "report", tmp_path)
+    table = readme_table(read_results(out / "report" / "results.json"))
+    marked = f"a\n<!-- by make bench-pet-study -->\n{table}\n<!-- end -->\nb\n"
+    assert (tmp_path / "README.md").read_text() == marked
+    for source, target in {"pet.md": "docs/pet.md", "results.json": "benchmarks/results/pet.json"}.items():
+        assert (tmp_path / target).read_bytes() == (out / "report" / source).read_bytes()
+    assert len(list((tmp_path / "docs" / "images").glob("pet_*.png"))) == len(FIGURES)
 
 
 def test_settings_as_json_hold_the_schedule(out: Path) -> None:
