@@ -55,6 +55,7 @@ DEVICES = """
 The study runs independent jobs, one to a core. A single network can be trained on several devices or machines by
 `tgd pet train`, `finetune` and `online` with `--devices` and `--nodes`: docs/pet_scans.md says how.
 """
+FULL = " Profile full, of the paper's widths, has not been run; the time in its file is an estimate."
 UNITS = """SUV in g/mL. Every measure is against the full-count image of the same reconstruction, as in the paper,
 but for the lesion bias to the phantom, which has the reconstruction's own bias in it. Lesion bias: of the mean SUV of
 each lesion, averaged over {realisations} short scans (60 s of 600 s), then over lesions (the paper's equation 6). Liver
@@ -113,7 +114,7 @@ def page(results: StudyResults, profile: str) -> str:
         "\n### v1 images, the old task\n",
         image_table(results, "v1"),
         "\n## Time\n",
-        _times(results),
+        _times(results, profile),
         "## Limits\n",
         _limits(settings),
         DEVICES.rstrip(),
@@ -219,15 +220,15 @@ def _about_unseen(settings: Settings) -> str:
     )
 
 
-def _times(results: StudyResults) -> str:
+def _times(results: StudyResults, profile: str) -> str:
     run, workers = results.run, results.settings.workers
     total = sum(run["seconds"].values())
     stages = ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in run["seconds"].items())
     versions = " and ".join(f"{package} {number}" for package, number in run["versions"].items())
     return (
         f"{total / 60:.0f} minutes by the clock, with {_count(workers, 'worker')} on a machine of "
-        f"{_count(run['cores'], 'core')}, {versions}. In minutes: {stages}. Profile full has not been run; the time "
-        "in its file is an estimate.\n"
+        f"{_count(run['cores'], 'core')}, {versions}. In minutes: {stages}."
+        f"{'' if profile == 'full' else FULL}\n"
     )
 
 

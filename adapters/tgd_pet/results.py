@@ -185,20 +185,9 @@ def write_results(results: StudyResults, path: Path, claims: Sequence[Any]) -> N
         }
         for case in CASES
     }
-    differences = {
-        other: {
-            version: {
-                key: {over: asdict(results.difference(TGD, other, version, key, over)) for over in PAIRS}
-                for key in MEASURES
-            }
-            for version in ("v1", "v2")
-        }
-        for other in results.networks
-        if other not in ("input", TGD)
-    }
     whole = {
         "claims": claims,
-        f"{TGD} minus": differences,
+        f"{TGD} minus": _differences(results, TGD),
         "summaries": tables,
         "unseen summaries": unseen,
         **asdict(results),
@@ -206,6 +195,21 @@ def write_results(results: StudyResults, path: Path, claims: Sequence[Any]) -> N
     with replacing(path) as temporary:
         text = json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _differences(results: StudyResults, name: str) -> dict[str, Any]:
+    """One network minus each other: version to measure to the pairs' difference, interval and p."""
+    return {
+        other: {
+            version: {
+                key: {over: asdict(results.difference(name, other, version, key, over)) for over in PAIRS}
+                for key in MEASURES
+            }
+            for version in ("v1", "v2")
+        }
+        for other in results.networks
+        if other not in ("input", name)
+    }
 
 
 def read_results(path: Path) -> StudyResults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from matplotlib import image as pictures
+from tgd_pet.claims import BIAS_MARGIN, claims
 from tgd_pet.cli import pet
 from tgd_pet.errors import RunError
 from tgd_pet.network import load_network
@@ -173,6 +175,44 @@ def test_the_record_tells_times_and_versions(results: StudyResults, out: Path) -
     assert set(results.run["seconds"]) == {"simulating patients", *stages(out, TINY)}
     assert results.run["versions"]["torch"] == torch.__version__
     assert results.run["cores"] >= 1
+
+
+def test_claims_say_which_networks_learnt_nothing(results: StudyResults) -> None:
+    found = {claim.text: claim for claim in claims(results)}
+    for case in CASES:
+        learnt, runs = results.learnt("N2N", case)
+        assert runs == len(TINY.seeds)
+        claim = found[f"N2N keeps lesions, {case}"]
+        assert claim.margin == BIAS_MARGIN
+        assert claim.idle == (f"N2N learnt in {learnt} of {runs}" if 2 * learnt < runs else "")
+
+
+def test_the_page_counts_claims_and_tells_the_finding(out: Path, results: StudyResults) -> None:
+    text = (out / "report" / "pet.md").read_text(encoding="utf-8")
+    origins = Counter(claim.origin for claim in claims(results))
+    assert f"Of the paper's {origins['paper']} claims" in text
+    assert f"Of {origins['reader']} statements" in text
+    learnt, runs = results.learnt("N2N")
+    bias = results.unseen_difference("N2N", "v2-net", "bladder", "bias").mean
+    assert (
+        f"learnt in {learnt} of {runs} runs, and changes the lesion bias of v2-net by {bias:+.1f} (bladder)"
+        in text
+    )
+    for words in (
+        "rises by at most 5%",
+        "| learnt in |",
+        "(n = 1)",
+        "minutes by the clock",
+        "has not been run",
+    ):
+        assert words in text
+
+
+def test_differences_are_written_with_their_p(out: Path, results: StudyResults) -> None:
+    written = json.loads((out / "report" / "results.json").read_text(encoding="utf-8"))
+    found = results.difference(TGD, "FT-net", "v2", "cov")
+    assert written[f"{TGD} minus"]["FT-net"]["v2"]["cov"]["patients"]["p"] == pytest.approx(found.p, rel=1e-4)
+    assert [claim["verdict"] for claim in written["claims"]] == [claim.verdict for claim in claims(results)]
 
 
 def test_a_report_is_put_where_it_belongs(out: Path, results: StudyResults, tmp_path: Path) -> None:
