@@ -240,6 +240,8 @@ def _limits(settings: Settings) -> str:
         "kernels was not tested; nor whether masked flow does better at a lower rate.",
         _about_spread(settings),
         "Unseen features have one patient a seed, and their lesion bias comes from one scan each.",
+        "What stops online learning is the error over all active voxels of the held-out slices, in which a hot object "
+        "outweighs the rest.",
         "Every image of a test patient comes from the scan that its target comes from, as in the paper.",
         "The paper's time saving (64%) is almost all data preparation, which is not simulated here.",
         "Frozen kernels stay bit for bit, but read retrained maps: old weights are preserved, not the old function.",
