@@ -126,17 +126,22 @@ def lower(
 def needed_inputs(channels: ChannelMap, plan: TGDPlan) -> dict[str, tuple[bool, ...]]:
     """For every consumer: at which input channels its gradient can reach anything trainable.
 
-    Where a channel comes from the network's own input, the gradient may be asked for outside. Coupling by the
+    A filter layer that is frozen whole lets the loss reach what is before it; so does a carrier, but only to the
+    filters that it passed. Where a channel comes from the network's own input, the gradient may be asked for outside. Coupling by the
     statistics of a norm over channels is not in a channel map: check before use.
     """
     if plan.flow == "full":
         return {}
-    open_layers = {e.layer.name for e in plan.entries if not any(e.mask) or not e.layer.modules}
 
     def lets_through(producer: Producer) -> bool:
-        return producer.layer in open_layers or plan[producer.layer].mask[producer.channel]
+        entry = plan[producer.layer]
+        is_open = not any(entry.mask) or not entry.layer.modules
+        return entry.mask[producer.channel] or (entry.layer.role == "filter" and is_open)
 
-    leads = [not producers or any(map(lets_through, producers)) for producers in channels.sets]
+    leads = []
+    for producers in channels.sets:
+        filters = [p for p in producers if channels.layers[p.layer].role == "filter"]
+        leads.append(not filters or any(map(lets_through, producers)))
     return {name: tuple(leads[index] for index in inputs) for name, inputs in channels.inputs.items()}
 
 
