@@ -19,6 +19,7 @@ from tgdsurgery.errors import UnsupportedOpError
 from tgdsurgery.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
 from tgdsurgery.records import ParameterRows
 from tgdsurgery.rules import Call, KernelCall, Traced, find_rule, mix_all
+from tgdsurgery.unwritten import refuse_unwritten
 
 OnUnknown = Literal["raise", "mix"]
 STATISTICS = ("running_mean", "running_var")
@@ -51,8 +52,10 @@ def propagate(capture: Capture, table: LabelTable, on_unknown: OnUnknown = "rais
     """Run `capture` on the labels of `table`.
 
     Raises:
-        UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`).
+        UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`), or values go
+            where torch does not see them.
     """
+    refuse_unwritten(capture.graph.graph)
     found = Propagation(capture, table)
     _Interpreter(found, on_unknown).run()
     return found
@@ -85,6 +88,8 @@ class _Interpreter:
                     f"the sets of filters behind the channels have over {MAX_MEMBERS:,} members together.",
                     "Apply TGD to the parts of the model before and behind it (net.stem = apply_tgd(net.stem, ...)).",
                 ) from None
+            if "exit" in node.meta:
+                _refuse_exit(node, self.labels[node])
             if node.meta["returned_by"] and isinstance(self.labels[node], Tensor):
                 self.found.returned[node] = collapse(self.labels[node]).clone()
             for parent in node.all_input_nodes:
@@ -209,6 +214,22 @@ class _Interpreter:
             f"(node {node.name}, in module {_place(node)}).",
             f'Describe it with tgdsurgery.register_rule("{op_of(node)._schema.name}", ...), '
             'or pass on_unknown="mix" to keep more kernels than needed.',
+        )
+
+
+def _refuse_exit(node: fx.Node, labels: Tensor | None) -> None:
+    """Raise if values that left torch were feature maps, or made of the input: they would come back as constants.
+
+    Integers made of the input alone are let go, as single numbers are: lengths and sizes.
+    """
+    labelled = labels is not None and bool(collapse(labels).any())
+    dtype = node.meta["val"].dtype
+    if labelled or (not node.meta["fixed"] and (dtype.is_floating_point or dtype.is_complex)):
+        raise UnsupportedOpError(
+            f"In module {_place(node)} a tensor leaves torch ({node.meta['exit']}, node {node.name}), "
+            "so that what is made of it cannot be followed.",
+            "Compute with torch's ops, or wrap what is computed elsewhere in torch.library.custom_op and "
+            "describe it with tgdsurgery.register_rule (docs/custom_ops.md).",
         )
 
 
