@@ -231,6 +231,11 @@ def op_of(node: fx.Node) -> OpOverload:
     return node.target
 
 
+def place_of(node: fx.Node) -> str:
+    """The module that was running, for messages."""
+    return repr(node.meta["module"] or "the model itself")
+
+
 def aliases(node: fx.Node) -> fx.Node | None:
     """The node whose memory `node` looks at, if it is a view of it or was written in place; else None."""
     if node.op != "call_function":

@@ -10,7 +10,7 @@ from operator import getitem
 
 from torch import fx
 
-from tgdsurgery.capture import alias_root, aliases, op_of, written
+from tgdsurgery.capture import alias_root, aliases, op_of, place_of, written
 from tgdsurgery.errors import UnsupportedOpError
 from tgdsurgery.rules import creation, find_rule
 from tgdsurgery.rules.registry import unite_elementwise
@@ -51,10 +51,9 @@ def _read(node: fx.Node) -> list[fx.Node]:
 
 
 def _error(node: fx.Node) -> UnsupportedOpError:
-    place = repr(node.meta["module"] or "the model itself")
     return UnsupportedOpError(
-        f"The op {node.target} (node {node.name}, in module {place}) reads memory that no op of torch has written: "
-        "a kernel that torch does not know has filled it, or nobody has.",
+        f"The op {node.target} (node {node.name}, in module {place_of(node)}) reads memory that no op of torch "
+        "has written: a kernel that torch does not know has filled it, or nobody has.",
         "Wrap that kernel in torch.library.custom_op and describe it with tgdsurgery.register_rule "
         "(docs/custom_ops.md); memory that nobody fills should be torch.zeros.",
     )
