@@ -51,7 +51,7 @@ FRESH = {
 READ = {
     "as it is": lambda out: out,
     "in place": lambda out: out.relu_(),
-    "in place, not marked by torch": torch.nn.functional.hardswish,
+    "in place, not marked by torch": lambda out: nn.functional.hardswish(out, inplace=True),
     "through a view": lambda out: out.flatten(2).view(out.shape).clone(),
     "converted": lambda out: out.double().float(),
     "beside what is known": lambda out: out + 1,

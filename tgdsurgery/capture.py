@@ -197,11 +197,13 @@ class _Exits(TorchFunctionMode):
     Single numbers (`item`, `float`, `bool`) are let go: forwards branch on them.
     """
 
-    _METHODS = (
-        *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__, Tensor.data_ptr),
-        *(Tensor.untyped_storage, Tensor.storage, Tensor.__cuda_array_interface__.__get__),
+    _METHODS = frozenset(
+        (
+            *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__, Tensor.data_ptr),
+            *(Tensor.untyped_storage, Tensor.storage, Tensor.__cuda_array_interface__.__get__),
+        )
     )
-    _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
+    _MAKERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray))
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
