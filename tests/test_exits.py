@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -139,7 +141,9 @@ LEAVING = {
     "Tensor.__dlpack__": lambda x: torch.from_numpy(np.from_dlpack(x) * 2),
     "Tensor.data_ptr": lambda x: moved(x, x.data_ptr()),
     "Tensor.untyped_storage": lambda x: moved(x, x.untyped_storage().data_ptr()),
-    "torch.tensor of a list": lambda x: x + torch.tensor([x.mean(), x.amax()]).sum(),
+    "torch.tensor": lambda x: x + torch.tensor([x.mean(), x.amax()]).sum(),
+    "Tensor.new_tensor": lambda x: x + x.new_tensor([x.mean(), x.amax()]).sum(),
+    "Tensor.map_": lambda x: torch.zeros(x.shape).map_(x, lambda _, value: 2 * value),
 }
 
 
@@ -147,6 +151,12 @@ LEAVING = {
 def test_values_that_leave_torch(how):
     with pytest.raises(UnsupportedOpError, match=rf"the model itself.*{how}.*custom_op.*custom_ops\.md"):
         fed_by(LEAVING[how], on_unknown="mix")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_tensors_made_of_a_storage(copied):
+    with pytest.raises(UnsupportedOpError, match=r"another one's storage .*Use clone\(\)"):
+        fed_by(copied)
 
 
 class Prepared(nn.Module):

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from tgdsurgery.copying import own_randomness
-from tgdsurgery.errors import CaptureError, TGDError
+from tgdsurgery.errors import CaptureError, TGDError, UnsupportedOpError
 
 _Key = tuple[object, ...]
 
@@ -124,6 +124,12 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _ON_STORAGE:
+            raise UnsupportedOpError(
+                f"In module {self.stack[-1] or 'the model itself'!r} a tensor is made of another one's storage "
+                "(copy.deepcopy or pickle of a tensor), which cannot be followed.",
+                "Use clone().",
+            )
         with torch._C.DisableTorchFunction():  # what is done here is not the model's
             # Looked up before the call, which may resize or free what it is given.
             node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
@@ -191,6 +197,9 @@ class _Recorder(TorchDispatchMode):
         return leave
 
 
+_ON_STORAGE = (torch.ops.aten.set_.source_Storage, torch.ops.aten.set_.source_Storage_storage_offset)
+
+
 class _Exits(TorchFunctionMode):
     """Watches where values leave torch: for NumPy, for numbers in lists, or for a kernel that is given an address.
 
@@ -200,10 +209,10 @@ class _Exits(TorchFunctionMode):
     _METHODS = frozenset(
         (
             *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__, Tensor.data_ptr),
-            *(Tensor.untyped_storage, Tensor.storage, Tensor.__cuda_array_interface__.__get__),
+            *(Tensor.untyped_storage, Tensor.storage, Tensor.__cuda_array_interface__.__get__, Tensor.map_),
         )
     )
-    _MAKERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray))
+    _MAKERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -212,13 +221,18 @@ class _Exits(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        leaving: list[Any] = []
         if func in self._METHODS:
-            self._recorder.exit(args[0], resolve_name(func) or func.__name__)
-        elif func in self._MAKERS and args and not isinstance(args[0], Tensor):
-            for tensor in tree_leaves(args[0]):
-                if isinstance(tensor, Tensor):
-                    self._recorder.exit(tensor, f"torch.{func.__name__} of a list")
-        return func(*args, **(kwargs or {}))
+            leaving = list(args)
+        elif func in self._MAKERS:
+            leaving = tree_leaves(
+                [arg for arg in (*args, *kwargs.values()) if isinstance(arg, (list, tuple))]
+            )
+        for tensor in leaving:
+            if isinstance(tensor, Tensor):
+                self._recorder.exit(tensor, resolve_name(func) or func.__name__)
+        return func(*args, **kwargs)
 
 
 def _spec(value: object) -> object:
