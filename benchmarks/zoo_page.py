@@ -48,7 +48,7 @@ The aim is a few seconds on one core and 2048 MiB in all (*total*: with Python, 
 and scores; in bold what takes more than 10 seconds or that memory. The map needs two runs of the network, whose
 activations are what the memory holds: at 600 pixels EfficientNet-B7 is large. A channel map does not depend on the size
 of the input, so that a small one serves (the same network below). KSE grows with the number of pairs of kernels:
-ResNet-152 has many of 512 x 512, VGG-16 a linear layer of 4096 x 25088, which can be left out by freezing it.
+ResNet-152 has many of 512 x 512, VGG-16 a linear layer of 4096 x 25088.
 
 {native}
 
