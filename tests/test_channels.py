@@ -1,11 +1,22 @@
 """Names, parameters and places of the layers a channel map finds, and what it refuses."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tgdsurgery import ExampleInputError, MapConflictError, Producer, UnsupportedOpError, channel_map
+from tgdsurgery import (
+    CaptureError,
+    ExampleInputError,
+    MapConflictError,
+    Producer,
+    UnsupportedOpError,
+    apply_tgd,
+    channel_map,
+    plan_tgd,
+)
 from tgdsurgery.inputs import as_arguments, find_inputs
 
 
@@ -221,3 +232,38 @@ def test_inputs_that_cannot_be_found_are_asked_for() -> None:
 def test_useless_inputs_are_refused(given: object) -> None:
     with pytest.raises(ExampleInputError, match="Give"):
         as_arguments(given)
+
+
+class Scripted(nn.Module):
+    """A part of it is TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is, but is still around
+            self.part = torch.jit.trace(nn.Conv2d(2, 2, 1), torch.zeros(1, 2, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(self.first(x))
+
+
+UNFIT = {
+    "TorchScript": (Scripted, "'part' is TorchScript.*nn.Module it was made from"),
+    "uninitialised": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.LazyConv2d(2, 1)),
+        r"'1' \(LazyConv2d\) has parameters that are not initialised.*Call the model once",
+    ),
+    "uninitialised statistics": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.LazyBatchNorm2d(affine=False)),
+        r"'1' \(LazyBatchNorm2d\) has parameters that are not initialised",
+    ),
+}
+
+
+@pytest.mark.parametrize("image", [None, torch.randn(2, 1, 4, 4)], ids=["found", "given"])
+@pytest.mark.parametrize("start", [channel_map, plan_tgd, apply_tgd])
+@pytest.mark.parametrize(("make", "message"), UNFIT.values(), ids=UNFIT)
+def test_what_cannot_be_looked_into_is_refused_up_front(make, message, start, image) -> None:
+    with pytest.raises(CaptureError, match=message):
+        start(make(), image)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.laws.subjects import assert_equal_tensors, with_flags_of
+from tests.laws.subjects import assert_equal_tensors, in_both_forms, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
 from tgdsurgery import (
     UnsupportedOpError,
@@ -127,9 +127,10 @@ def test_map_is_the_twins():
     assert fed == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_training_is_the_twins():
+@in_both_forms
+def test_training_is_the_twins(lower):
     net, twin = networks()
-    pair = [apply_tgd(model, X, phi=0.8) for model in (net, twin)]
+    pair = [apply_tgd(model, X, phi=0.8, lower=lower) for model in (net, twin)]
     assert pair[0].tgd_plan == pair[1].tgd_plan == plan_tgd(net, X, phi=0.8)
     assert 0 < pair[0].tgd_plan.share < 1
     assert torch.equal(pair[0](X), with_flags_of(net, pair[0])(X))

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tests.laws.subjects import ACCEPTED, assert_equal_tensors, gradients, operated, with_flags_of
+from tests.laws.subjects import (
+    ACCEPTED,
+    Method,
+    assert_equal_tensors,
+    gradients,
+    in_both_forms,
+    operated,
+    with_flags_of,
+)
 from tests.oracles.gradients import assert_same_gradients, hand_masked_step
 from tests.strategies import Case, call, leaves, scalar_loss
 from tests.strategies.case import randomise
@@ -38,13 +46,13 @@ def larger(inputs: Any) -> Any:
     return tree_map_only(Tensor, draw, inputs)
 
 
-def assert_good_at(case: Case, inputs: Any) -> None:
+def assert_good_at(case: Case, inputs: Any, method: Method) -> None:
     """Raise unless a network planned on the case's inputs is right on the others: output, gradients, statistics.
 
     The expected gradients are those of the original network with masks put in by hand.
     """
     case = case.double()
-    tgd, there = operated(case), Case(case.model, inputs).double()
+    tgd, there = operated(case, method), Case(case.model, inputs).double()
     output = call(tgd, there.inputs)
     scalar_loss(output).backward()
     expected = hand_masked_step(there, tgd.tgd_plan)
@@ -55,15 +63,16 @@ def assert_good_at(case: Case, inputs: Any) -> None:
     assert any(gradient.any() for gradient in expected.gradients.values())
 
 
+@in_both_forms
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in ONE_SIZE])
-def test_catalogue(name):
+def test_catalogue(name, lower):
     case = case_of(name)
     there = Case(case.model, larger(case.inputs))
-    tgd = operated(case)
+    tgd = operated(case, Method(lower=lower))
     plain = with_flags_of(copy.deepcopy(case.model), tgd)
     assert_equal_tensors(leaves(call(tgd, there.inputs)), leaves(call(plain, there.inputs)))
     assert channel_map(case.model, there.inputs) == channel_map(case.model, case.inputs)
-    assert_good_at(case.train(), there.inputs)
+    assert_good_at(case.train(), there.inputs, Method(lower=lower))
 
 
 class FollowsShapes(nn.Module):
@@ -96,13 +105,14 @@ class BranchesOnShape(FollowsShapes):
         return super().forward(x)
 
 
+@in_both_forms
 @pytest.mark.parametrize("planned", [(2, 3, 8, 8), (1, 3, 5, 7)])
 @pytest.mark.parametrize("run", [(3, 3, 8, 8), (2, 3, 12, 4), (2, 3, 6, 9)])
 @pytest.mark.parametrize("kind", [FollowsShapes, BranchesOnShape])
-def test_forwards_that_read_sizes(kind, planned, run):
+def test_forwards_that_read_sizes(kind, planned, run, lower):
     torch.manual_seed(0)
     case = Case(randomise(kind(), seed=0).eval(), torch.randn(planned))
     inputs = torch.randn(run)
-    tgd = operated(case)
+    tgd = operated(case, Method(lower=lower))
     assert torch.equal(tgd(inputs), case.model(inputs))
-    assert_good_at(case.train(), inputs)
+    assert_good_at(case.train(), inputs, Method(lower=lower))

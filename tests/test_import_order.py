@@ -19,6 +19,7 @@ ORDER = (
     "capture",
     "labels",
     "rules",
+    "unwritten",
     "propagate",
     "channels",
     "kse",

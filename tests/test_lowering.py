@@ -205,6 +205,28 @@ def test_inputs_that_lead_to_nothing_trainable_get_no_gradient():
     assert needed_inputs(channels, plan_tgd(model, X, phi=0.5, flow="full")) == {}
 
 
+@pytest.mark.parametrize("kept", [2, 5])
+def test_with_most_input_channels_needed_the_gradient_is_that_of_all(kept):
+    model = made(Chain())
+    scores = sorted(s for s in plan_tgd(model, X)["second"].scores if s is not None)
+    plan = plan_tgd(model, X, phi=0.5, overrides={"second": scores[kept]})
+    needs = tuple(plan.trainable("second").tolist())
+    assert sum(needs) == kept
+    lowered = lower(model, plan, channel_map(model, X), X)
+    assert lowered.last.compaction.needs == (needs if kept == 2 else None)
+
+
+@pytest.mark.parametrize("between", [nn.PReLU(), nn.BatchNorm2d(6)], ids=["one PReLU for all", "frozen norm"])
+def test_a_frozen_carrier_makes_no_channel_needed(between):
+    model = made(nn.Sequential(nn.Conv2d(3, 6, 3), between, nn.Conv2d(6, 4, 3), nn.Conv2d(4, 2, 3)))
+    plan = plan_tgd(model, X, phi=0.5, overrides={"1": "freeze"})
+    channels = channel_map(model, X)
+    assert 0 < plan.trainable("0").sum() < 6
+    assert needed_inputs(channels, plan)["2"] == tuple(plan.trainable("0").tolist())
+    lowered = lower(model, plan, channels, X)
+    assert lowered.get_submodule("2").compaction.needs == tuple(plan.trainable("0").tolist())
+
+
 def test_the_gradient_of_the_networks_input_is_that_of_the_literal_form():
     model = made(Chain())
     found = []

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.laws.subjects import with_flags_of
+from tests.laws.subjects import in_both_forms, with_flags_of
 from tests.strategies.case import randomise
 from tests.topologies.interfaces import OptionalMask
 from tgdsurgery import apply_tgd
@@ -33,33 +33,35 @@ WAYS = {"left out": (X,), "None": (X, None), "given": (X, MASK)}
 
 
 def assert_same(
-    model: nn.Module, planned: object, args: tuple[object, ...], kwargs: dict[str, object]
+    model: nn.Module, planned: object, args: tuple[object, ...], kwargs: dict[str, object], lower: bool
 ) -> None:
-    tgd = apply_tgd(randomise(model, seed=0).eval(), planned, phi=0.9)
+    tgd = apply_tgd(randomise(model, seed=0).eval(), planned, phi=0.9, lower=lower)
     assert 0 < tgd.tgd_plan.share < 1
     expected = with_flags_of(model, tgd)(*args, **kwargs)
     assert torch.equal(tgd(*args, **kwargs), expected)
 
 
+@in_both_forms
 @pytest.mark.parametrize("called", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("planned", [WAYS["left out"], WAYS["None"]], ids=["left out", "None"])
-def test_planned_without(planned, called):
-    assert_same(OptionalMask(), planned, called, {})
+def test_planned_without(planned, called, lower):
+    assert_same(OptionalMask(), planned, called, {}, lower)
     by_name = dict(zip(("image", "mask"), called, strict=False))
-    assert_same(OptionalMask(), planned, (), by_name)
-    assert_same(OptionalMask(), dict(zip(("image", "mask"), planned, strict=False)), (), by_name)
+    assert_same(OptionalMask(), planned, (), by_name, lower)
+    assert_same(OptionalMask(), dict(zip(("image", "mask"), planned, strict=False)), (), by_name, lower)
 
 
+@in_both_forms
 @pytest.mark.parametrize("called", WAYS.values(), ids=WAYS)
-def test_planned_with(called):
-    assert_same(OptionalMask(), WAYS["given"], called, {})
-    assert_same(
-        OptionalMask(), {"image": X, "mask": MASK}, (), dict(zip(("image", "mask"), called, strict=False))
-    )
+def test_planned_with(called, lower):
+    assert_same(OptionalMask(), WAYS["given"], called, {}, lower)
+    by_name = dict(zip(("image", "mask"), called, strict=False))
+    assert_same(OptionalMask(), {"image": X, "mask": MASK}, (), by_name, lower)
 
 
+@in_both_forms
 @pytest.mark.parametrize("called", [(X,), (X, None), (X, 2 * GAIN)], ids=WAYS)
 @pytest.mark.parametrize("planned", [(X,), (X, None), (X, GAIN)], ids=WAYS)
-def test_a_default_that_the_forward_fills_in(planned, called):
+def test_a_default_that_the_forward_fills_in(planned, called, lower):
     """Nothing fails here where a recorded forward has forgotten the default: the output is just another one."""
-    assert_same(OwnGain(), planned, called, {})
+    assert_same(OwnGain(), planned, called, {}, lower)

@@ -108,7 +108,9 @@ def test_batched_interventions_catch_planted_errors():
         found = BatchedInterventions(case, {**true, "heads.1": planted}, batch=4).differences()
         assert found, fault
     others = {name: read for name, read in true.items() if name != "heads.1"}
-    assert "only in one: heads.1" in BatchedInterventions(case, others, batch=4).differences()
+    for planted in (others, {**true, "heads.1": heads[1:]}):
+        found = BatchedInterventions(case, planted, batch=4).differences()
+        assert f"only in one: heads.1, of {len(heads)} channels" in found
 
 
 def test_heads_of_an_attention_read_their_own_queries_and_keys_and_one_value():

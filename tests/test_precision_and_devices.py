@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tests.laws.subjects import ACCEPTED, assert_equal_tensors, operated
+from tests.laws.subjects import ACCEPTED, Method, assert_equal_tensors, in_both_forms, operated
 from tests.strategies import Case, call, leaves, scalar_loss
 from tests.topologies import TOPOLOGIES, case_of
 from tgdsurgery import CaptureError, PlanError, apply_tgd, channel_map, guard, plan_tgd, remove_tgd, verify
@@ -58,21 +58,25 @@ def test_scores_are_those_of_the_same_numbers_in_float32(name, dtype):
     assert plan_tgd(half.model, half.inputs) == plan_tgd(full.model, full.inputs)
 
 
+@in_both_forms
 @on_half
 @on_names
-def test_forward_in_half_precision(name, dtype):
+def test_forward_in_half_precision(name, dtype, lower):
     case = in_half(name, dtype)
-    found, expected = leaves(call(operated(case), case.inputs)), leaves(call(case.model, case.inputs))
+    found, expected = (
+        leaves(call(model, case.inputs)) for model in (operated(case, Method(lower=lower)), case.model)
+    )
     assert {leaf.dtype for leaf in found} == {dtype}
     assert_equal_tensors(found, expected)
 
 
+@in_both_forms
 @on_half
 @on_names
-def test_training_in_half_precision(name, dtype):
+def test_training_in_half_precision(name, dtype, lower):
     rate, decay = 0.1, 0.1
     case = in_half(name, dtype).train()
-    tgd = operated(case)
+    tgd = operated(case, Method(lower=lower))
     optimizer = torch.optim.SGD(tgd.parameters(), lr=rate, weight_decay=decay)
     guard(optimizer, tgd)
     before = {name: parameter.detach().clone() for name, parameter in tgd.named_parameters()}

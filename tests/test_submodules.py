@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.laws.subjects import assert_equal_tensors, with_flags_of
+from tests.laws.subjects import assert_equal_tensors, in_both_forms, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
 from tgdsurgery import apply_tgd, guard, remove_tgd, verify
 
@@ -69,11 +69,11 @@ class Segmenter(nn.Module):
 backbones = pytest.mark.parametrize("backbone", [Backbone, BranchingBackbone])
 
 
-def operated(backbone: type[nn.Module] = Backbone) -> tuple[Segmenter, Segmenter]:
+def operated(lower: bool, backbone: type[nn.Module] = Backbone) -> tuple[Segmenter, Segmenter]:
     """A segmenter, and a copy of it with TGD in its backbone."""
     plain = randomise(Segmenter(backbone), seed=0)
     model = copy.deepcopy(plain)
-    model.parts["backbone"] = apply_tgd(model.parts["backbone"], X, phi=0.8)
+    model.parts["backbone"] = apply_tgd(model.parts["backbone"], X, phi=0.8, lower=lower)
     assert 0 < model.parts["backbone"].tgd_plan.share < 1
     return plain, model
 
@@ -103,15 +103,17 @@ def assert_rows_as_planned(before: nn.Module, after: nn.Module) -> None:
         assert mask.any() == (new != old).any()
 
 
+@in_both_forms
 @backbones
-def test_the_whole_computes_the_same(backbone):
-    plain, model = operated(backbone)
+def test_the_whole_computes_the_same(backbone, lower):
+    plain, model = operated(lower, backbone)
     assert torch.equal(model.eval()(X), with_flags_of(plain.eval(), model)(X))
 
 
+@in_both_forms
 @backbones
-def test_state_goes_both_ways(backbone):
-    plain, model = operated(backbone)
+def test_state_goes_both_ways(backbone, lower):
+    plain, model = operated(lower, backbone)
     changed = {name: value + 1 for name, value in plain.state_dict().items()}
     assert_equal_tensors(model.state_dict(), plain.state_dict())
     model.load_state_dict(changed, strict=True)
@@ -120,9 +122,10 @@ def test_state_goes_both_ways(backbone):
     assert_equal_tensors(plain.state_dict(), changed)
 
 
+@in_both_forms
 @backbones
-def test_training_the_whole(backbone):
-    plain, model = operated(backbone)
+def test_training_the_whole(backbone, lower):
+    plain, model = operated(lower, backbone)
     optimizer = over_all(model)
     guard(optimizer, model.parts["backbone"])
     trained(model, optimizer)
@@ -133,9 +136,10 @@ def test_training_the_whole(backbone):
     assert not torch.equal(model.scale, plain.scale)
 
 
+@in_both_forms
 @backbones
-def test_removing_leaves_the_users_network(backbone):
-    plain, model = operated(backbone)
+def test_removing_leaves_the_users_network(backbone, lower):
+    plain, model = operated(lower, backbone)
     optimizer = over_all(model)
     guard(optimizer, model.parts["backbone"])
     trained(model, optimizer)
@@ -151,10 +155,11 @@ def test_removing_leaves_the_users_network(backbone):
     model.load_state_dict(plain.state_dict(), strict=True)
 
 
+@in_both_forms
 @backbones
-def test_copies_of_the_whole_stay_masked(backbone):
+def test_copies_of_the_whole_stay_masked(backbone, lower):
     """Checkpoints of the whole network, as a training loop makes them."""
-    plain, model = operated(backbone)
+    plain, model = operated(lower, backbone)
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
@@ -165,10 +170,11 @@ def test_copies_of_the_whole_stay_masked(backbone):
         assert_rows_as_planned(plain.parts["backbone"], twin.parts["backbone"])
 
 
-def test_two_parts_with_plans_of_their_own():
-    plain, model = operated()
+@in_both_forms
+def test_two_parts_with_plans_of_their_own(lower):
+    plain, model = operated(lower)
     features = plain.eval().parts["backbone"](X)
-    model.decoder = apply_tgd(model.decoder, (features,), phi=0.5)
+    model.decoder = apply_tgd(model.decoder, (features,), phi=0.5, lower=lower)
     assert torch.equal(model.eval()(X), with_flags_of(plain.eval(), model)(X))
     optimizer = over_all(model)
     guard(optimizer, model.parts["backbone"])
@@ -178,7 +184,8 @@ def test_two_parts_with_plans_of_their_own():
     assert_rows_as_planned(plain.decoder, model.decoder)
 
 
-def test_a_part_that_is_called_twice():
+@in_both_forms
+def test_a_part_that_is_called_twice(lower):
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -189,7 +196,7 @@ def test_a_part_that_is_called_twice():
 
     plain = randomise(Pair(), seed=0)
     model = copy.deepcopy(plain)
-    model.encoder = apply_tgd(model.encoder, X, phi=0.8)
+    model.encoder = apply_tgd(model.encoder, X, phi=0.8, lower=lower)
     assert torch.equal(model(X), with_flags_of(copy.deepcopy(plain), model)(X))
     optimizer = over_all(model)
     guard(optimizer, model.encoder)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from tests.laws.subjects import Method, assert_equal_tensors, operated
+from tests.laws.subjects import Method, assert_equal_tensors, in_both_forms, operated
 from tests.strategies import Case, call, scalar_loss
 from tests.topologies import case_of
 from tests.topologies.weights import deployed
@@ -31,9 +31,10 @@ def moved_rows(before: nn.Module, after: nn.Module, name: str) -> list[bool]:
     return [not torch.equal(old, new) for old, new in pairs]
 
 
-def test_owners_of_one_weight_train_the_same_rows():
+@in_both_forms
+def test_owners_of_one_weight_train_the_same_rows(lower):
     case = case_of("tied weights").train()
-    tgd = trained(case, operated(case))
+    tgd = trained(case, operated(case, Method(lower=lower)))
     assert tgd.get_parameter("second.weight") is tgd.get_parameter("first.weight")
     trainable = tgd.tgd_plan.trainable("first").tolist()
     assert any(trainable)
@@ -44,18 +45,20 @@ def test_owners_of_one_weight_train_the_same_rows():
     assert plain.second.weight is plain.first.weight
 
 
-def test_owners_that_share_a_weight_along_other_axes_freeze_it():
+@in_both_forms
+def test_owners_that_share_a_weight_along_other_axes_freeze_it(lower):
     """A row of the encoder's weight is a column of the decoder's: there is no row that both could train."""
     case = case_of("tied weights").train()
-    tgd = trained(case, operated(case))
+    tgd = trained(case, operated(case, Method(lower=lower)))
     assert "encoder.weight" in tgd.tgd_plan.unmapped
     assert tgd.get_parameter("decoder.weight") is tgd.get_parameter("encoder.weight")
     assert torch.equal(tgd.get_parameter("encoder.weight"), case.model.encoder.weight)
 
 
-def test_a_module_under_two_names_is_one_layer():
+@in_both_forms
+def test_a_module_under_two_names_is_one_layer(lower):
     case = case_of("one module, two names").train()
-    tgd = trained(case, operated(case))
+    tgd = trained(case, operated(case, Method(lower=lower)))
     plan = tgd.tgd_plan
     assert "again" not in plan.layers
     assert moved_rows(case.model, tgd, "again.weight") == plan.trainable("first").tolist()
@@ -63,10 +66,11 @@ def test_a_module_under_two_names_is_one_layer():
     assert plain.again is plain.first
 
 
-def test_branches_are_adapted_then_fused():
+@in_both_forms
+def test_branches_are_adapted_then_fused(lower):
     """The usual order: pretrained in branches, adapted with TGD in branches, deployed as one convolution."""
     case = case_of("reparameterised blocks in branches").double().train()
-    tgd = trained(case, operated(case))
+    tgd = trained(case, operated(case, Method(lower=lower)))
     assert verify(case.model, tgd, tgd.tgd_plan).ok
     plain = remove_tgd(tgd).eval()
     expected = call(plain, case.inputs)
@@ -76,10 +80,11 @@ def test_branches_are_adapted_then_fused():
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_fused_network_is_adapted_like_any_other():
+@in_both_forms
+def test_a_fused_network_is_adapted_like_any_other(lower):
     case = case_of("reparameterised blocks in branches")
     fused = Case(deployed(case.model), case.inputs)
-    tgd = trained(fused, operated(fused, Method(phi=0.5)))
+    tgd = trained(fused, operated(fused, Method(phi=0.5, lower=lower)))
     assert tgd.tgd_plan.layers == ("0", "1.fused", "2.fused", "3")
     assert verify(fused.model, tgd, tgd.tgd_plan).ok
     rows = tgd.tgd_plan.trainable("1.fused").tolist()
@@ -87,9 +92,10 @@ def test_a_fused_network_is_adapted_like_any_other():
     assert moved_rows(fused.model, tgd, "1.fused.weight") == rows
 
 
+@in_both_forms
 @pytest.mark.parametrize("method", ["matrix_exp", "cayley", "householder"])
 @pytest.mark.parametrize("features", [4, 6])
-def test_orthogonal_layers(method, features):
+def test_orthogonal_layers(method, features, lower):
     """As torch initialises them: its Householder form keeps signs on the diagonal, which are no weights."""
     torch.manual_seed(0)
     orthogonal = parametrizations.orthogonal(nn.Linear(4, features), orthogonal_map=method)
@@ -100,7 +106,7 @@ def test_orthogonal_layers(method, features):
     name = "2.parametrizations.weight.original"
     assert plan.parameter_masks()[name].all(1).tolist() == plan.trainable("2").tolist()
     # Weight decay would shrink those signs to nothing, with TGD or without.
-    tgd = trained(case, apply_tgd(net, case.inputs, phi=0.7), decay=0)
+    tgd = trained(case, apply_tgd(net, case.inputs, phi=0.7, lower=lower), decay=0)
     assert verify(net, tgd, plan).ok
     frozen = ~plan.trainable("2")
     assert_equal_tensors([tgd.get_parameter(name)[frozen]], [net.get_parameter(name)[frozen]])

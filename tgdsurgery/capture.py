@@ -10,6 +10,7 @@ Every node of the graph carries in `meta`:
     parameter or buffer: its name, for a `get_attr` node that reads one.
     fixed: True if the value does not depend on the network's input.
     value: the tensor itself, where `fixed`.
+    exit: how the values of this tensor left torch (`Tensor.numpy`), for a node that stands for just that.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from tgdsurgery.copying import own_randomness
-from tgdsurgery.errors import CaptureError, TGDError
+from tgdsurgery.errors import CaptureError, TGDError, UnsupportedOpError
 
 _Key = tuple[object, ...]
 
@@ -61,7 +63,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         if isinstance(leaf, Tensor):
             recorder.placeholder(leaf)
     try:
-        with torch.no_grad(), own_randomness(model), _visible_attention(), recorder:
+        with torch.no_grad(), own_randomness(model), _visible_attention(), recorder, _Exits(recorder):
             output = model(*args, **kwargs)
     except TGDError:
         raise
@@ -122,15 +124,26 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Looked up before the call, which may resize or free what it is given.
-        node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
-        result = func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if tensors or any(argument.is_write for argument in func._schema.arguments):
-            node = self.graph.call_function(func, node_args, node_kwargs)
-            node.meta |= {"val": tree_map(_spec, result), "module": self.stack[-1], "returned_by": []}
-            self._remember(node, result)
+        if func in _ON_STORAGE:
+            raise UnsupportedOpError(
+                f"In module {self.stack[-1] or 'the model itself'!r} a tensor is made of another one's storage "
+                "(copy.deepcopy or pickle of a tensor), which cannot be followed.",
+                "Use clone().",
+            )
+        with torch._C.DisableTorchFunction():  # what is done here is not the model's
+            # Looked up before the call, which may resize or free what it is given.
+            node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
+            result = func(*args, **kwargs)
+            tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            if tensors or any(argument.is_write for argument in func._schema.arguments):
+                node = self.graph.call_function(func, node_args, node_kwargs)
+                node.meta |= {"val": tree_map(_spec, result), "module": self.stack[-1], "returned_by": []}
+                self._remember(node, result)
         return result
+
+    def exit(self, tensor: Tensor, how: str) -> None:
+        """Note down that the values which `tensor` has now leave torch."""
+        self._node(tensor.detach()).meta["exit"] = how
 
     def _remember(self, node: fx.Node, result: Any) -> None:
         # Values made from constants alone are kept: weights that are computed, indices that are looked up.
@@ -177,10 +190,49 @@ class _Recorder(TorchDispatchMode):
     def _leaving(self) -> Callable[..., None]:
         def leave(module: nn.Module, args: object, output: object) -> None:
             name = self.stack.pop()
-            if isinstance(output, Tensor) and (node := self._nodes.get(self._key(output))) is not None:
-                node.meta["returned_by"].append(name)
+            with torch._C.DisableTorchFunction():
+                if isinstance(output, Tensor) and (node := self._nodes.get(self._key(output))) is not None:
+                    node.meta["returned_by"].append(name)
 
         return leave
+
+
+_ON_STORAGE = (torch.ops.aten.set_.source_Storage, torch.ops.aten.set_.source_Storage_storage_offset)
+
+
+class _Exits(TorchFunctionMode):
+    """Watches where values leave torch: for NumPy, for numbers in lists, or for a kernel that is given an address.
+
+    Single numbers (`item`, `float`, `bool`) are let go: forwards branch on them.
+    """
+
+    _METHODS = frozenset(
+        (
+            *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__, Tensor.data_ptr),
+            *(Tensor.untyped_storage, Tensor.storage, Tensor.__cuda_array_interface__.__get__, Tensor.map_),
+        )
+    )
+    _MAKERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        leaving: list[Any] = []
+        if func in self._METHODS:
+            leaving = list(args)
+        elif func in self._MAKERS:
+            leaving = tree_leaves(
+                [arg for arg in (*args, *kwargs.values()) if isinstance(arg, (list, tuple))]
+            )
+        for tensor in leaving:
+            if isinstance(tensor, Tensor):
+                self._recorder.exit(tensor, resolve_name(func) or func.__name__)
+        return func(*args, **kwargs)
 
 
 def _spec(value: object) -> object:
@@ -193,6 +245,11 @@ def op_of(node: fx.Node) -> OpOverload:
     """The op that a `call_function` node of a captured graph calls."""
     assert isinstance(node.target, OpOverload)
     return node.target
+
+
+def place_of(node: fx.Node) -> str:
+    """The module that was running, for messages."""
+    return repr(node.meta["module"] or "the model itself")
 
 
 def aliases(node: fx.Node) -> fx.Node | None:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tgdsurgery.capture import capture
-from tgdsurgery.copying import copy_model, refuse_rewritten
+from tgdsurgery.copying import copy_model, refuse_unfit
 from tgdsurgery.errors import CaptureError, MapConflictError, PlanError
 from tgdsurgery.inputs import Arguments, arguments_for, repeated
 from tgdsurgery.labels import Block, LabelTable
@@ -57,7 +57,7 @@ def channel_map(
         The map, the same for train and eval mode.
 
     Raises:
-        CaptureError: the model does not run, or no example input could be found.
+        CaptureError: the model does not run, is TorchScript or uninitialised, or no example input could be found.
         UnsupportedOpError: an op without a rule.
         MapConflictError: train and eval mode map the same layer differently.
 
@@ -77,7 +77,7 @@ def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown =
     """The channel map of `model` in eval and in train mode, which must agree, and its consumers' weights."""
     if on_unknown not in get_args(OnUnknown):
         raise PlanError(f"on_unknown is {on_unknown!r}.", 'It can be "raise" or "mix".')
-    refuse_rewritten(model)
+    refuse_unfit(model)
     trial, table = copy_model(model), LabelTable()
     with _without_cycle_collection():
         evaluated = propagate(capture(trial, *arguments, training=False), table, on_unknown)

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from tgdsurgery.errors import RewriteError
+from tgdsurgery.errors import CaptureError, RewriteError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -45,6 +46,22 @@ def refuse_rewritten(model: nn.Module) -> None:
     """Raise a RewriteError if TGD has been applied to the model or to a part of it."""
     if any("tgd_plan" in vars(module) for module in model.modules()):
         raise RewriteError("TGD has been applied to this model already.", "Undo it with remove_tgd first.")
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Raise if the model cannot be looked into: TGD was applied to it, it is TorchScript, or it has no weights yet."""
+    refuse_rewritten(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"The module {name or 'given'!r} is TorchScript, which cannot be looked into.",
+                "Give the nn.Module it was made from.",
+            )
+        if any(is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())):
+            raise CaptureError(
+                f"The module {name or 'given'!r} ({type(module).__name__}) has parameters that are not initialised.",
+                "Call the model once first, on an input like those that it will be used on.",
+            )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tgdsurgery.copying import copy_model, own_randomness
+from tgdsurgery.copying import copy_model, own_randomness, refuse_unfit
 from tgdsurgery.errors import ExampleInputError
 
 
@@ -77,6 +77,7 @@ def find_inputs(model: nn.Module) -> Arguments:
     Raises:
         ExampleInputError: the model has no conv or linear layer to start from, or accepts none of the sizes.
     """
+    refuse_unfit(model)
     channels, rank, weight = _first_layer(model)
     refusal = ""
     for device in (torch.device("meta"), weight.device):

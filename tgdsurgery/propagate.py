@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tgdsurgery.capture import Capture, alias_root, aliases, op_of, written
+from tgdsurgery.capture import Capture, alias_root, aliases, op_of, place_of, written
 from tgdsurgery.errors import UnsupportedOpError
 from tgdsurgery.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
 from tgdsurgery.records import ParameterRows
 from tgdsurgery.rules import Call, KernelCall, Traced, find_rule, mix_all
+from tgdsurgery.rules.results import fits, labels_by
+from tgdsurgery.unwritten import refuse_unwritten
 
 OnUnknown = Literal["raise", "mix"]
 STATISTICS = ("running_mean", "running_var")
@@ -51,8 +53,10 @@ def propagate(capture: Capture, table: LabelTable, on_unknown: OnUnknown = "rais
     """Run `capture` on the labels of `table`.
 
     Raises:
-        UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`).
+        UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`), or values go
+            where torch does not see them.
     """
+    refuse_unwritten(capture.graph.graph)
     found = Propagation(capture, table)
     _Interpreter(found, on_unknown).run()
     return found
@@ -81,10 +85,12 @@ class _Interpreter:
                 self.labels[node] = self._labels(node)
             except TableFullError:
                 raise UnsupportedOpError(
-                    f"At the op {node.target} (node {node.name}, in module {_place(node)}) too much has mixed: "
+                    f"At the op {node.target} (node {node.name}, in module {place_of(node)}) too much has mixed: "
                     f"the sets of filters behind the channels have over {MAX_MEMBERS:,} members together.",
                     "Apply TGD to the parts of the model before and behind it (net.stem = apply_tgd(net.stem, ...)).",
                 ) from None
+            if "exit" in node.meta:
+                _refuse_exit(node, self.labels[node])
             if node.meta["returned_by"] and isinstance(self.labels[node], Tensor):
                 self.found.returned[node] = collapse(self.labels[node]).clone()
             for parent in node.all_input_nodes:
@@ -131,9 +137,7 @@ class _Interpreter:
         if isinstance(labels, (tuple, list)):
             return self._kept(node, labels[index])
         # A rule that knows one set of labels for several outputs: they are good where the shape fits.
-        return self._kept(
-            node, labels if _broadcast(labels, node.meta["val"]) else self.found.table.mix(labels)
-        )
+        return self._kept(node, labels if fits(labels, node.meta["val"]) else self.found.table.mix(labels))
 
     def _op(self, node: fx.Node) -> Any:
         op = op_of(node)
@@ -146,8 +150,8 @@ class _Interpreter:
             rule = mix_all  # Nothing is written there: nothing comes out.
         if rule is None:
             rule = self._without_rule(node)
-        result = rule(call, *args, **kwargs)
-        if _works_in_place(node):
+        result = labels_by(rule, call, args, kwargs)
+        if _works_inplace_of(node):
             (target,) = written(node)
             self._write(target, result)
             return self.labels[target]
@@ -185,7 +189,7 @@ class _Interpreter:
         labels = self.labels[target]
         if labels is None or not isinstance(result, Tensor):
             return
-        if not _broadcast(result, labels):
+        if not fits(result, labels):
             result = self.found.table.mix(result)
         if alias_root(target) in self.laid_out:
             labels.copy_(result)
@@ -206,14 +210,27 @@ class _Interpreter:
             return mix_all
         raise UnsupportedOpError(
             f"No rule says how the op {node.target} carries channels "
-            f"(node {node.name}, in module {_place(node)}).",
+            f"(node {node.name}, in module {place_of(node)}).",
             f'Describe it with tgdsurgery.register_rule("{op_of(node)._schema.name}", ...), '
-            'or pass on_unknown="mix" to keep more kernels than needed.',
+            'pass on_unknown="mix" to keep more kernels than needed, or apply TGD to the part of the model '
+            "that comes before it (model.backbone = apply_tgd(model.backbone, ...)).",
         )
 
 
-def _place(node: fx.Node) -> str:
-    return repr(node.meta["module"] or "the model itself")
+def _refuse_exit(node: fx.Node, labels: Tensor | None) -> None:
+    """Raise if values that left torch were feature maps, or made of the input: they would come back as constants.
+
+    Integers made of the input alone are let go, as single numbers are: lengths and sizes.
+    """
+    labelled = labels is not None and bool(collapse(labels).any())
+    dtype = node.meta["val"].dtype
+    if labelled or (not node.meta["fixed"] and (dtype.is_floating_point or dtype.is_complex)):
+        raise UnsupportedOpError(
+            f"In module {place_of(node)} a tensor leaves torch ({node.meta['exit']}, node {node.name}), "
+            "so that what is made of it cannot be followed.",
+            "Compute with torch's ops, or wrap what is computed elsewhere in torch.library.custom_op and "
+            "describe it with tgdsurgery.register_rule (docs/custom_ops.md).",
+        )
 
 
 def _seed_axis(node: fx.Node) -> int:
@@ -258,21 +275,13 @@ _BY_STRIDES = ("as_strided", "as_strided_", "_reshape_alias", "resize_", "set_")
 def _is_view(node: fx.Node) -> bool:
     if aliases(node) is None or node.target is getitem:
         return aliases(node) is not None
-    return not _works_in_place(node) or torch.Tag.inplace_view in op_of(node).tags
+    return not _works_inplace_of(node) or torch.Tag.inplace_view in op_of(node).tags
 
 
 def _own_memory(labels: Tensor, spec: Tensor) -> Tensor:
     """Labels laid out in memory as the real tensor was, so that later views of it work on them."""
     own = torch.empty_strided(spec.shape, spec.stride(), dtype=torch.int64)
     return own.copy_(labels)
-
-
-def _broadcast(labels: Tensor, to: Tensor) -> bool:
-    """Whether `labels` can be expanded to the shape of `to`."""
-    try:
-        return bool(torch.broadcast_shapes(labels.shape, to.shape) == to.shape)
-    except RuntimeError:
-        return False
 
 
 def _changes_dtype(node: fx.Node) -> bool:
@@ -282,7 +291,7 @@ def _changes_dtype(node: fx.Node) -> bool:
     return isinstance(val, Tensor) and val.dtype != parent.dtype
 
 
-def _works_in_place(node: fx.Node) -> bool:
+def _works_inplace_of(node: fx.Node) -> bool:
     """Whether the op returns the one argument that it writes to."""
     returns = op_of(node)._schema.returns
     return len(returns) == 1 and returns[0].alias_info is not None and len(written(node)) == 1

@@ -34,6 +34,10 @@ from tgdsurgery.trial import Arguments, difference
 # The attribute in which DDP looks for what it need not send: all processes have the same frozen rows.
 IGNORED_BY_DDP = "_ddp_params_and_buffers_to_ignore"
 
+# Share of a layer's input channels from which the input gradient is that of all: leaving few out costs more than
+# they do. Their producers do not let it in.
+MOST = 0.7
+
 
 def insert(
     model: nn.Module, plan: TGDPlan, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
@@ -126,17 +130,22 @@ def lower(
 def needed_inputs(channels: ChannelMap, plan: TGDPlan) -> dict[str, tuple[bool, ...]]:
     """For every consumer: at which input channels its gradient can reach anything trainable.
 
-    Where a channel comes from the network's own input, the gradient may be asked for outside. Coupling by the
-    statistics of a norm over channels is not in a channel map: check before use.
+    A filter layer that is frozen whole lets the loss reach what is before it; so does a carrier, but only to the
+    filters that it passed. Where a channel comes from the network's own input, the gradient may be asked for
+    outside. Coupling by the statistics of a norm over channels is not in a channel map: check before use.
     """
     if plan.flow == "full":
         return {}
-    open_layers = {e.layer.name for e in plan.entries if not any(e.mask) or not e.layer.modules}
 
     def lets_through(producer: Producer) -> bool:
-        return producer.layer in open_layers or plan[producer.layer].mask[producer.channel]
+        entry = plan[producer.layer]
+        is_open = not any(entry.mask) or not entry.layer.modules
+        return entry.mask[producer.channel] or (entry.layer.role == "filter" and is_open)
 
-    leads = [not producers or any(map(lets_through, producers)) for producers in channels.sets]
+    leads = []
+    for producers in channels.sets:
+        filters = [p for p in producers if channels.layers[p.layer].role == "filter"]
+        leads.append(not filters or any(map(lets_through, producers)))
     return {name: tuple(leads[index] for index in inputs) for name, inputs in channels.inputs.items()}
 
 
@@ -160,10 +169,14 @@ def _lowered(
             # Frozen whole, it lets the loss reach the layers before it.
             stops_gradient=plan.flow == "masked" and bool(mask.any()),
             hold=plan.norm_stats == "hold",
-            needs=needs.get(name),
+            needs=_worth_telling(needs.get(name)),
         )
     _mount(net, plan, apart=chosen)
     return attach(net)
+
+
+def _worth_telling(needs: tuple[bool, ...] | None) -> tuple[bool, ...] | None:
+    return None if needs is None or sum(needs) > MOST * len(needs) else needs
 
 
 def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> Arguments:

@@ -135,6 +135,77 @@ def test_an_activation_in_place_may_follow(name: str, channels_last: bool):
     assert_same_gradients(*(dict(enumerate(each)) for each in gradients), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("mask", [(True, False, False, True), (True, True, True, False), (False,) * 4])
+@pytest.mark.parametrize("name", CARRIERS)
+def test_an_empty_batch_is_that_of_the_plain_layer(name: str, mask: tuple[bool, ...], hold: bool):
+    module, x, axis = carrier(name)
+    module.train()
+    twin = twin_of(module, mask, channel_axis=axis, hold=hold)
+    plain, nothing = copy.deepcopy(module), x[:0]
+    try:
+        expected = plain(nothing)
+    except (RuntimeError, IndexError) as error:  # what torch refuses
+        with pytest.raises(type(error)):
+            twin(nothing)
+        return
+    y, found = run(twin, nothing)
+    assert y.shape == expected.shape
+    assert not any(gradient.any() for gradient in found.values())
+    held = hold and not any(mask)  # which counts no batches
+    for buffer, value in (module if held else plain).named_buffers():
+        assert torch.equal(twin.state_dict()[buffer], value)
+
+
+# torch tells that it computes an RMSNorm without its fused kernel.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", [(True, False, False, True), (True, True, True, False)])
+@pytest.mark.parametrize("name", sorted(CARRIERS.keys() - {"batch, not affine"}))
+def test_autocast_has_the_plain_dtypes_and_outputs(name: str, mask: tuple[bool, ...], dtype: torch.dtype):
+    module, x, axis = carrier(name)
+    module, x = module.float(), x.float()
+    twin = twin_of(module, mask, channel_axis=axis, hold=False)
+    outputs, gradients = [], []
+    for net in (module, twin):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype):
+            y = net(x.to(dtype))
+        y.float().square().sum().backward()
+        outputs.append(y)
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    assert outputs[0].dtype == outputs[1].dtype
+    assert torch.equal(*outputs)
+    for parameter, gradient in gradients[1].items():
+        assert gradient.dtype == torch.float32
+        # Both round activations to the short type; sums of some hundred products of size one.
+        torch.testing.assert_close(gradient, gradients[0][parameter][list(mask)], rtol=2**-5, atol=2**-4)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mask", [(True, False, False, True), (True, True, True, False)])
+@pytest.mark.parametrize("name", CARRIERS)
+def test_gradients_of_gradients_are_the_plain_ones_masked_by_hand(
+    name: str, mask: tuple[bool, ...], training: bool, stops: bool
+):
+    module, x, axis = carrier(name)
+    module.train(training)
+    twin = twin_of(module, mask, channel_axis=axis, stops_gradient=stops, hold=False)
+    shaped = torch.tensor(mask).view(-1, *[1] * (-axis - 1))
+    found = []
+    for net, through in ((twin, lambda y: y), (module, lambda y: torch.where(shaped, y, y.detach()))):
+        leaf = x.clone().requires_grad_()
+        y = through(net(leaf)) if stops or net is twin else net(leaf)
+        (gradient,) = torch.autograd.grad(y.pow(3).sum(), leaf, create_graph=True)
+        parameters = dict(net.named_parameters())
+        wanted = torch.autograd.grad(gradient.square().sum(), [leaf, *parameters.values()], allow_unused=True)
+        found.append({n: g for n, g in zip(["x", *parameters], wanted, strict=True) if g is not None})
+    twins, plain = found
+    plain = {n: g if n == "x" else g[torch.tensor(mask)] for n, g in plain.items()}
+    assert_same_gradients(twins, plain, **ROUNDING)
+
+
 @pytest.mark.parametrize("name", TRACKING)
 def test_gradients_of_gradients_of_held_norms(name: str):
     module, x, axis = carrier(name)

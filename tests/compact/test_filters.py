@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.compact.twins import assert_same_gradients, by_hand, described, run, twin_of
 from tgdsurgery.compact import gradients
@@ -184,17 +185,18 @@ def test_gradients_of_gradients_agree_with_finite_differences(kind: str, stops_g
     torch.testing.assert_close(of_rows, by_row(layer.parameters[0], expected)[torch.tensor(mask)], **ROUNDING)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", FILTERS)
 @pytest.mark.parametrize("needs_grad", [True, False])
-def test_autocast_has_the_plain_dtypes_and_outputs(kind: str, needs_grad: bool):
+def test_autocast_has_the_plain_dtypes_and_outputs(kind: str, needs_grad: bool, dtype: torch.dtype):
     torch.manual_seed(0)
     module = FILTERS[kind]()
     inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     x = torch.randn(2, inputs, *[4] * len(getattr(module, "kernel_size", ())))
     twin = twin_of(module, [True, *[False] * (described(module).channels - 1)])
-    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(needs_grad):
+    with torch.autocast("cpu", dtype), torch.set_grad_enabled(needs_grad):
         expected, y = module(x), twin(x)
-    assert y.dtype == expected.dtype == torch.bfloat16
+    assert y.dtype == expected.dtype == dtype
     assert torch.equal(y, expected)
     if needs_grad:
         expected.float().sum().backward()
@@ -202,10 +204,41 @@ def test_autocast_has_the_plain_dtypes_and_outputs(kind: str, needs_grad: bool):
         assert twin.weight.grad.dtype == torch.float32
         rows = twin.weight.grad
         whole = module.weight.grad
-        # bfloat16 keeps 8 bits; sums of some ten products of size about one
+        # bfloat16 keeps 8 bits, float16 more; sums of some ten products of size about one
         torch.testing.assert_close(
             rows, by_row(described(module).parameters[0], whole)[:1], rtol=2**-6, atol=2**-4
         )
+
+
+# torch counts no groups.
+COUNTED = {
+    "conv": lambda: nn.Conv2d(8, 8, 3, padding=1),
+    "strided": lambda: nn.Conv2d(8, 8, 3, stride=2, padding=1),
+    "transposed": lambda: nn.ConvTranspose2d(8, 8, 2, stride=2),
+    "linear": lambda: nn.Linear(8, 8),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+@pytest.mark.parametrize(("trainable", "needed"), [(2, 4), (4, 8), (6, 2)])
+def test_the_backward_computes_no_more_than_it_needs(kind: str, trainable: int, needed: int):
+    """Of the plain backward's products: for weights the trainable share, for the input that of the needed as well."""
+    torch.manual_seed(0)
+    module = COUNTED[kind]()
+    x = (
+        torch.randn(2, 8, requires_grad=True)
+        if kind == "linear"
+        else torch.randn(2, 8, 6, 6).requires_grad_()
+    )
+    mask, needs = ([n < count for n in range(8)] for count in (trainable, needed))
+    products = []
+    for net in (module, twin_of(module, mask, needs=needs)):
+        y = net(x)
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward()
+        products.append(counter.get_total_flops())
+    plain, twin = products
+    assert twin == plain / 2 * (trainable / 8 + trainable * needed / 64)
 
 
 @pytest.mark.parametrize("kind", FILTERS)

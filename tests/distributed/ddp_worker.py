@@ -43,6 +43,7 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     results: dict[str, Any] = {name: trained(rank, world, **form) for name, form in FORMS.items()}
+    results["norm in part"] = trained(rank, world, overrides={"4": 0.8})
     results["other weights"] = refusal(rank)
     report(folder, rank, results)
     dist.destroy_process_group()

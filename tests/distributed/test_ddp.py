@@ -55,3 +55,20 @@ def test_ddp(tmp_path):
         ]
         assert {"0.weight", "1.weight", "3.weight", "5.weight", "6.weight", "7.weight"} <= set(moved), name
     assert any("appears not to match" in rank["other weights"] for rank in ranks)
+    assert_statistics_are_kept_in_part([rank["norm in part"] for rank in ranks])
+
+
+def assert_statistics_are_kept_in_part(ranks: list[dict[str, Any]]) -> None:
+    """Each process has batches of its own, so that statistics of trainable channels differ, and nothing else."""
+    mask = operated(overrides={"4": 0.8}).tgd_plan.trainable("4")
+    assert mask.any()
+    assert not mask.all()
+    one, other = (rank["state"] for rank in ranks)
+    assert all(rank["frozen kept"] for rank in ranks)
+    for name in ("4.running_mean", "4.running_var"):
+        before = base().state_dict()[name]
+        for state in (one, other):
+            assert torch.equal(state[name][~mask], before[~mask])
+            assert (state[name][mask] != before[mask]).all()
+    parameters = [name for name, _ in base().named_parameters()]
+    assert_equal_tensors({n: one[n] for n in parameters}, {n: other[n] for n in parameters})

@@ -59,15 +59,20 @@ def test_it_trains_as_batch_norm_does(lower):
         torch.testing.assert_close(states[1][key], value, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"4": "freeze"}])
 @in_both_forms
-def test_converted_afterwards_is_refused(lower, overrides):
-    tgd = partly_frozen(base(), lower=lower, overrides=overrides)
-    # What is frozen whole holds no Parameter in the lowered form, and torch's conversion wants one.
-    with pytest.raises(
-        (RewriteError, TypeError), match=r"convert_sync_batchnorm on the model before|as parameter"
-    ):
-        convert(tgd)(batch(0))
+def test_converted_afterwards_is_refused_at_the_first_forward(lower):
+    converted = convert(partly_frozen(base(), lower=lower))
+    with pytest.raises(RewriteError, match="convert_sync_batchnorm on the model before"):
+        converted(batch(0))
+
+
+def test_a_norm_frozen_whole_cannot_be_converted_afterwards():
+    frozen = {"overrides": {"4": "freeze"}}
+    with pytest.raises(TypeError, match="as parameter 'weight'"):  # torch's own: it holds no Parameter
+        convert(partly_frozen(base(), **frozen))
+    converted = convert(partly_frozen(base(), lower=False, **frozen))
+    with pytest.raises(RewriteError, match="convert_sync_batchnorm on the model before"):
+        converted(batch(0))
 
 
 @in_both_forms

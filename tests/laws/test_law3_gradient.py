@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from tests.laws.subjects import Method, gradients, in_both_forms, methods, on_every_topology, operated
 from tests.oracles.gradients import assert_same_gradients, hand_masked_step
@@ -83,6 +86,47 @@ def test_a_second_backward_adds_the_same_again(case, method):
             loss.backward()
         once = once or {name: gradient.clone() for name, gradient in gradients(tgd).items()}
     assert_same_gradients(gradients(tgd), {name: 2 * gradient for name, gradient in once.items()})
+
+
+PENALISED = ("chain", "global residual", "residual stages", "u-net", "squeeze and excite", "dense block")
+
+
+def forms_agree(case: Case, flow: str, train: Callable[[nn.Module], Tensor]) -> None:
+    """Raise unless a loss moves both forms, and in the same way."""
+    found = []
+    for lower in (True, False):
+        tgd = operated(case, Method(flow=flow, lower=lower))
+        train(tgd).backward()
+        found.append(gradients(tgd))
+    assert any(gradient.any() for gradient in found[0].values())
+    assert_same_gradients(*found)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("flow", ["masked", "full"])
+def test_a_gradient_penalty_moves_both_forms_alike(name, flow):
+    case = case_of(name).double().train()
+
+    def penalty(tgd: nn.Module) -> Tensor:
+        x = case.inputs.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(scalar_loss(tgd(x)), x, create_graph=True)
+        return gradient.square().sum()
+
+    forms_agree(case, flow, penalty)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("flow", ["masked", "full"])
+def test_the_memory_format_changes_no_gradient(name, flow):
+    case = case_of(name).double().train()
+    expected = {}
+    for form in (torch.contiguous_format, torch.channels_last):
+        model, x = case.model.to(memory_format=form), case.inputs.contiguous(memory_format=form)
+        tgd = operated(Case(model, x), Method(flow=flow))
+        scalar_loss(tgd(x)).backward()
+        expected = expected or gradients(tgd)
+    assert any(gradient.any() for gradient in expected.values())
+    assert_same_gradients(gradients(tgd), expected)
 
 
 def test_a_layer_frozen_whole_lets_the_loss_reach_the_layers_before_it():

@@ -166,20 +166,25 @@ def test_average_of_weights():
     assert all(torch.equal(value, before[name]) for name, value in frozen_part(average.module).items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @in_both_forms
-def test_mixed_precision(lower):
+def test_mixed_precision(lower, dtype):
+    """With a step in between whose gradients overflow: the scaler skips it."""
     case = case_of("residual stages").train()
     tgd = operated(case, Method(lower=lower))
     before = frozen_part(tgd)
     made = OPTIMIZERS["AdamW"](tgd.parameters())
     guard(made, tgd)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for _ in range(3):
+    for overflow in (1.0, torch.inf, 1.0):
         made.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = scalar_loss(call(tgd, case.inputs))
+        with torch.autocast("cpu", dtype):
+            loss = overflow * scalar_loss(call(tgd, case.inputs))
         scaler.scale(loss).backward()
+        weights = {name: parameter.clone() for name, parameter in tgd.named_parameters()}
         scaler.step(made)
+        moved = {name for name, p in tgd.named_parameters() if not torch.equal(weights[name], p)}
+        assert bool(moved) == (overflow == 1.0)
         scaler.update()
     assert not torch.equal(tgd.state_dict()["stem.weight"], case.model.stem.weight)
     assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())

@@ -8,7 +8,7 @@ because a maximum or a rectifier may hide them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -80,22 +80,25 @@ class BatchedInterventions:
     In float32, for speed: an influence that is rounded away in one world is felt in another.
     """
 
-    def __init__(self, case: Case, found: Influence, batch: int = 32) -> None:
+    def __init__(self, case: Case, found: Influence, batch: int = 128) -> None:
         one = tree_map_only(Tensor, lambda leaf: leaf[:1].expand(batch, *leaf.shape[1:]).clone(), case.inputs)
         self.model, self.inputs = prepared(Case(case.model, one).train(False))
         self.batch = batch
-        self.claimed = {name: _places(read) for name, read in found.items()}
+        self.places = [(name, channel) for name, read in found.items() for channel in range(len(read))]
+        self.claimed = _positions(found)
         self.checked = 0
 
     def differences(self) -> list[str]:
         """Every filter that reaches another set of input channels than the map says; and other consumers."""
         world = World(0)
         reference = self._run(world)
-        differences = [f"only in one: {name}" for name in self.claimed.keys() ^ reference.read.keys()]
+        read = {(name, len(calls[0])) for name, calls in reference.read.items()}
+        if others := read ^ set(Counter(name for name, _ in self.places).items()):
+            return [f"only in one: {name}, of {channels} channels" for name, channels in sorted(others)]
         waiting = [Producer(name, n) for name, count in reference.channels.items() for n in range(count)]
         self.checked = len(waiting)
-        unknown = {p for places in self.claimed.values() for p in places} - set(waiting)
-        differences += [f"no such filter: {producer}" for producer in sorted(unknown)]
+        unknown = self.claimed.keys() - set(waiting)
+        differences = [f"no such filter: {producer}" for producer in sorted(unknown)]
         unfelt: dict[Producer, set[Place]] = {}
         for seed in range(1, WORLDS + 1):
             for first in range(0, len(waiting), self.batch):
@@ -103,7 +106,7 @@ class BatchedInterventions:
                 # Few filters get several samples each: other noise, other chances to be felt.
                 part = [part[sample % len(part)] for sample in range(self.batch)]
                 more, less = self._compare(part, self._run(world, part, reference))
-                differences += [f"{p} reaches {name} too, channels {where}" for p, name, where in more]
+                differences += [f"{p} reaches channel {channel} of {name} too" for p, name, channel in more]
                 for producer, places in less.items():
                     unfelt[producer] = places & unfelt.get(producer, places)
             waiting = [producer for producer in waiting if unfelt.get(producer)]
@@ -123,29 +126,26 @@ class BatchedInterventions:
 
     def _compare(
         self, part: Sequence[Producer], run: _BatchRun
-    ) -> tuple[list[tuple[Producer, str, list[int]]], dict[Producer, set[Place]]]:
+    ) -> tuple[list[tuple[Producer, str, int]], dict[Producer, set[Place]]]:
         """Where filters were felt against the map, and where each of them was not felt."""
-        more: list[tuple[Producer, str, list[int]]] = []
+        felt = torch.cat([run.felt[name] for name in dict(self.places)])
+        expected = torch.zeros_like(felt)
+        for sample, producer in enumerate(part):
+            expected[self.claimed.get(producer, []), sample] = True
+        more = [(part[sample], *self.places[at]) for at, sample in (felt & ~expected).nonzero().tolist()]
         unfelt: list[set[Place]] = [set() for _ in part]
-        for name, felt in run.felt.items():
-            expected = torch.zeros_like(felt)
-            for sample, producer in enumerate(part):
-                expected[self.claimed.get(name, {}).get(producer, []), sample] = True
-            for sample in (felt & ~expected).any(0).nonzero().flatten().tolist():
-                channels = (felt & ~expected)[:, sample].nonzero().flatten().tolist()
-                more.append((part[sample], name, channels))
-            for channel, sample in (expected & ~felt).nonzero().tolist():
-                unfelt[sample].add((name, channel))
+        for at, sample in (expected & ~felt).nonzero().tolist():
+            unfelt[sample].add(self.places[at])
         less: dict[Producer, set[Place]] = {}
         for producer, places in zip(part, unfelt, strict=True):
             less[producer] = places & less.get(producer, places)
         return more, less
 
 
-def _places(read: Sequence[frozenset[Producer]]) -> dict[Producer, list[int]]:
-    """For every producer that reaches a consumer, the input channels where."""
-    places: dict[Producer, list[int]] = defaultdict(list)
-    for channel, producers in enumerate(read):
+def _positions(found: Influence) -> dict[Producer, list[int]]:
+    """For every producer, where in the list of all consumers' input channels it is said to arrive."""
+    positions: dict[Producer, list[int]] = defaultdict(list)
+    for position, producers in enumerate(producers for read in found.values() for producers in read):
         for producer in producers:
-            places[producer].append(channel)
-    return places
+            positions[producer].append(position)
+    return dict(positions)

@@ -22,6 +22,24 @@ def chain() -> nn.Module:
     )
 
 
+@topology("memory filled piece by piece")
+class PieceByPiece(nn.Module):
+    """Memory that comes empty: a border, the inside, and channels in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.border = nn.Conv2d(3, 4, 3), nn.Parameter(torch.zeros(4, 1, 1))
+        self.last = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        out = y.new_empty(*y.shape[:2], y.shape[2] + 2, y.shape[3] + 2)
+        out[...] = self.border
+        out[:, ::2, 1:-1, 1:-1] = y[:, 2:]
+        out[:, 1::2, 1:-1, 1:-1] = y[:, :2]
+        return self.last(out)
+
+
 @topology("chain 3d", (2, 1, 4, 4, 4))
 def chain_3d() -> nn.Module:
     return nn.Sequential(

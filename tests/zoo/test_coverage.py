@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 
 import pytest
 import torch
+import torchvision
 
-from tests.laws.subjects import assert_equal_tensors, with_flags_of
+from tests.laws.subjects import assert_equal_tensors, in_both_forms, with_flags_of
 from tests.strategies.case import call, leaves
 from tests.zoo.networks import GIANTS, NETWORKS
-from tests.zoo.surgery import LARGE, parameters, planned
-from tgdsurgery import LiteralFormWarning, UnsupportedOpError, channel_map, guard, remove_tgd, verify
+from tests.zoo.surgery import BUDGET, LARGE, parameters, planned
+from tgdsurgery import (
+    LiteralFormWarning,
+    UnsupportedOpError,
+    apply_tgd,
+    channel_map,
+    guard,
+    remove_tgd,
+    verify,
+)
 from tgdsurgery.rewrite import insert, lower
 
 # Networks that are refused, and the module where: every layer's kernel is mixed by the input there, so that no
@@ -68,6 +78,40 @@ def assert_there_and_back(tgd, net, image):
     assert_equal_tensors(tgd.state_dict(), before)
     plain.load_state_dict(before)
     assert_equal_tensors(plain.state_dict(), before)
+
+
+@in_both_forms
+def test_the_backbone_inside_a_detector(lower):
+    """The heads, and what chooses boxes by their scores, are no part of the map; they train and run around it."""
+    torch.manual_seed(0)
+    make = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_fpn
+    detector = make(weights=None, weights_backbone=None, min_size=64, max_size=64).eval()
+    images = [torch.rand(3, 64, 64) for _ in range(2)]
+    boxes = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 50.0]]), "labels": torch.tensor([1])} for _ in images]
+    plain = copy.deepcopy(detector)
+    detector.backbone = apply_tgd(detector.backbone, torch.rand(1, 3, 64, 64), budget=BUDGET, lower=lower)
+    plan, before = detector.backbone.tgd_plan, copy.deepcopy(detector.backbone.state_dict())
+    with torch.no_grad():
+        for found, expected in zip(detector(images), plain(images), strict=True):
+            assert_equal_tensors(found, expected)
+
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.01)
+    guard(optimizer, detector.backbone)
+    sum(detector.train()(images, boxes).values()).backward()
+    optimizer.step()
+    assert verify(before, detector.backbone, plan).ok
+    moved = [
+        key for key, value in detector.state_dict().items() if not torch.equal(value, plain.state_dict()[key])
+    ]
+    assert any(key.startswith("backbone.") for key in moved)
+    assert any(key.startswith("roi_heads.") for key in moved)
+
+    detector.backbone = remove_tgd(detector.backbone)
+    plain.load_state_dict(detector.state_dict())
+    detector.eval(), plain.eval()
+    with torch.no_grad():
+        for found, expected in zip(detector(images), plain(images), strict=True):
+            assert_equal_tensors(found, expected)
 
 
 @pytest.mark.parametrize("name", GIANTS)

@@ -92,7 +92,7 @@ class CompactNorm(CompactCarrier):
         holds = self.training and self.compaction.hold and self.running_mean is not None
         if not self.compaction.trainable:
             return self._run(x, *self.joined(), training=self.training and not holds)
-        if not holds and self._is_plain(x):
+        if (not holds or x.numel() == 0) and self._is_plain(x):
             return self.masked(self._run(x, *self.joined(), training=self.training))
         if holds and self._is_whole():
             return self._normalised(*self._held_whole(x), x, x.detach(), None)

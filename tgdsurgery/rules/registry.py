@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tgdsurgery.capture import op_of
+from tgdsurgery.errors import UnsupportedOpError
 from tgdsurgery.labels import LabelTable
 from tgdsurgery.records import ParameterRows
 
@@ -100,16 +102,20 @@ class Call:
         return (val if isinstance(val, Tensor) else val[0]).shape
 
 
-def register_rule(op: OpOverload | OpOverloadPacket | str, rule: Rule | Kind) -> None:
+def register_rule(op: OpOverload | OpOverloadPacket | CustomOpDef | str, rule: Rule | Kind) -> None:
     """Teach the channel map a new op.
 
     Args:
-        op: the op or its qualified name, such as ``torch.ops.mylib.gelu2`` or ``"mylib::gelu2"``.
+        op: the op or its qualified name, such as ``torch.ops.mylib.gelu2`` or ``"mylib::gelu2"``; or what
+            ``torch.library.custom_op`` returned.
         rule: "pointwise" if every output element depends on the input elements at its own (broadcast)
             place; "movement" if the op only moves elements, and so can be run on integers; "mix" if any
             output may depend on any input; or a function ``rule(call, *args, **kwargs)`` that gets the
             op's arguments with every tensor as a `Traced`, and returns the output's labels (int64,
             broadcastable to the output's shape; a tuple for several outputs).
+
+    Raises:
+        UnsupportedOpError: there is no such op, or `rule` is neither one of the words nor a function.
 
     Example:
         >>> from torch import Tensor
@@ -118,9 +124,27 @@ def register_rule(op: OpOverload | OpOverloadPacket | str, rule: Rule | Kind) ->
         ...     return x * 2
         >>> register_rule("docs::scale", "pointwise")
     """
-    if not isinstance(op, str):
-        op = op._qualified_op_name if isinstance(op, OpOverloadPacket) else op._schema.name
-    _RULES[op] = _KINDS[rule] if isinstance(rule, str) else rule
+    name = _name_of(op)
+    if not (callable(rule) or rule in list(_KINDS)):
+        raise UnsupportedOpError(
+            f"The rule for the op {name} is {rule!r}.",
+            f"Give one of {', '.join(map(repr, _KINDS))}, or a function (docs/custom_ops.md).",
+        )
+    _RULES[name] = rule if callable(rule) else _KINDS[rule]
+
+
+def _name_of(op: object) -> str:
+    """The qualified name of an op that torch knows, without its overload."""
+    if isinstance(op, CustomOpDef):
+        op = op._opoverload
+    if isinstance(op, (OpOverload, OpOverloadPacket)):
+        return op._schema.name if isinstance(op, OpOverload) else op._qualified_op_name
+    if isinstance(op, str) and "::" in op and torch._C._jit_get_schemas_for_operator(op):
+        return op
+    raise UnsupportedOpError(
+        f"There is no op {op!r}.",
+        'Give its name without an overload ("mylib::gelu2"), after what defines it was imported.',
+    )
 
 
 def rule_for(*names: str) -> Callable[[Rule], Rule]:
