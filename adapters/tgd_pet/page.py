@@ -227,7 +227,8 @@ def _times(results: StudyResults, profile: str) -> str:
     versions = " and ".join(f"{package} {number}" for package, number in run["versions"].items())
     return (
         f"{total / 60:.0f} minutes by the clock, with {_count(workers, 'worker')} on a machine of "
-        f"{_count(run['cores'], 'core')}, {versions}. In minutes: {stages}."
+        f"{_count(run['cores'], 'core')}, of which {run['cpu_seconds'] / 60:.0f} minutes of computing, in all cores; "
+        f"{versions}. In minutes by the clock: {stages}."
         f"{'' if profile == 'full' else FULL}\n"
     )
 

@@ -173,6 +173,7 @@ def test_it_is_told_which_online_runs_learnt(results: StudyResults, out: Path) -
 
 def test_the_record_tells_times_and_versions(results: StudyResults, out: Path) -> None:
     assert set(results.run["seconds"]) == {"simulating patients", *stages(out, TINY)}
+    assert results.run["cpu_seconds"] > 1
     assert results.run["versions"]["torch"] == torch.__version__
     assert results.run["cores"] >= 1
 
