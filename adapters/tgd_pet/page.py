@@ -227,8 +227,8 @@ def _times(results: StudyResults, profile: str) -> str:
     versions = " and ".join(f"{package} {number}" for package, number in run["versions"].items())
     return (
         f"{total / 60:.0f} minutes by the clock, with {_count(workers, 'worker')} on a machine of "
-        f"{_count(run['cores'], 'core')}, of which {run['cpu_seconds'] / 60:.0f} minutes of computing, in all cores; "
-        f"{versions}. In minutes by the clock: {stages}."
+        f"{_count(run['cores'], 'core')}; {run['cpu_seconds'] / 60:.0f} minutes of computing, all cores together "
+        f"(the clock also counts what else the machine did); {versions}. By the clock, in minutes: {stages}."
         f"{'' if profile == 'full' else FULL}\n"
     )
 
