@@ -52,13 +52,23 @@ What keeps a lowered step from its bound:
   weight a pass over these. Where a weight meets few pixels (ResNet's last stage on small images) that shows.
 * Kernels work on blocks of 8 or 16 channels: 4 trainable channels of 16, as in the first stages of MONAI's U-Net, take
   as long as 16.
-* Norms without parameters, and a PReLU that all channels share, are in no plan: theirs is the plain backward of all
-  channels, and what it keeps in memory. In MONAI's U-Net that is nearly
-  all: only the optimizer's memory is saved there.
-* With nearly all channels trainable (0.9) little is left to save, but these passes remain: the step can cost more than
-  a full one, in either form. Batch norms with more than 0.6 of their channels trainable take the backward of all
-  channels instead of gathering them, convolutions only where their groups have unequal numbers of trainable channels.
-  Layers that are trainable whole are plain layers, and cost nothing extra.
+* Norms without parameters are in no plan, and a PReLU that all channels share is one channel, frozen whole: theirs is
+  the plain backward of all channels, and what it keeps in memory. So is that of group, layer and RMS norms, whose
+  channels need each other. In MONAI's U-Net that is nearly all activations: only the optimizer's memory is saved there.
+* Residual networks read sums: a channel of a sum needs its gradient if any of its producers is trainable. At 0.25 in
+  ResNet-50 most channels do, which the bound does not know.
+* With nearly all channels trainable (0.9) little is left to save, but the passes remain: the step can cost more than a
+  full one, in either form, and the gathered copies take memory beside the whole feature maps. Two rules keep it small:
+  batch norms with more than 0.6 of their channels trainable take the backward of all channels instead of gathering
+  them, and convolutions of which more than 0.7 of the input channels need a gradient compute that of all.
+  Convolutions whose groups have unequal numbers of trainable channels take the plain backward too. Layers that are
+  trainable whole are plain layers, and cost nothing extra.
+* In evaluation mode a compact layer calls the plain layer's kernel on one weight, after some Python that finds whether
+  that weight is up to date. With many small layers and small images that is percents; `remove_tgd` gives a network
+  without it.
+
+The figures are from before two changes: the rule of 0.7, and that a frozen layer such as a shared PReLU no longer makes
+the gradient of all channels needed, which it did in MONAI's U-Nets. Those steps cost less now than the table says.
 
 ## All ways
 
