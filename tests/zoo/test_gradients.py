@@ -20,7 +20,6 @@ GRADIENTS = {
     "torchvision/mobilenet_v3_small": 32,
     "torchvision/squeezenet1_1": 32,
     "timm/convnext_atto": 32,
-    "timm/repvgg_a2": 32,
     "monai/UNet-3d": 16,
     "monai/BasicUNetPlusPlus-2d": 32,
     "smp/FPN-mobilenet_v2": 32,
