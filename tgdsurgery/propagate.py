@@ -151,7 +151,7 @@ class _Interpreter:
         if rule is None:
             rule = self._without_rule(node)
         result = labels_by(rule, call, args, kwargs)
-        if _works_inplace_of(node):
+        if _works_in_place(node):
             (target,) = written(node)
             self._write(target, result)
             return self.labels[target]
@@ -275,7 +275,7 @@ _BY_STRIDES = ("as_strided", "as_strided_", "_reshape_alias", "resize_", "set_")
 def _is_view(node: fx.Node) -> bool:
     if aliases(node) is None or node.target is getitem:
         return aliases(node) is not None
-    return not _works_inplace_of(node) or torch.Tag.inplace_view in op_of(node).tags
+    return not _works_in_place(node) or torch.Tag.inplace_view in op_of(node).tags
 
 
 def _own_memory(labels: Tensor, spec: Tensor) -> Tensor:
@@ -291,7 +291,7 @@ def _changes_dtype(node: fx.Node) -> bool:
     return isinstance(val, Tensor) and val.dtype != parent.dtype
 
 
-def _works_inplace_of(node: fx.Node) -> bool:
+def _works_in_place(node: fx.Node) -> bool:
     """Whether the op returns the one argument that it writes to."""
     returns = op_of(node)._schema.returns
     return len(returns) == 1 and returns[0].alias_info is not None and len(written(node)) == 1

@@ -137,15 +137,20 @@ def needed_inputs(channels: ChannelMap, plan: TGDPlan) -> dict[str, tuple[bool, 
     if plan.flow == "full":
         return {}
 
-    def lets_through(producer: Producer) -> bool:
-        entry = plan[producer.layer]
-        is_open = not any(entry.mask) or not entry.layer.modules
-        return entry.mask[producer.channel] or (entry.layer.role == "filter" and is_open)
+    filters = {e.layer.name for e in plan.entries if e.layer.role == "filter"}
+    open_filters = {
+        e.layer.name
+        for e in plan.entries
+        if e.layer.name in filters and (not any(e.mask) or not e.layer.modules)
+    }
 
-    leads = []
-    for producers in channels.sets:
-        filters = [p for p in producers if channels.layers[p.layer].role == "filter"]
-        leads.append(not filters or any(map(lets_through, producers)))
+    def lets_through(producer: Producer) -> bool:
+        return producer.layer in open_filters or plan[producer.layer].mask[producer.channel]
+
+    leads = [
+        not any(p.layer in filters for p in producers) or any(map(lets_through, producers))
+        for producers in channels.sets
+    ]
     return {name: tuple(leads[index] for index in inputs) for name, inputs in channels.inputs.items()}
 
 

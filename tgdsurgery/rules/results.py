@@ -35,9 +35,8 @@ def labels_by(rule: Rule, call: Call, args: Any, kwargs: Any) -> Any:
 def _slip(result: Any, node: fx.Node) -> str:
     """What is wrong with a rule's result; empty if nothing is."""
     expected = node.meta["val"]
-    if (
-        expected is None
-    ):  # The op only writes. What is written to several arguments mixes, whatever the rule says.
+    if expected is None:
+        # The op only writes. What is written to several arguments mixes, whatever the rule says.
         targets = written(node)
         expected = targets[0].meta["val"] if len(targets) == 1 else ()
     if isinstance(expected, Tensor):
