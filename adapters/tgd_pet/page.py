@@ -156,14 +156,17 @@ def _what_was_done(settings: Settings) -> str:
 def _verdicts(results: StudyResults) -> str:
     found = claims(results)
     paper, reader = ([claim for claim in found if claim.origin == origin] for origin in ("paper", "reader"))
-    asked = _counted(reader, "statements that its reader would put to the test")
-    return f"Of the paper's {_counted(paper, 'claims')}. Of {asked}.\n"
+    return (
+        f"The paper's claims: {_counted(paper)}. What its reader would put to the test: {_counted(reader)}.\n"
+    )
 
 
-def _counted(found: Sequence[Claim], what: str) -> str:
+def _counted(found: Sequence[Claim]) -> str:
     count = Counter(claim.verdict for claim in found)
-    held = f"{count['holds']} hold, {count['does not hold']} do not, and {count['not shown']} are not shown either way"
-    return f"{len(found)} {what} {held}"
+    return (
+        f"{len(found)}, of which {count['holds']} found to hold, {count['does not hold']} found not to, "
+        f"{count['not shown']} not shown either way"
+    )
 
 
 def _reading(settings: Settings) -> str:
