@@ -248,6 +248,13 @@ def test_ops_that_only_write_are_refused_without_a_rule(name):
         fed_by(WRITERS[name])
 
 
+def test_the_rule_of_a_namesake_that_does_not_write_is_not_theirs():
+    custom("flip", torch.clone)
+    register_rule("tgdops::flip", "pointwise")
+    with pytest.raises(UnsupportedOpError, match=r'register_rule\("tgdops::flip_"'):
+        fed_by(flipped_in_place)
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_ops_that_only_write_mix_on_request(name):
     assert fed_by(WRITERS[name], on_unknown="mix") == [[0, 1, 2, 3]] * 4

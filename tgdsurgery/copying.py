@@ -6,9 +6,10 @@ import contextlib
 import copy
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +30,30 @@ def copy_model(model: ModuleT) -> ModuleT:
     Raises:
         RewriteError: some part of the model cannot be copied.
     """
-    computed = (leaf for module in model.modules() for leaf in tree_leaves(vars(module)))
-    memo = {
-        id(leaf): leaf.detach().clone() for leaf in computed if isinstance(leaf, Tensor) and not leaf.is_leaf
-    }
     try:
-        return copy.deepcopy(model, memo)
+        try:
+            return copy.deepcopy(model, _empty(model))
+        except RuntimeError:
+            return copy.deepcopy(model, _empty(model) | _computed(model))
     except Exception as error:  # whatever the classes of the model's parts raise
         raise RewriteError(
             f"The model cannot be copied: {type(error).__name__}: {error}.",
             "Remove or detach the attribute that copy.deepcopy(model) fails on.",
         ) from error
+
+
+def _empty(model: nn.Module) -> dict[int, Any]:
+    """Copies of the empty dicts of hooks, for `copy.deepcopy`, to which they are most of the work."""
+    found = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): OrderedDict() for value in found if type(value) is OrderedDict and not value}
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """Copies of the tensors that have a history."""
+    found = (leaf for module in model.modules() for leaf in tree_leaves(vars(module)))
+    return {
+        id(leaf): leaf.detach().clone() for leaf in found if isinstance(leaf, Tensor) and not leaf.is_leaf
+    }
 
 
 def refuse_rewritten(model: nn.Module) -> None:

@@ -108,15 +108,16 @@ def _covers(name: str, layer: str) -> bool:
 
 
 def _decide(scored: LayerScores, phi: float, overrides: Mapping[str, Override]) -> LayerPlan:
+    mask = _mask(scored, phi, overrides)
+    return LayerPlan(scored.layer, _optional(scored.scores), tuple(mask.tolist()))
+
+
+def _mask(scored: LayerScores, phi: float, overrides: Mapping[str, Override]) -> Tensor:
     names = [name for name in overrides if _covers(name, scored.layer.name)]
     rule = overrides[max(names, key=len)] if names else phi
-    if rule == "train":
-        mask = torch.ones_like(scored.scores, dtype=torch.bool)
-    elif rule == "freeze":
-        mask = torch.zeros_like(scored.scores, dtype=torch.bool)
-    else:
-        mask = scored.scores < rule  # NaN, for a channel that reaches no consumer, is below nothing.
-    return LayerPlan(scored.layer, _optional(scored.scores), tuple(mask.tolist()))
+    if isinstance(rule, str):
+        return torch.full_like(scored.scores, rule == "train", dtype=torch.bool)
+    return scored.scores < rule  # NaN, for a channel that reaches no consumer, is below nothing.
 
 
 def _optional(scores: Tensor) -> tuple[float | None, ...]:
@@ -129,7 +130,8 @@ def _phi_for(budget: float, scores: Sequence[LayerScores], overrides: Mapping[st
     total = sum(rows.numel for scored in filters for rows in scored.layer.parameters)
 
     def share(phi: float) -> float:
-        return sum(_decide(scored, phi, overrides).trainable_entries() for scored in filters) / max(total, 1)
+        trainable = ((scored.layer, int(_mask(scored, phi, overrides).sum())) for scored in filters)
+        return sum(layer.entries_of(count) for layer, count in trainable) / max(total, 1)
 
     if share(0.0) > budget:
         raise PlanError(

@@ -101,6 +101,10 @@ class Layer:
     groups: int = 1
     transposed: bool = False
 
+    def entries_of(self, channels: int) -> int:
+        """Number of parameter entries that belong to so many of its channels."""
+        return round(sum(rows.numel for rows in self.parameters) / self.channels * channels)
+
 
 @dataclass(frozen=True)
 class ChannelMap:
@@ -178,8 +182,7 @@ class LayerPlan:
 
     def trainable_entries(self) -> int:
         """Number of parameter entries that belong to trainable channels."""
-        per_channel = sum(rows.numel for rows in self.layer.parameters) / self.layer.channels
-        return round(per_channel * self.trainable)
+        return self.layer.entries_of(self.trainable)
 
     def entries(self) -> int:
         """Number of parameter entries of the layer."""

@@ -57,18 +57,16 @@ _TIMM = {
     **dict.fromkeys(
         ("resnest14d", "seresnet50", "skresnet18", "ecaresnet26t", "gcresnet33ts", "resnetblur50"), 64
     ),
-    **dict.fromkeys(
-        ("legacy_seresnet18", "legacy_senet154", "wide_resnet50_2", "resnetv2_50x1_bit", "resnet51q"), 64
-    ),
+    **dict.fromkeys(("legacy_seresnet18", "legacy_seresnext26_32x4d", "resnetv2_50x1_bit", "resnet51q"), 64),
     # dense, dual path, aggregation
     **dict.fromkeys(("densenet121", "densenetblur121d", "dla34", "dla60_res2net", "dpn68", "vovnet39a"), 64),
     **dict.fromkeys(("ese_vovnet19b_dw", "eca_vovnet39b", "cspresnet50", "cspresnext50", "cspdarknet53"), 64),
-    **dict.fromkeys(("cs3darknet_m", "cs3edgenet_x", "darknet53", "hrnet_w18_small", "selecsls42b"), 64),
+    **dict.fromkeys(("cs3darknet_m", "cs3edgenet_x", "darknet17", "hrnet_w18_small", "selecsls42b"), 64),
     # Inception and Xception
     **dict.fromkeys(
         ("inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "legacy_xception"), 96
     ),
-    **dict.fromkeys(("xception71", "inception_next_atto"), 96),
+    "inception_next_atto": 96,
     # mobile networks
     **dict.fromkeys(
         ("mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_large_100", "mobilenetv4_conv_small"), 64
@@ -89,11 +87,11 @@ _TIMM = {
         ("mobileone_s0", "repvgg_a2", "repghostnet_050", "fastvit_t8", "repvit_m0_9", "fasternet_t0"), 64
     ),
     # without batch norm, standardised weights
-    **dict.fromkeys(("nfnet_l0", "dm_nfnet_f0", "nf_regnet_b0", "nf_resnet50"), 64),
+    **dict.fromkeys(("nfnet_l0", "nf_regnet_b0", "nf_resnet26"), 64),
     # ConvNeXt, RegNet and later
     **dict.fromkeys(("convnext_atto", "convnextv2_atto", "convnext_tiny", "regnetx_002", "regnety_002"), 64),
     **dict.fromkeys(("regnetz_b16", "regnetv_040", "edgenext_xx_small", "hgnet_tiny", "hgnetv2_b0"), 64),
-    **dict.fromkeys(("vgg11", "vgg16_bn", "tresnet_m", "poolformer_s12", "caformer_s18"), 64),
+    **dict.fromkeys(("tresnet_m", "poolformer_s12", "caformer_s18"), 64),
     **dict.fromkeys(("starnet_s1", "mambaout_femto", "tf_efficientnet_cc_b0_4e", "convmixer_768_32"), 64),
     **dict.fromkeys(("coatnet_nano_rw_224", "focalnet_tiny_srf", "efficientvit_m0"), 224),
 }
@@ -154,7 +152,7 @@ def _timm() -> dict[str, Network]:
     }
 
 
-_INSTANCE_NORMS = ("SwinUNETR", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "UNet", "SegResNet")
+_SINGLE = ("VNet", "SwinUNETR", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "UNet", "SegResNet")
 _CUBES = ("UNETR", "DenseNet121", "EfficientNetBN", "FlexibleUNet")
 
 
@@ -194,7 +192,11 @@ def _monai() -> dict[str, Network]:
             {"in_channels": 3, "out_channels": 2, "backbone": "efficientnet-b0"},
             32,
         ),
-        "SwinUNETR": ("SwinUNETR", {"in_channels": 1, "out_channels": 2, "feature_size": 12}, 64),
+        "SwinUNETR": (
+            "SwinUNETR",
+            {"in_channels": 1, "out_channels": 2, "feature_size": 12, "depths": (2, 1, 1, 1)},
+            64,
+        ),
         "UNETR": ("UNETR", {"in_channels": 1, "out_channels": 2, "feature_size": 8, "hidden_size": 48}, 32),
     }
     found = {}
@@ -203,20 +205,15 @@ def _monai() -> dict[str, Network]:
             channels = 3 if name in ("FlexibleUNet",) else 1
             settings = {"spatial_dims": dims, **given, **_monai_extra(name, dims, size)}
             make = partial(getattr(monai_nets, kind), **settings)
-            batch = 1 if name in _INSTANCE_NORMS else 2
+            batch = 1 if name in _SINGLE else 2
             # In 3-d a beam where the network takes one: the convolutions of float64 are slow there.
             beam = dims == 3 and name not in _CUBES
             shape = (size, size // 2, size // 2) if beam else (size,) * dims
             found[f"monai/{name}-{dims}d"] = Network(make, (batch, channels, *shape))
-    ahnet = partial(
-        monai_nets.AHNet,
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=2,
-        psp_block_num=0,
-        upsample_mode="trilinear",
-    )
-    found["monai/AHNet-3d"] = Network(ahnet, (2, 1, 64, 64, 32))
+    for shape, mode in (((2, 1, 64, 64), "bilinear"), ((2, 1, 64, 32, 32), "trilinear")):
+        dims = len(shape) - 2
+        given = {"in_channels": 1, "out_channels": 2, "psp_block_num": 0, "upsample_mode": mode}
+        found[f"monai/AHNet-{dims}d"] = Network(partial(monai_nets.AHNet, spatial_dims=dims, **given), shape)
     return found
 
 
@@ -239,8 +236,6 @@ def _smp() -> dict[str, Network]:
                 used = {"resnet18": "tu-vit_tiny_patch16_224", "mobilenet_v2": "tu-vit_small_patch16_224"}[
                     encoder
                 ]
-            elif name == "pan" and encoder == "mobilenet_v2":  # which it refuses
-                used = "efficientnet-b0"
             given = {"dynamic_img_size": True} if name == "dpt" else {}
             make = partial(kind, encoder_name=used, encoder_weights=None, **given)
             size = 128 if name == "pan" else 64

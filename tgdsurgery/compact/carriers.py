@@ -88,6 +88,8 @@ class CompactNorm(CompactCarrier):
 
     def normalise(self, x: Tensor) -> Tensor:
         """The plain layer's output for x (B, C, *); where it holds, each channel by its own mode."""
+        if not (self.training or torch.is_grad_enabled()):
+            return self._run(x, self.whole("weight"), self.whole("bias"), training=False)
         x = self.stopped(x)
         holds = self.training and self.compaction.hold and self.running_mean is not None
         if not self.compaction.trainable:

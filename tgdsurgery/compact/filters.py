@@ -63,6 +63,8 @@ class CompactConv(CompactFilter, _ConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
+        if not torch.is_grad_enabled():
+            return self._conv_forward(x, self.whole("weight"), self.whole("bias"))
         x = self.stopped(x)
         spatial = len(self.kernel_size)
         if self._is_plain() or x.dim() not in (spatial + 1, spatial + 2):
@@ -156,6 +158,8 @@ class CompactLinear(CompactFilter, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
+        if not torch.is_grad_enabled():
+            return linear(x, self.whole("weight"), self.whole("bias"))
         x = self.stopped(x)
         if self._is_plain():
             return linear(x, *self._plain_tensors())

@@ -158,11 +158,12 @@ def rule_for(*names: str) -> Callable[[Rule], Rule]:
 
 
 def find_rule(op: OpOverload) -> Rule | None:
-    """The rule of `op`; that of ``relu`` serves ``relu_`` too. None if there is none."""
+    """The rule of `op`; that of torch's ``relu`` serves its ``relu_`` too. None if there is none."""
     name = op._schema.name
     if name in _RULES:
         return _RULES[name]
-    if op._schema.is_mutable and name.endswith("_") and name[:-1] in _RULES:
+    # What others call so may do something else.
+    if op.namespace == "aten" and op._schema.is_mutable and name.endswith("_") and name[:-1] in _RULES:
         return _RULES[name[:-1]]
     # torch marks the ops that work element by element.
     return unite_elementwise if torch.Tag.pointwise in op.tags else None
