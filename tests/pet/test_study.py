@@ -191,8 +191,8 @@ def test_claims_say_which_networks_learnt_nothing(results: StudyResults) -> None
 def test_the_page_counts_claims_and_tells_the_finding(out: Path, results: StudyResults) -> None:
     text = (out / "report" / "pet.md").read_text(encoding="utf-8")
     origins = Counter(claim.origin for claim in claims(results))
-    assert f"Of the paper's {origins['paper']} claims" in text
-    assert f"Of {origins['reader']} statements" in text
+    assert f"The paper's claims: {origins['paper']}, of which" in text
+    assert f"put to the test: {origins['reader']}, of which" in text
     learnt, runs = results.learnt("N2N")
     bias = results.unseen_difference("N2N", "v2-net", "bladder", "bias").mean
     assert (

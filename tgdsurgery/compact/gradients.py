@@ -173,7 +173,8 @@ class WholeConvolution(_Convolution):
         groups = ctx.geometry.groups
         if weight is None:
             weight = _empty(ctx, gradient, ctx.weight_shape)
-        elif ctx.stops_gradient:  # of frozen rows the weight is zero, so that their gradient need not be
+        elif ctx.stops_gradient:  # zeros of the weight would do, but for a gradient that is infinite
+            gradient = zeroed(gradient, _among(trainable, gradient))
             shape = (gradient.shape[1], ctx.input_shape[1] // groups, *ctx.weight_shape[2:])
             weight = _empty(ctx, gradient, shape).zero_().index_copy_(0, trainable, weight)
             weight = swapped(weight, groups) if ctx.geometry.transposed else weight
