@@ -42,10 +42,12 @@ from tgd_pet.network import DnCNN
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import in_a_child, setting, write_json
 from benchmarks.step_page import RESULTS, write_page
 from tgdsurgery.channels import map_model
+from tgdsurgery.compact import Compact
 from tgdsurgery.inputs import arguments_for
 from tgdsurgery.planning import make_plan
 from tgdsurgery.records import TGDPlan
@@ -56,6 +58,7 @@ SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LIMIT = 1200.0  # seconds per network
 RANK = 8
 PROFILED = "lowered 0.25"
+EVALUATIONS = 5  # rounds of forwards for each round of steps: they are short, and what is looked for is small
 Result = dict[str, Any]
 
 
@@ -209,12 +212,13 @@ def measure(name: str, rounds: int) -> Result:
     """Times and memory of all ways."""
     warnings.simplefilter("ignore")
     os.environ["KINETO_LOG_LEVEL"] = "5"
-    result: Result = {"shape": list(SUBJECTS[name].shape), "ratios": {}, "memory": {}, "profile": {}}
+    result: Result = {"shape": list(SUBJECTS[name].shape), "ratios": {}, "memory": {}, "products": {}}
     full: list[float] = []
     for found in groups(SUBJECTS[name]):
         for way in found.values():
             way.step()
         result["memory"] |= {way: each.memory() for way, each in found.items()}
+        result["products"] |= products(found)
         runs: dict[str, Callable[[], None]] = {way: each.step for way, each in found.items()}
         if not full:
             runs["forward"] = found["full"].forward
@@ -223,7 +227,8 @@ def measure(name: str, rounds: int) -> Result:
         result["ratios"] |= {way: ratios(each, seconds["full"]) for way, each in seconds.items()}
         if PROFILED in found:
             result["profile"] = {way: profiled(found[way]) for way in ("full", PROFILED)}
-            result["evaluation"] = evaluated(found, rounds)
+            control = Way(copy.deepcopy(found["full"].net), found["full"].x)
+            result["evaluation"] = evaluated({**found, "control": control}, rounds)
     return result | {"seconds": statistics.median(full)}
 
 
@@ -238,13 +243,28 @@ def taking_turns(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[st
     return seconds
 
 
-def evaluated(found: Mapping[str, Way], rounds: int) -> list[float]:
-    """The lowered network in evaluation mode against the plain one."""
-    for way in found.values():
+def evaluated(found: Mapping[str, Way], rounds: int) -> Result:
+    """The forward of the lowered network in evaluation mode, and of a second plain copy, against the plain one."""
+    runs = {"full": found["full"], "control": found["control"], PROFILED: found[PROFILED]}
+    for way in runs.values():
         way.net.eval()
         way.forward()
-    seconds = taking_turns({way: found[way].forward for way in ("full", PROFILED)}, 2 * rounds)
-    return ratios(seconds[PROFILED], seconds["full"])
+    seconds = taking_turns({name: way.forward for name, way in runs.items()}, EVALUATIONS * rounds)
+    more = statistics.median(a - b for a, b in zip(seconds[PROFILED], seconds["full"], strict=True))
+    layers = sum(isinstance(module, Compact) for module in found[PROFILED].net.modules())
+    result = {name: ratios(each, seconds["full"]) for name, each in seconds.items()}
+    return result | {"per_layer_us": round(1e6 * more / layers, 1)}
+
+
+def products(found: Mapping[str, Way]) -> dict[str, float]:
+    """What torch counts of the multiplications of a step, as ratios to those of the full step."""
+    counted = {}
+    for name, way in found.items():
+        if not any(getattr(module, "groups", 1) > 1 for module in way.net.modules()):
+            with FlopCounterMode(display=False) as counter:
+                way.step()
+            counted[name] = counter.get_total_flops()
+    return {name: round(count / counted["full"], 4) for name, count in counted.items()}
 
 
 def ratios(one: list[float], other: list[float]) -> list[float]:

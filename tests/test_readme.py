@@ -5,12 +5,13 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import zoo_page
+from benchmarks import step_page, zoo_page
 from tgdsurgery.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,7 @@ def test_pictures_and_links_exist(page: Path) -> None:
     assert not missing
 
 
-def test_the_zoo_page_is_made_from_its_results() -> None:
-    results = json.loads(zoo_page.RESULTS.read_text(encoding="utf-8"))
-    assert zoo_page.PAGE.read_text(encoding="utf-8") == zoo_page.page(results)
+@pytest.mark.parametrize("made", [zoo_page, step_page])
+def test_the_pages_of_benchmarks_are_made_from_their_results(made: ModuleType) -> None:
+    results = json.loads(made.RESULTS.read_text(encoding="utf-8"))
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(results)
