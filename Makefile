@@ -29,7 +29,7 @@ $(ZOO)/.installed: pyproject.toml tests/zoo/requirements.txt
 
 zoo: export OMP_NUM_THREADS ?= 1
 zoo: $(ZOO)/.installed
-	$(ZOO)/bin/python -m pytest -n auto tests/zoo
+	$(ZOO)/bin/python -m pytest -n auto --dist worksteal tests/zoo
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -22,8 +22,8 @@ Made by `make bench-zoo` from [its results](../benchmarks/results/zoo.json); do 
 {setting}.
 
 Random weights, the smallest input that a network takes, a batch of two (of one where that is large and no batch norm
-needs two); `make zoo` tests the laws on the same networks, in both forms up to 30 million parameters, in the lowered form
-above.
+needs two); `make zoo` tests the laws on the same networks, in both forms up to 30 million parameters, in the lowered
+form above.
 Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;
