@@ -121,9 +121,8 @@ def test_the_backbone_inside_a_detector(lower):
 @pytest.mark.parametrize("name", GIANTS)
 def test_giants_are_mapped(name):
     """Beyond the memory of a test machine: the map alone, without weights."""
-    with torch.device("meta"):
-        net, image = NETWORKS[name].make()
-    found = channel_map(net, image)
+    net, image = NETWORKS[name].make()
+    found = channel_map(net.to("meta"), image.to("meta"))
     assert len(found.consumers) > 100
     assert not found.unmapped
 
