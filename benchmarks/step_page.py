@@ -66,8 +66,7 @@ What keeps a lowered step from its bound:
 * Norms without parameters are in no plan, and a PReLU that all channels share is one channel, frozen whole: theirs is
   the plain backward of all channels, and what it keeps in memory. So is that of group, layer and RMS norms, whose
   channels need each other. In MONAI's U-Net that is nearly all activations: only the optimizer's memory is saved there.
-* Where arithmetic is fast in relation to memory, the passes weigh more: ratios differ between machines, those of
-  networks with large feature maps by a tenth or more.
+* Where arithmetic is fast in relation to memory, the passes weigh more: ratios differ between machines.
 * Residual networks read sums: a channel of a sum needs its gradient if any of its producers is trainable, which the
   bound does not know. In ResNet-50 that costs little arithmetic: see the products.
 * With nearly all channels trainable (0.9) little is left to save, but the passes remain: the step can cost more than a
