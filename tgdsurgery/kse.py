@@ -19,12 +19,13 @@ from tgdsurgery.errors import PlanError
 
 Variant = Literal["paper", "released-code"]
 
-# Most numbers that one temporary tensor holds (4 MiB in float64), or one channel's N x D kernels, or one
-# kernel's N distances where these are more. Up to a dozen live at a time; larger ones are no faster.
-CHUNK_ELEMENTS = 2**19
+# Most numbers that one temporary tensor holds (2 MiB in float64), or one channel's N x D kernels, or one
+# kernel's N distances where these are more. Up to a dozen live at a time; larger ones leave the caches.
+CHUNK_ELEMENTS = 2**18
 
-# Rows of distances that are shorter than this, per neighbour, torch's topk sorts in part in another, slower way.
-SHORT = 64
+# A kernel with a neighbour nearer than this share of its own length has its distances computed by differences.
+# Products of matrices round the others by at most 1e-10 of themselves.
+NEAR = 1e-2
 
 # A range below this share of the largest value is rounding, which min-max would blow up to [0, 1].
 SAME = 1e-9
@@ -109,7 +110,7 @@ def neighbour_distances(kernels: Tensor, k: int) -> Tensor:
         k: number of neighbours; where there are fewer than k others, all of them are taken.
 
     Returns:
-        (C, N), in the order of `kernels`.
+        (C, N). The kernels of a channel may be in another order, which the entropy does not depend on.
 
     Example:
         >>> neighbour_distances(torch.tensor([[[0.0], [1.0], [3.0]]]), k=1)
@@ -117,6 +118,8 @@ def neighbour_distances(kernels: Tensor, k: int) -> Tensor:
     """
     n, size = kernels.shape[1:]
     k = min(k, n - 1)
+    if k == 0:
+        return kernels.new_zeros(kernels.shape[:2])
     if size == 1:
         return _scalar_neighbour_distances(kernels.squeeze(2), k)
     rows = min(n, max(1, CHUNK_ELEMENTS // n))
@@ -126,8 +129,7 @@ def neighbour_distances(kernels: Tensor, k: int) -> Tensor:
     for first in range(0, len(kernels), channels):
         part = kernels[first : first + channels]
         for row in range(0, n, rows):
-            queries = part[:, row : row + rows]
-            sums[first : first + channels, row : row + rows] = _nearest(queries, part, k)
+            sums[first : first + channels, row : row + rows] = _nearest(part, row, rows, k)
     return sums
 
 
@@ -166,21 +168,44 @@ def indicator(s: Tensor, e: Tensor, alpha: float = 1.0) -> Tensor:
     return (s / (1 + alpha * e)).sqrt()
 
 
-def _nearest(queries: Tensor, kernels: Tensor, k: int) -> Tensor:
-    # The matmul shortcut would round away the distances between near-equal kernels. Without it a kernel is
-    # exactly 0 from itself, so that it can be let through as one neighbour more.
-    distances = torch.cdist(queries, kernels, compute_mode="donot_use_mm_for_euclid_dist")
-    if distances.device.type == "cpu" and distances.shape[2] < SHORT * (k + 1):
-        # NumPy's selection is vectorised, and faster there.
-        distances.numpy().partition(k, axis=2)
-        return distances[:, :, : k + 1].sum(dim=2)
-    return distances.topk(k + 1, dim=2, largest=False, sorted=False).values.sum(dim=2)
+def _nearest(kernels: Tensor, first: int, rows: int, k: int) -> Tensor:
+    """`neighbour_distances` of some kernels of each channel, `rows` of them from `first` on."""
+    queries = kernels[:, first : first + rows]
+    near = _smallest(_squared_distances(queries, kernels, first), k)
+    sums = near.clamp(min=0).sqrt().sum(dim=2)
+    rounded = near.amin(dim=2) < NEAR**2 * queries.square().sum(dim=2)
+    for channel in rounded.any(dim=1).nonzero().flatten().tolist():
+        which = rounded[channel]
+        exact = torch.cdist(
+            queries[channel, which], kernels[channel], compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        # A kernel is exactly 0 from itself, so that it can be let through as one neighbour more.
+        sums[channel, which] = _smallest(exact, k + 1).sum(dim=1)
+    return sums
+
+
+def _squared_distances(queries: Tensor, kernels: Tensor, first: int) -> Tensor:
+    """|x - y|^2 = |x|^2 - 2 x y + |y|^2 in one product of matrices; infinite between a kernel and itself."""
+    x_squared, y_squared = (x.square().sum(dim=2, keepdim=True) for x in (queries, kernels))
+    x = torch.cat([queries, x_squared, torch.ones_like(x_squared)], dim=2)
+    y = torch.cat([-2 * kernels, torch.ones_like(y_squared), y_squared], dim=2)
+    distances = x @ y.transpose(1, 2)
+    distances.diagonal(first, dim1=1, dim2=2).fill_(math.inf)
+    return distances
+
+
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """The k smallest along the last axis, in no order; `values` may be overwritten."""
+    if values.device.type == "cpu":  # where NumPy's selection is vectorised, and torch's is not
+        values.numpy().partition(k - 1, axis=-1)
+        return values[..., :k]
+    return values.topk(k, largest=False, sorted=False).values
 
 
 def _scalar_neighbour_distances(values: Tensor, k: int) -> Tensor:
-    """`neighbour_distances` of scalar kernels (C, N): the nearest of each are next to it in sorted order."""
+    """`neighbour_distances` of scalar kernels (C, N), from small to large: the nearest are next to each."""
     n = values.shape[1]
-    ranked, order = values.sort(dim=1)
+    ranked = _ranked(values)
     edge = ranked.new_full((len(ranked), k), math.inf)
     padded = torch.cat([-edge, ranked, edge], dim=1)
     total = torch.zeros_like(ranked)
@@ -191,7 +216,16 @@ def _scalar_neighbour_distances(values: Tensor, k: int) -> Tensor:
         torch.sub(ranked, padded.narrow(1, k - step, n), out=below)
         torch.sub(padded.narrow(1, 2 * k + 1 - step, n), ranked, out=above)
         total += torch.minimum(below, above, out=below)
-    return torch.empty_like(total).scatter_(1, order, total)
+    return total
+
+
+def _ranked(values: Tensor) -> Tensor:
+    if values.device.type != "cpu":
+        return values.sort(dim=1).values
+    # Without the order, which torch works out too, NumPy's sorting is vectorised.
+    ranked = values.clone()
+    ranked.numpy().sort(axis=1)
+    return ranked
 
 
 def _chunks(kernels: Tensor, scale: Tensor) -> Iterator[Tensor]:
