@@ -1,6 +1,6 @@
 """Which of the networks people use can be mapped and operated on, how long does it take, and in how much memory?
 
-Every network of `tests/zoo/networks.py` at its smallest input, and four large ones at their native size. In a
+Every network of `tests/zoo/networks.py` at its smallest input, and four large ones on an image of their native size. In a
 process of its own per network, one thread, CPU seconds (steadier than the clock on a busy machine):
 
 * forward: one plain forward pass of the batch, the second of two;
@@ -26,6 +26,7 @@ import click
 import torch
 import torch_pruning
 from rich.progress import track
+from torch import nn
 
 from benchmarks.measuring import forget_peak, in_a_child, peak_mib, setting, write_json
 from benchmarks.zoo_page import RESULTS, write_page
@@ -63,9 +64,15 @@ class Stopwatch:
         return round(elapsed, 3)
 
 
+def subject(name: str, size: int | None) -> tuple[nn.Module, torch.Tensor]:
+    """The network, and its smallest input or one image of a size."""
+    net, images = NETWORKS[name].make(size)
+    return net, images if size is None else images[:1]
+
+
 def ours(name: str, size: int | None) -> Result:
     """Everything from the network to its TGD form."""
-    net, image = NETWORKS[name].make(size)
+    net, image = subject(name, size)
     result: Result = {"parameters": sum(p.numel() for p in net.parameters()), "input": list(image.shape)}
     with torch.no_grad():
         net(image)
@@ -100,7 +107,7 @@ def drawn(channels: ChannelMap) -> list[LayerScores]:
 
 def peer(name: str, size: int | None) -> Result:
     """Torch-Pruning's graph."""
-    net, image = NETWORKS[name].make(size)
+    net, image = subject(name, size)
     watch = Stopwatch()
     torch_pruning.DependencyGraph().build_dependency(net, example_inputs=image)
     return {"seconds": watch()}

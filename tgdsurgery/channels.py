@@ -78,17 +78,21 @@ def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown =
     if on_unknown not in get_args(OnUnknown):
         raise PlanError(f"on_unknown is {on_unknown!r}.", 'It can be "raise" or "mix".')
     refuse_unfit(model)
-    trial, table = copy_model(model), LabelTable()
     with _without_cycle_collection():
-        evaluated = propagate(capture(trial, *arguments, training=False), table, on_unknown)
-        try:
-            run = capture(trial, *arguments, training=True)
-        except CaptureError:
-            # Batch norm cannot train on one value per channel.
-            run = capture(trial, *repeated(arguments), training=True)
-        trained = propagate(run, table, on_unknown)
-        first = _Collector(evaluated, trial)
-        return _merged(first.collect(), _Collector(trained, trial, after=first).collect(), model)
+        return _mapped(model, arguments, on_unknown)
+
+
+def _mapped(model: nn.Module, arguments: Arguments, on_unknown: OnUnknown) -> MappedModel:
+    trial, table = copy_model(model), LabelTable()
+    evaluated = propagate(capture(trial, *arguments, training=False), table, on_unknown)
+    try:
+        run = capture(trial, *arguments, training=True)
+    except CaptureError:
+        # Batch norm cannot train on one value per channel.
+        run = capture(trial, *repeated(arguments), training=True)
+    trained = propagate(run, table, on_unknown)
+    first = _Collector(evaluated, trial)
+    return _merged(first.collect(), _Collector(trained, trial, after=first).collect(), model)
 
 
 @contextlib.contextmanager
@@ -156,7 +160,7 @@ class _Collector:
         self.layers: dict[str, Layer] = {}
         self._sets: dict[frozenset[Producer], int] = after._sets if after else {}
         self._singles: dict[tuple[str, int], Sequence[tuple[Producer]]] = after._singles if after else {}
-        self._writers: list[Sequence[Producer]] = []
+        self._writers: list[Sequence[Producer]] = []  # what each writer stands for
         self._indices: dict[int, int] = {}  # label -> index of its set
         self._translated: dict[int, frozenset[Producer]] = {}
 
@@ -266,10 +270,14 @@ class _Collector:
     def _are_channels(self, layer: Layer, labels: Tensor) -> bool:
         """Whether row n is all written by channel n of the layer, by no other, and a filter's by nobody else."""
         for channel, row in enumerate(labels.tolist()):
-            wanted = {Producer(layer.name, channel)}
-            for producers in map(self._translate, row):
-                own = producers if layer.role == "filter" else {p for p in producers if p.layer == layer.name}
-                if own != wanted:
+            for label in row:
+                own = {
+                    producer.channel if producer.layer == layer.name else None
+                    for writer in self.found.table.members(label)
+                    for producer in self._writers[writer]
+                    if layer.role == "filter" or producer.layer == layer.name
+                }
+                if own != {channel}:
                     return False
         return True
 

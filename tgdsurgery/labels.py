@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 EMPTY = 0
+# Labels from here on are the sets of one writer, which nobody has to store: most labels are. Two labels fit in 62 bits.
+SINGLE = 2**30
 # A member takes 30 to 60 bytes. The sets of a Swin3d-B have ten million; where everything mixes with everything
 # (layer upon layer whose kernels are made from the input) there is no end to it.
 MAX_MEMBERS = 50_000_000
@@ -41,7 +43,7 @@ class Block:
 
 
 class LabelTable:
-    """The interned sets behind the ids of all label tensors of one run. Id 0 is the empty set.
+    """The interned sets behind the ids of all label tensors of one run. Id 0 is the empty set, `SINGLE` + w that of w.
 
     >>> table = LabelTable()
     >>> a, b = table.block("layer", "conv", 2)
@@ -62,7 +64,7 @@ class LabelTable:
 
     def members(self, label: int) -> frozenset[int]:
         """The numbers of the writers in the set that a label stands for."""
-        return self._sets[label]
+        return frozenset((label - SINGLE,)) if label >= SINGLE else self._sets[label]
 
     def block_of(self, writer: int) -> Block:
         """The block that a writer's number belongs to."""
@@ -81,8 +83,7 @@ class LabelTable:
         if (kind, name, count) not in self._blocks:
             made = Block(kind, name, len(self._block_of), count)
             self._block_of += [made] * count
-            labels = [self._intern(frozenset((made.start + index,))) for index in range(count)]
-            self._blocks[kind, name, count] = made, torch.tensor(labels, dtype=torch.int64)
+            self._blocks[kind, name, count] = made, torch.arange(count) + (SINGLE + made.start)
         return self._blocks[kind, name, count][1]
 
     def union(self, first: Tensor, second: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class LabelTable:
 
     def unite(self, labels: Iterable[int]) -> int:
         """One label: the union of the given ones."""
-        return self._intern(frozenset().union(*(self._sets[label] for label in set(labels))))
+        return self._intern(frozenset().union(*map(self.members, set(labels))))
 
     def mix(self, *tensors: Tensor) -> Tensor:
         """One label (a 0-d tensor): everything that is in the given tensors."""
@@ -124,10 +125,14 @@ class LabelTable:
     def _unite_pair(self, pair: int) -> int:
         label = self._united.get(pair)
         if label is None:
-            label = self._united[pair] = self._intern(self._sets[pair >> 32] | self._sets[pair & 0xFFFFFFFF])
+            label = self._united[pair] = self._intern(
+                self.members(pair >> 32) | self.members(pair & 0xFFFFFFFF)
+            )
         return label
 
     def _intern(self, members: frozenset[int]) -> int:
+        if len(members) == 1:
+            return SINGLE + next(iter(members))
         label = self._ids.setdefault(members, len(self._sets))
         if label == len(self._sets):
             self._sets.append(members)

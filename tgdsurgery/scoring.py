@@ -6,6 +6,7 @@ Carriers are scored the same way, from the consumers downstream of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from tgdsurgery.channels import ConsumerWeight, MappedModel
 from tgdsurgery.errors import PlanError
 from tgdsurgery.kse import kse
-from tgdsurgery.records import LayerScores
+from tgdsurgery.records import LayerScores, Producer
 
 
 def score(mapped: MappedModel, *, k: int = 5, alpha: float = 1.0) -> tuple[LayerScores, ...]:
@@ -33,16 +34,16 @@ def score(mapped: MappedModel, *, k: int = 5, alpha: float = 1.0) -> tuple[Layer
     """
     channels = mapped.channels
     by_set = _scores_of_sets(mapped, k, alpha)
-    gathered = {
-        name: torch.full((layer.channels,), torch.nan).double() for name, layer in channels.layers.items()
-    }
-    best: dict[tuple[str, int], float] = {}
-    for index, value in by_set.items():
-        for producer in channels.sets[index]:
-            best[producer] = max(value, best.get(producer, value))
+    best: dict[Producer, float] = {}
+    for index in sorted(by_set, key=by_set.__getitem__):  # so that the largest score is written last
+        best.update(dict.fromkeys(channels.sets[index], by_set[index]))
+    gathered = {name: [math.nan] * layer.channels for name, layer in channels.layers.items()}
     for (name, channel), value in best.items():
         gathered[name][channel] = value
-    return tuple(LayerScores(layer, gathered[name]) for name, layer in channels.layers.items())
+    return tuple(
+        LayerScores(layer, torch.tensor(gathered[name], dtype=torch.float64))
+        for name, layer in channels.layers.items()
+    )
 
 
 def _scores_of_sets(mapped: MappedModel, k: int, alpha: float) -> dict[int, float]:

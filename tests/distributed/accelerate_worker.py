@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.distributed.launching import WORLD, report
+from tests.distributed.launching import WORLD, leave, report
 from tests.distributed.subject import BATCH, STEPS, batch, operated, optimizer_of
 from tgdsurgery import remove_tgd, verify
 
@@ -39,7 +38,7 @@ def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     results = {"lowered": trained(accelerator), "literal": trained(accelerator, lower=False)}
     report(folder, accelerator.process_index, results)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

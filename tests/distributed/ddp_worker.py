@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.distributed.launching import report
+from tests.distributed.launching import leave, report
 from tests.distributed.subject import STEPS, operated, optimizer_of, train
 from tests.distributed.test_ddp import FORMS
 from tgdsurgery import remove_tgd, verify
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
     results["norm in part"] = trained(rank, world, overrides={"4": 0.8})
     results["other weights"] = refusal(rank)
     report(folder, rank, results)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

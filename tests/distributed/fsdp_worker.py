@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 
-from tests.distributed.launching import WORLD, report
+from tests.distributed.launching import WORLD, leave, report
 from tests.distributed.subject import STEPS, base, operated, optimizer_of, train
 from tests.distributed.test_fsdp import FORMS
 from tgdsurgery import RewriteError, remove_tgd, verify
@@ -131,7 +131,7 @@ def main(folder: Path) -> None:
             results["removed"] = removed(tgd)
     results["sent by one"] = sent_by_one()
     report(folder, rank, results)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -44,3 +45,12 @@ def run(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def report(folder: Path, rank: int, results: dict[str, Any]) -> None:
     """Called by a worker, once, with plain data and tensors."""
     torch.save(results, folder / f"rank{rank}.pt")
+
+
+def leave() -> None:
+    """Called by a worker at its end: what still holds the group, in cycles, has to go before it.
+
+    What is left to the interpreter's own end has been seen to abort there, once in many runs.
+    """
+    gc.collect()
+    dist.destroy_process_group()

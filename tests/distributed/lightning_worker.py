@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, DistributedSampler
 
-from tests.distributed.launching import WORLD, report
+from tests.distributed.launching import WORLD, leave, report
 from tests.distributed.subject import BATCH, STEPS, batch, operated, optimizer_of
 from tgdsurgery import remove_tgd, verify
 
@@ -69,7 +69,7 @@ def main(folder: Path) -> None:
     fitted(uninterrupted, folder / "two", epochs=2)
     results |= {"resumed": resumed.state_dict(), "uninterrupted": uninterrupted.state_dict()}
     report(folder, dist.get_rank(), results)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.distributed.launching import WORLD, report
+from tests.distributed.launching import WORLD, leave, report
 from tests.distributed.subject import STEPS, batch, operated, optimizer_of, train
 
 FORMS: dict[str, dict[str, Any]] = {"lowered": {}, "literal": {"lower": False}}
@@ -108,7 +108,7 @@ def main(folder: Path) -> None:
         report(folder, rank, second_life(folder, rank))
     else:
         first_life(folder, rank)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
