@@ -1,7 +1,7 @@
 """Which of the networks people use can be mapped and operated on, how long does it take, and in how much memory?
 
-Every network of `tests/zoo/networks.py` at its smallest input, and four large ones on an image of their native size. In a
-process of its own per network, one thread, CPU seconds (steadier than the clock on a busy machine):
+Every network of `tests/zoo/networks.py` at its smallest input, and four large ones on an image of their native size, in
+a process of its own each, one thread, CPU seconds (steadier than the clock on a busy machine):
 
 * forward: one plain forward pass of the batch, the second of two;
 * map: `channel_map`, which records a run in evaluation and one in training mode;

@@ -92,3 +92,21 @@ def test_attention_is_seen_whole() -> None:
     read = {node.meta.get("parameter") for node in nodes}
     assert {"in_proj_weight", "out_proj.weight"} <= read
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Fleeting(nn.Module):
+    """Tensors that come from outside torch, at addresses where others have just died."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(20):
+            x = x + 2 * x  # the double dies here
+            x = x * torch.from_numpy(np.ones(tuple(x.shape), np.float32))
+        return x
+
+
+def test_memory_that_is_used_again_is_not_taken_for_what_lay_there() -> None:
+    nodes = capture(Fleeting(), (torch.randn(1, 2, 3, 3),), {}, training=False).graph.graph.nodes
+    factors = [node.args[1] for node in nodes if str(node.target) == "aten.mul.Tensor"]
+    outside = [alias_root(factor) for factor in factors if isinstance(factor, torch.fx.Node)]
+    assert [node.op for node in outside if "constant" in node.meta] == 20 * ["get_attr"]
+    assert len(set(outside)) == 20

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from tgdsurgery.copying import own_randomness
 from tgdsurgery.errors import CaptureError, TGDError, UnsupportedOpError
 
-_Key = tuple[object, ...]
+_Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Recorder(TorchDispatchMode):
 
     Tensors are known by the memory they look at (storage, offset, shape, strides), not by identity:
     under `no_grad` a view can come back as another tensor object. A weak reference to each storage keeps
-    its address from being given to another one, while the memory itself is free to go.
+    its address from being given to another one, until its memory is gone and its tensors are forgotten.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,6 +95,7 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self._nodes: dict[_Key, fx.Node] = {}
         self._storages: dict[int, StorageWeakRef] = {}
+        self._made: dict[int, list[_Key]] = {}  # storage -> what the run made in it
         self._names = {self._key(p): ("parameter", name) for name, p in model.named_parameters()}
         self._names |= {self._key(b): ("buffer", name) for name, b in model.named_buffers()}
 
@@ -116,6 +117,8 @@ class _Recorder(TorchDispatchMode):
         """Close the graph with the run's output."""
         known = tree_map_only(Tensor, self._node, output)
         leaves = [leaf for leaf in tree_leaves(known) if isinstance(leaf, fx.Node)]
+        for node in self.graph.nodes:
+            node.meta["val"] = tree_map_only(_Spec, _Spec.made, node.meta["val"])
         self.graph.output(tuple(leaves))
         _settle_fixed(self.graph)
         return fx.GraphModule(self.constants, self.graph, class_name="Captured")
@@ -131,6 +134,7 @@ class _Recorder(TorchDispatchMode):
                 "Use clone().",
             )
         with torch._C.DisableTorchFunction():  # what is done here is not the model's
+            self._forget_the_dead()
             # Looked up before the call, which may resize or free what it is given.
             node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
             result = func(*args, **kwargs)
@@ -150,14 +154,26 @@ class _Recorder(TorchDispatchMode):
         if all("value" in parent.meta for parent in node.all_input_nodes):
             node.meta["value"] = result
         if isinstance(result, Tensor):
-            self._nodes[self._key(result)] = node
+            self._made_by(node, result)
             return
         for index, part in enumerate(result or ()):
             if isinstance(part, Tensor):
                 item = self.graph.call_function(getitem, (node, index))
                 item.meta |= {"val": _spec(part), "module": self.stack[-1], "returned_by": []}
                 item.meta |= {"value": part} if "value" in node.meta else {}
-                self._nodes[self._key(part)] = item
+                self._made_by(item, part)
+
+    def _made_by(self, node: fx.Node, tensor: Tensor) -> None:
+        key = self._key(tensor)
+        self._nodes[key] = node
+        self._made.setdefault(key[0], []).append(key)
+
+    def _forget_the_dead(self) -> None:
+        # What is kept of a storage, small as it is, lies between the big ones and tears the memory.
+        for storage in [made for made in self._made if self._storages[made].expired()]:
+            for key in self._made.pop(storage):
+                self._nodes.pop(key, None)
+            del self._storages[storage]
 
     def _node(self, tensor: Tensor) -> fx.Node:
         key = self._key(tensor)
@@ -235,10 +251,20 @@ class _Exits(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class _Spec:
+    """Of a tensor, until the run is over: tensors made meanwhile would lie between the big ones and tear the memory."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def made(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
 def _spec(value: object) -> object:
-    if not isinstance(value, Tensor):
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return _Spec(value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
 
 
 def op_of(node: fx.Node) -> OpOverload:
