@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import step_page, zoo_page
+from benchmarks.measuring import RESULTS
 from tgdsurgery.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -108,3 +109,26 @@ def test_pictures_and_links_exist(page: Path) -> None:
 def test_the_pages_of_benchmarks_are_made_from_their_results(made: ModuleType) -> None:
     results = json.loads(made.RESULTS.read_text(encoding="utf-8"))
     assert made.PAGE.read_text(encoding="utf-8") == made.page(results)
+
+
+def test_the_readme_has_the_figures_of_the_last_runs() -> None:
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    kse = json.loads((RESULTS / "kse.json").read_text(encoding="utf-8"))
+    ours, plain, published = (kse["total"][way] for way in ("ours", "plain", "published"))
+    assert f"takes a {plain / ours:.0f}th of the CPU time of plain" in text
+    assert f"about a {round(published / ours, -2):.0f}th of the published" in text
+    assert f"{ours:.1f} CPU seconds against {plain:.0f} and about {round(published, -2):.0f}" in text
+    assert f"{kse['wall_seconds']:.1f} seconds by the clock on two cores" in text
+    zoo = json.loads((RESULTS / "zoo.json").read_text(encoding="utf-8"))["networks"]
+    densenet, resnet, efficientnet = (
+        f"{zoo[name]['map'] + zoo[name]['scores']:.1f}"
+        for name in (
+            "torchvision/densenet201 at 224",
+            "torchvision/resnet152 at 224",
+            "torchvision/efficientnet_b7 at 600",
+        )
+    )
+    assert (
+        f"{densenet} seconds on one core for a DenseNet-201, {resnet} for a ResNet-152, and {efficientnet} for"
+        in text
+    )
