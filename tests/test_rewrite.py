@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tgdsurgery.copying import own_randomness
-from tgdsurgery.errors import RewriteError
+from tgdsurgery.errors import CaptureError, RewriteError
 from tgdsurgery.graph_form import TGDGraphModule, traced
 from tgdsurgery.layers import HeldNorm, Hold, ParameterMask, TGDLayer
 from tgdsurgery.records import Layer, LayerPlan, ParameterRows, TGDPlan
@@ -765,13 +765,16 @@ class TestCallersModel:
             (rewritten, plan, "applied to this model already.*remove_tgd first"),
             (nn.Sequential(rewritten), plan, "applied to this model already"),
             (nn.DataParallel(net), plan, "wrapped in DataParallel"),
-            (script, plan, "TorchScript"),
         ]
         for model, plan_, message in cases:
             before = picture(model)
             with pytest.raises(RewriteError, match=message):
                 insert(model, plan_, X)
             assert picture(model) == before
+        before = picture(script)
+        with pytest.raises(CaptureError, match="TorchScript"):
+            insert(script, plan, X)
+        assert picture(script) == before
 
     def test_that_does_not_run_on_the_inputs_is_attached(self):
         net = Net()

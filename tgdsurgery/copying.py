@@ -56,15 +56,10 @@ def _computed(model: nn.Module) -> dict[int, Any]:
     }
 
 
-def refuse_rewritten(model: nn.Module) -> None:
-    """Raise a RewriteError if TGD has been applied to the model or to a part of it."""
-    if any("tgd_plan" in vars(module) for module in model.modules()):
-        raise RewriteError("TGD has been applied to this model already.", "Undo it with remove_tgd first.")
-
-
 def refuse_unfit(model: nn.Module) -> None:
     """Raise if the model cannot be looked into: TGD was applied to it, it is TorchScript, or it has no weights yet."""
-    refuse_rewritten(model)
+    if any("tgd_plan" in vars(module) for module in model.modules()):
+        raise RewriteError("TGD has been applied to this model already.", "Undo it with remove_tgd first.")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 
 from tgdsurgery.compact import Compact, compact, frozen_buffers, obstacles, restore
-from tgdsurgery.copying import copy_model, refuse_rewritten
+from tgdsurgery.copying import copy_model, refuse_unfit
 from tgdsurgery.errors import LiteralFormWarning, RewriteError
 from tgdsurgery.graph_form import TGDGraphModule, graph_form
 from tgdsurgery.layers import (
@@ -67,6 +67,7 @@ def insert(
     Raises:
         RewriteError: the plan does not fit the model; or the model cannot be copied, is wrapped, or has
             been rewritten already.
+        CaptureError: the model is TorchScript, or has weights that are not initialised.
     """
     _refuse(model, plan)
     net = copy_model(model)
@@ -105,7 +106,7 @@ def lower(
         example_kwargs: the forward's keyword arguments.
 
     Raises:
-        RewriteError: as `insert`.
+        RewriteError, CaptureError: as `insert`.
     """
     _refuse(model, plan)
     arguments = _arguments(example_inputs, example_kwargs)
@@ -273,11 +274,7 @@ def _refuse(model: nn.Module, plan: TGDPlan) -> None:
             f"The model is wrapped in {type(model).__name__}.",
             "Apply TGD to the network inside, and wrap the result.",
         )
-    refuse_rewritten(model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise RewriteError(
-            "TorchScript modules cannot be rewritten.", "Give the nn.Module they were made from."
-        )
+    refuse_unfit(model)
     if misfits := list(_misfits(model, plan)):
         shown = "; ".join(misfits[:5]) + ("; ..." if len(misfits) > 5 else "")
         raise RewriteError(f"The plan does not fit the model: {shown}.", "Make the plan from this model.")

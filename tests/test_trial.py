@@ -1,0 +1,129 @@
+"""Two forms of a network are the same but for rounding, or they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tgdsurgery.trial import difference, same_results
+
+X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """The gradient of the first bias cancels out in train mode: the norm takes the mean away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def first(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(torch.relu(self.norm(self.first(x))))
+
+
+class Reordered(Net):
+    """The same sums in another order."""
+
+    def first(self, x: Tensor) -> Tensor:
+        return F.conv2d(x.flip(1), self.conv.weight.flip(1), self.conv.bias)
+
+
+class GradientOff(Net):
+    def first(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.register_hook(lambda gradient: gradient * (1 + 1e-3)) if y.requires_grad else None
+        return y
+
+
+class BiasLost(Net):
+    def first(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.conv.weight)
+
+
+class OutputOff(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * (1 + 1e-6)
+
+
+class OutputNan(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).index_fill(0, torch.tensor([0]), torch.nan)
+
+
+class Detached(Net):
+    def first(self, x: Tensor) -> Tensor:
+        return self.conv(x).detach()
+
+
+class Listed(Net):
+    def forward(self, x: Tensor) -> Any:
+        return [super().forward(x)]
+
+
+class GradientBarelyOff(Net):
+    """Too little for float32 to tell from sums in another order."""
+
+    def first(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.register_hook(lambda gradient: gradient * (1 + 1e-6)) if y.requires_grad else None
+        return y
+
+
+class Single(Net):
+    """The same, in the network's own type."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).float()
+
+
+def test_rounding_is_no_difference() -> None:
+    assert difference(Net, Reordered, ((X,), {})) is None
+    assert not same_results(Net(), Reordered(), ((X,), {}))
+
+
+def test_a_gradient_that_is_nothing_but_rounding_was_among_them() -> None:
+    """Otherwise the test above would show less than it says."""
+    found = []
+    for make in (Net, Reordered):
+        net = make().double().train()
+        net(X.double()).square().sum().backward()
+        found.append((net.conv.bias.grad, net.conv.weight.grad))
+    (one, weights), (other, _) = found
+    assert not torch.allclose(one, other, rtol=0.1, atol=0.0)
+    assert one.abs().max() < 1e-12 * weights.abs().max()
+
+
+@pytest.mark.parametrize("other", [GradientOff, BiasLost, OutputOff, OutputNan, Detached, Listed])
+def test_what_is_not_rounding_is_a_difference(other: Callable[[], nn.Module]) -> None:
+    assert difference(Net, other, ((X,), {})) == "its outputs or gradients differ"
+    assert not same_results(Net(), other(), ((X,), {}))
+
+
+@pytest.mark.parametrize("other", [GradientBarelyOff, Single])
+def test_small_networks_are_compared_in_float64(other: Callable[[], nn.Module]) -> None:
+    assert same_results(Net(), other(), ((X,), {}))
+    assert difference(Net, other, ((X,), {})) == "its outputs or gradients differ"
+
+
+def test_a_form_that_does_not_run_says_why() -> None:
+    class Broken(Net):
+        def first(self, x: Tensor) -> Tensor:
+            raise LookupError("no such row")
+
+    assert difference(Net, Broken, ((X,), {})) == "it does not run (LookupError: no such row)"
+    assert difference(Broken, Net, ((X,), {})) == "the network runs neither in eval nor in train mode"
+
+
+def test_the_same_network_has_the_same_results() -> None:
+    assert same_results(Net(), Net(), ((X,), {}))
