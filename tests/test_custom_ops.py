@@ -204,6 +204,74 @@ def test_a_later_rule_replaces_an_earlier_one():
     assert fed_by(op) == [[0], [1], [2], [3]]
 
 
+MOVERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda x: x.float().flip(1).to(x.dtype),
+    "bfloat16": lambda x: x.to(torch.bfloat16).flip(1).to(x.dtype),
+    "float64": lambda x: torch.nn.functional.pad(x.double(), (0, 0, 0, 0, 1, -1)).to(x.dtype).flip(1),
+}
+
+
+def moving(name: str, moves: Callable[[Tensor], Tensor]) -> Callable[..., object]:
+    def run(x: Tensor) -> Tensor:
+        return moves(x)
+
+    op = custom(name, run)
+    register_rule(f"tgdops::{name}", "movement")
+    return op
+
+
+@pytest.mark.parametrize("name", MOVERS)
+def test_a_mover_may_compute_in_any_type(name):
+    op = moving(f"flip_in_{name}", MOVERS[name])
+    padded = name == "float64"  # by a channel that nobody writes, in the place of the last
+    assert fed_by(op) == ([[2], [1], [0], []] if padded else [[3], [2], [1], [0]])
+
+
+def test_many_channels_are_too_many_for_a_mover_that_rounds_small_numbers():
+    """Beyond 256 bfloat16 has no whole number for each channel."""
+    op = moving("flip_many", MOVERS["bfloat16"])
+    net = nn.Sequential(nn.Conv2d(3, 600, 1), Applied(op), nn.Conv2d(600, 1, 1))
+    with pytest.raises(UnsupportedOpError, match="does more than move"):
+        channel_map(net, X)
+
+
+class Applied(nn.Module):
+    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+MORE: dict[str, Callable[[Tensor], Tensor]] = {
+    "adds one": lambda x: x + 1,
+    "adds up": lambda x: x.cumsum(1).to(x.dtype),
+    "negates": lambda x: -x,
+    "sorts": lambda x: x.sort(1).values,
+    "clips": lambda x: x.clamp(max=2),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_does_more_than_move_is_refused(name):
+    spelt = name.replace(" ", "_")
+    op = moving(spelt, MORE[name])
+    with pytest.raises(UnsupportedOpError, match=rf"rule of the op tgdops.{spelt}.*does more than move"):
+        fed_by(op)
+
+
+def test_fixed_whole_numbers_that_a_mover_is_given_are_indices():
+    @torch.library.custom_op("tgdops::reorder", mutates_args=())
+    def reorder(x: Tensor, order: Tensor) -> Tensor:
+        return x[:, order]
+
+    register_rule(reorder, "movement")
+    assert fed_by(lambda x: torch.ops.tgdops.reorder(x, torch.tensor([2, 0, 3, 1]))) == [[2], [0], [3], [1]]
+    with pytest.raises(UnsupportedOpError, match=r"rule of the op tgdops.reorder"):
+        fed_by(lambda x: torch.ops.tgdops.reorder(x, x.mean((0, 2, 3)).argsort()))
+
+
 # Ops that return nothing: what they do is what they write. The first writes to its input, the second elsewhere.
 
 

@@ -1,6 +1,8 @@
 """Ops without a rule fail closed; users teach their own."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -121,7 +123,81 @@ def test_indices_that_the_input_decides_mix() -> None:
     assert [set(reached) for reached in found.producers("last")] == [everything] * 3
 
 
+def places(y: Tensor) -> Tensor:
+    """Indices of channel 0, for `scatter`."""
+    return torch.zeros(y.shape[0], 1, *y.shape[2:], dtype=torch.int64)
+
+
+def five_written(y: Tensor) -> Tensor:
+    whole = y.long()
+    whole[:, torch.tensor([1])] = torch.tensor(5)
+    return whole.float()
+
+
+EVERYTHING = [[0, 1, 2, 3]] * 4
+INDEXED: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
+    **{
+        f"{number} is written": (
+            partial(lambda n, y: y.scatter(1, places(y), n), number),
+            [[], [1], [2], [3]],
+        )
+        for number in (1.0, -1.0, 7.0, -math.inf)
+    },
+    "an integer is written": (five_written, [[0], [], [2], [3]]),
+    "a channel is written": (lambda y: y.scatter(1, places(y), y[:, 2:3]), [[2], [1], [2], [3]]),
+    "a channel is filled": (lambda y: y.index_fill(1, torch.tensor([2]), 3.0), [[0], [1], [], [3]]),
+    "a computed number is filled in": (
+        lambda y: y.index_fill(1, torch.tensor([2]), y[0, 3, 0, 0]),
+        [[0], [1], [3], [3]],
+    ),
+    "a number is added": (lambda y: y.scatter(1, places(y), 1.0, reduce="add"), EVERYTHING),
+    "a channel is added": (lambda y: y.scatter_add(1, places(y), y[:, 2:3]), EVERYTHING),
+    "a channel is added to another": (lambda y: y.index_add(1, torch.tensor([0]), y[:, 2:3]), EVERYTHING),
+    "the largest is taken": (
+        lambda y: y.scatter_reduce(1, places(y), y[:, 2:3], reduce="amax"),
+        EVERYTHING,
+    ),
+    "a channel is accumulated": (
+        lambda y: y.index_put((torch.tensor(0), torch.tensor(1)), y[0, 2], accumulate=True),
+        EVERYTHING,
+    ),
+    "a mask that is fixed": (
+        lambda y: y.masked_scatter(torch.tensor([True, False, True, False])[:, None, None], y.flip(1)),
+        [[3], [1], [2], [3]],
+    ),
+    "numbers of repeats": (
+        lambda y: y.repeat_interleave(y.mean((0, 2, 3)).abs().long() + 1, 1)[:, :4],
+        EVERYTHING,
+    ),
+}
+
+
+@pytest.mark.parametrize(("op", "expected"), INDEXED.values(), ids=INDEXED)
+def test_numbers_are_no_labels(op: Callable[[Tensor], Tensor], expected: list[list[int]]) -> None:
+    assert fed_by(Custom(op)) == expected
+
+
+class Prefixed(nn.Module):
+    """A mask that the input decides, behind a fixed one of whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 3, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        always = torch.ones(x.shape[0], 1, 1, 1, dtype=torch.int64)
+        mask = torch.cat([always, self.gate(x.mean((2, 3), keepdim=True)).long()], 1)
+        return self.last(self.first(x) * mask)
+
+
+def test_fixed_whole_numbers_are_no_labels() -> None:
+    reached = channel_map(Prefixed(), torch.randn(1, 1, 4, 4)).producers("last")
+    by_gate = [{Producer("first", c), Producer("gate", c - 1)} for c in (1, 2, 3)]
+    assert [set(producers) for producers in reached] == [{Producer("first", 0)}, *by_gate]
+
+
 WRONG = {
+    "numbers of its own": (lambda call, x: x.labels + 2**29, "returns numbers that are no labels"),
     "a wrong shape": (
         lambda call, x: x.labels[:, :1, :2],
         "returns labels of shape .*1, 1, 2, 4.* for an output",

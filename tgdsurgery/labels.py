@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 EMPTY = 0
-# Labels from here on are the sets of one writer, which nobody has to store: most labels are. Two labels fit in 62 bits.
+# Labels from here on are the sets of one writer, which nobody has to store: most labels are. A label has 31 bits, so
+# that a pair of them fits in an int64.
 SINGLE = 2**30
 # A member takes 30 to 60 bytes. The sets of a Swin3d-B have ten million; where everything mixes with everything
 # (layer upon layer whose kernels are made from the input) there is no end to it.
@@ -43,7 +44,8 @@ class Block:
 
 
 class LabelTable:
-    """The interned sets behind the ids of all label tensors of one run. Id 0 is the empty set, `SINGLE` + w that of w.
+    """The interned sets behind the ids of all label tensors of one run. Id 0 is the empty set, `SINGLE` + w
+    that of writer w alone.
 
     >>> table = LabelTable()
     >>> a, b = table.block("layer", "conv", 2)
@@ -65,6 +67,12 @@ class LabelTable:
     def members(self, label: int) -> frozenset[int]:
         """The numbers of the writers in the set that a label stands for."""
         return frozenset((label - SINGLE,)) if label >= SINGLE else self._sets[label]
+
+    def knows(self, labels: Tensor) -> bool:
+        """Whether all of these numbers are labels."""
+        small = collapse(labels)
+        single = (small >= SINGLE) & (small < SINGLE + len(self._block_of))
+        return bool((single | (small >= 0) & (small < len(self._sets))).all())
 
     def block_of(self, writer: int) -> Block:
         """The block that a writer's number belongs to."""

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from tgdsurgery.labels import EMPTY
 from tgdsurgery.rules.registry import Call, Traced, mix_all, rule_for, run_on_labels, tensors
 
 rule_for(
-    *("cat", "stack", "roll", "flip", "rot90", "repeat", "repeat_interleave", "_reshape_copy", "unfold_copy"),
+    *("cat", "stack", "roll", "flip", "rot90", "repeat", "_reshape_copy", "unfold_copy"),
     *(
         "pixel_shuffle",
         "pixel_unshuffle",
@@ -49,11 +51,23 @@ def pad(call: Call, tensor: Traced, padding: Sequence[int], value: float = 0) ->
 
 
 @rule_for("index", "_unsafe_index", "index_select", "gather", "take", "embedding", "masked_select")
-@rule_for("index_put", "_index_put_impl", "scatter", "index_copy", "masked_scatter")
-def look_up(call: Call, data: Traced, *args: Any, **kwargs: Any) -> Any:
+@rule_for("index_put", "_index_put_impl", "scatter", "index_copy", "index_fill", "masked_scatter")
+def look_up(call: Call, *args: Any, **kwargs: Any) -> Any:
     """Fixed indices are followed exactly; where the input decides, any element may come out anywhere."""
-    indices = [item for item in tensors(*args, **kwargs) if not item.dtype.is_floating_point]
-    accumulates = any(value is True for value in (*args, *kwargs.values()))
+    names = [argument.name for argument in call.op._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    indices = [tensor for name in _INDICES for tensor in tensors(given.get(name))]
+    accumulates = given.get("accumulate") or given.get("reduce")
     if accumulates or any(index.value is None or index.value.is_meta for index in indices):
-        return mix_all(call, data, *args, **kwargs)
-    return run_on_labels(call, data, *args, **kwargs)
+        return mix_all(call, *args, **kwargs)
+    for name in _INDICES & given.keys():
+        given[name] = tree_map_only(Traced, lambda index: index.value, given[name])
+    if "value" in given and not isinstance(given["value"], Traced):  # a number is written by nobody
+        given["value"] = EMPTY
+    return run_on_labels(call, **given)
+
+
+_INDICES = {"index", "indices", "mask"}
+
+# What comes out are indices, which the repeats decide.
+rule_for("repeat_interleave")(mix_all)

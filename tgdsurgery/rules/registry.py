@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tgdsurgery.capture import op_of
 from tgdsurgery.errors import UnsupportedOpError
-from tgdsurgery.labels import LabelTable
+from tgdsurgery.labels import EMPTY, LabelTable, collapse
 from tgdsurgery.records import ParameterRows
 
 Rule = Callable[..., Any]
@@ -181,14 +181,68 @@ def unite_elementwise(call: Call, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def run_on_labels(call: Call, *args: Any, **kwargs: Any) -> Any:
-    """Movement: the op itself is run on the labels; on float64 where it does not take integers."""
+    """Movement by torch's own ops: the op itself is run on the labels."""
+    # What is written in place is a copy: labels may be expanded, and the interpreter writes them where they belong.
+    writes = call.op._schema.is_mutable
+    return _moved(call, lambda tensor: tensor.labels.clone() if writes else tensor.labels, args, kwargs)
 
-    def labels(tensor: Traced, dtype: torch.dtype) -> Tensor:
-        is_index = tensor.value is not None and not tensor.dtype.is_floating_point
-        return tensor.value if is_index and tensor.value is not None else tensor.labels.to(dtype)
+
+def run_on_numbers(call: Call, *args: Any, **kwargs: Any) -> Any:
+    """Movement by any op: it is run on numbers that stand for the labels; fixed integers are taken for indices.
+
+    The op may compute in a type that rounds large numbers, or do more than it says: the numbers are small, and
+    labels that are numbered the other way round must come out at the same places.
+    """
+    indices, args, kwargs = _with_indices(args, kwargs)
+    if any(index.is_meta for index in indices):
+        return mix_all(call, *args, **kwargs)
+    labels = [collapse(tensor.labels).flatten() for tensor in tensors(*args, **kwargs)]
+    known = torch.cat([torch.tensor([EMPTY]), *labels]).unique()
+    # The label of each number: what nobody writes (padding) is 0 in both.
+    found = [
+        _looked_up(_moved(call, partial(_numbers, known, label_of), args, kwargs), label_of)
+        for label_of in (known, torch.cat([known[:1], known[1:].flip(0)]))
+    ]
+    one, other = (tree_leaves(labels) for labels in found)
+    if not all(torch.equal(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, Tensor)):
+        raise ValueError("it does more than move: what comes out is not what went in")
+    return found[0]
+
+
+def _with_indices(args: Any, kwargs: Any) -> tuple[list[Tensor], Any, Any]:
+    indices: list[Tensor] = []
+
+    def value(tensor: Traced) -> Traced | Tensor:
+        if tensor.value is None or tensor.dtype.is_floating_point:
+            return tensor
+        indices.append(tensor.value)
+        return tensor.value
+
+    args, kwargs = tree_map_only(Traced, value, (args, kwargs))
+    return indices, args, kwargs
+
+
+def _numbers(known: Tensor, label_of: Tensor, tensor: Traced) -> Tensor:
+    """The number of each label, of which `label_of` is the list."""
+    rank = torch.searchsorted(known, collapse(tensor.labels))
+    number = rank if label_of is known else torch.where(rank > 0, len(known) - rank, rank)
+    return number.expand(tensor.shape).clone()
+
+
+def _looked_up(moved: Any, label_of: Tensor) -> Any:
+    def labels(numbers: Tensor) -> Tensor:
+        if bool(((numbers < 0) | (numbers >= len(label_of))).any()):
+            raise ValueError("it does more than move: other numbers come out than went in")
+        return label_of[numbers]
+
+    return tree_map_only(Tensor, labels, moved)
+
+
+def _moved(call: Call, numbers: Callable[[Traced], Tensor], args: Any, kwargs: Any) -> Any:
+    """What comes out of the op if `numbers` go in; on float64 where it does not take integers."""
 
     def run(dtype: torch.dtype) -> Any:
-        given, named = tree_map_only(Traced, lambda tensor: labels(tensor, dtype), (args, kwargs))
+        given, named = tree_map_only(Traced, lambda tensor: numbers(tensor).to(dtype), (args, kwargs))
         return tree_map_only(Tensor, lambda moved: moved.round().long(), call.op(*given, **named))
 
     try:
@@ -202,4 +256,4 @@ def mix_all(call: Call, *args: Any, **kwargs: Any) -> Tensor:
     return call.table.mix(*(tensor.labels for tensor in tensors(*args, **kwargs)))
 
 
-_KINDS: dict[str, Rule] = {"pointwise": unite_elementwise, "movement": run_on_labels, "mix": mix_all}
+_KINDS: dict[str, Rule] = {"pointwise": unite_elementwise, "movement": run_on_numbers, "mix": mix_all}

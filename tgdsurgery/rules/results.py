@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from tgdsurgery.capture import place_of, written
 from tgdsurgery.errors import TGDError, UnsupportedOpError
-from tgdsurgery.labels import TableFullError
+from tgdsurgery.labels import LabelTable, TableFullError
 from tgdsurgery.rules.registry import Call, Rule
 
 
@@ -18,7 +18,7 @@ def labels_by(rule: Rule, call: Call, args: Any, kwargs: Any) -> Any:
     cause: Exception | None = None
     try:
         result = rule(call, *args, **kwargs)
-        slip = _slip(result, call.node)
+        slip = _slip(result, call)
     except (TGDError, TableFullError):
         raise
     except Exception as error:  # a user's rule raises anything
@@ -32,12 +32,12 @@ def labels_by(rule: Rule, call: Call, args: Any, kwargs: Any) -> Any:
     return result
 
 
-def _slip(result: Any, node: fx.Node) -> str:
+def _slip(result: Any, call: Call) -> str:
     """What is wrong with a rule's result; empty if nothing is."""
-    expected = node.meta["val"]
+    expected = call.node.meta["val"]
     if expected is None:
         # The op only writes. What is written to several arguments mixes, whatever the rule says.
-        targets = written(node)
+        targets = written(call.node)
         expected = targets[0].meta["val"] if len(targets) == 1 else ()
     if isinstance(expected, Tensor):
         result, expected = [result], [expected]
@@ -45,15 +45,18 @@ def _slip(result: Any, node: fx.Node) -> str:
         result, expected = [result], [result]
     elif not isinstance(result, (tuple, list)) or len(result) != len(expected):
         return f"returns {result!r} for {len(expected)} outputs" if expected else ""
-    for labels, output in zip(result, expected, strict=True):
-        if isinstance(output, Tensor):
-            if not isinstance(labels, Tensor):
-                return f"returns {labels!r}, which are no labels"
-            if labels.dtype != torch.int64:
-                return f"returns labels of {labels.dtype}"
-            if not fits(labels, output):
-                return f"returns labels of shape {tuple(labels.shape)} for an output of shape {tuple(output.shape)}"
-    return ""
+    outputs = [pair for pair in zip(result, expected, strict=True) if isinstance(pair[1], Tensor)]
+    return next(filter(None, (_slip_of_one(*pair, call.table) for pair in outputs)), "")
+
+
+def _slip_of_one(labels: Any, output: Tensor, table: LabelTable) -> str:
+    if not isinstance(labels, Tensor):
+        return f"returns {labels!r}, which are no labels"
+    if labels.dtype != torch.int64:
+        return f"returns labels of {labels.dtype}"
+    if not fits(labels, output):
+        return f"returns labels of shape {tuple(labels.shape)} for an output of shape {tuple(output.shape)}"
+    return "" if table.knows(labels) else "returns numbers that are no labels"
 
 
 def fits(labels: Tensor, to: Tensor) -> bool:
