@@ -98,7 +98,7 @@ class Fleeting(nn.Module):
     """Tensors that come from outside torch, at addresses where others have just died."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for _ in range(20):
+        for _ in range(100):
             x = x + 2 * x  # the double dies here
             x = x * torch.from_numpy(np.ones(tuple(x.shape), np.float32))
         return x
@@ -108,5 +108,37 @@ def test_memory_that_is_used_again_is_not_taken_for_what_lay_there() -> None:
     nodes = capture(Fleeting(), (torch.randn(1, 2, 3, 3),), {}, training=False).graph.graph.nodes
     factors = [node.args[1] for node in nodes if str(node.target) == "aten.mul.Tensor"]
     outside = [alias_root(factor) for factor in factors if isinstance(factor, torch.fx.Node)]
-    assert [node.op for node in outside if "constant" in node.meta] == 20 * ["get_attr"]
-    assert len(set(outside)) == 20
+    assert [node.op for node in outside if "constant" in node.meta] == 100 * ["get_attr"]
+    assert len(set(outside)) == 100
+
+
+class Replaced(nn.Module):
+    """A buffer is written to, its memory is given away, and others come to lie there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("run", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.run.copy_(x.mean((0, 2, 3)))
+        self.run.data = torch.from_numpy(np.ones(4, np.float32))
+        kept, x = [], x.view(x.shape)  # an op, at which dead memory may be forgotten
+        for _ in range(100):
+            kept.append(torch.from_numpy(np.ones(4, np.float32)))
+            x = x * kept[-1][:, None, None]
+        return x
+
+
+def test_memory_of_a_buffer_is_not_taken_for_it_when_it_is_another_ones() -> None:
+    nodes = capture(Replaced(), (torch.randn(1, 4, 3, 3),), {}, training=False).graph.graph.nodes
+    assert [node.meta.get("buffer") for node in nodes].count("run") == 1
+
+
+class Quantising(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8).dequantize()
+
+
+def test_quantised_tensors_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"quantised tensor \(torch.quint8\).*before it is quantised"):
+        capture(Quantising(), (torch.randn(1, 2, 3, 3),), {}, training=False)

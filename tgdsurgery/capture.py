@@ -85,7 +85,8 @@ class _Recorder(TorchDispatchMode):
 
     Tensors are known by the memory they look at (storage, offset, shape, strides), not by identity:
     under `no_grad` a view can come back as another tensor object. A weak reference to each storage keeps
-    its address from being given to another one, until its memory is gone and its tensors are forgotten.
+    its address from being given to another one. For what the run itself makes, that ends when the memory is
+    gone and its tensors have been forgotten.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,7 +96,8 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self._nodes: dict[_Key, fx.Node] = {}
         self._storages: dict[int, StorageWeakRef] = {}
-        self._made: dict[int, list[_Key]] = {}  # storage -> what the run made in it
+        self._made: dict[int, set[_Key]] = {}  # a storage that the run made -> its tensors
+        self._sweep = _SWEEP
         self._names = {self._key(p): ("parameter", name) for name, p in model.named_parameters()}
         self._names |= {self._key(b): ("buffer", name) for name, b in model.named_buffers()}
 
@@ -164,16 +166,23 @@ class _Recorder(TorchDispatchMode):
                 self._made_by(item, part)
 
     def _made_by(self, node: fx.Node, tensor: Tensor) -> None:
+        seen = len(self._storages)
         key = self._key(tensor)
         self._nodes[key] = node
-        self._made.setdefault(key[0], []).append(key)
+        if len(self._storages) > seen:
+            self._made[key[0]] = set()
+        if key[0] in self._made:
+            self._made[key[0]].add(key)
 
     def _forget_the_dead(self) -> None:
-        # What is kept of a storage, small as it is, lies between the big ones and tears the memory.
+        # What a weak reference keeps of a storage, small as it is, lies between activations and fragments the heap.
+        if len(self._made) < self._sweep:
+            return
         for storage in [made for made in self._made if self._storages[made].expired()]:
             for key in self._made.pop(storage):
-                self._nodes.pop(key, None)
+                del self._nodes[key]
             del self._storages[storage]
+        self._sweep = len(self._made) + _SWEEP
 
     def _node(self, tensor: Tensor) -> fx.Node:
         key = self._key(tensor)
@@ -213,6 +222,7 @@ class _Recorder(TorchDispatchMode):
         return leave
 
 
+_SWEEP = 32  # storages that are made before the dead ones are looked for
 _ON_STORAGE = (torch.ops.aten.set_.source_Storage, torch.ops.aten.set_.source_Storage_storage_offset)
 
 
@@ -253,7 +263,7 @@ class _Exits(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class _Spec:
-    """Of a tensor, until the run is over: tensors made meanwhile would lie between the big ones and tear the memory."""
+    """Of a tensor, until the run is over: small tensors made meanwhile would fragment the heap."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -264,7 +274,14 @@ class _Spec:
 
 
 def _spec(value: object) -> object:
-    return _Spec(value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_quantized:
+        raise CaptureError(
+            f"A quantised tensor ({value.dtype}) of shape {tuple(value.shape)} cannot be followed.",
+            "Apply TGD to the network before it is quantised.",
+        )
+    return _Spec(value.shape, value.stride(), value.dtype)
 
 
 def op_of(node: fx.Node) -> OpOverload:
