@@ -47,8 +47,8 @@ CPU seconds depend on what else the machine does: take them as good to a factor 
 
 One image. The aim is a few seconds on one core and 2048 MiB in all (*total*: with Python, torch and the network itself)
 for map and scores; in bold what takes more than 10 seconds or that memory. The map needs two runs of the network, which
-are more than half of it for EfficientNet-B7 at 600 pixels; a channel map does not depend on the size of the input, so
-that a small one serves (the same network below). KSE grows with the number of pairs of kernels: ResNet-152 has many of
+take half of its time for EfficientNet-B7 at 600 pixels; a channel map does not depend on the size of the input, so that
+a small one serves (the same network below). KSE grows with the number of pairs of kernels: ResNet-152 has many of
 512 x 512, VGG-16 a linear layer of 4096 x 25088.
 
 {native}

@@ -108,6 +108,16 @@ def near_equal_kernels(spread: float = 1e-7, others: int = 0) -> Case:
     return Case(torch.cat([near, normal(others, 6, 3, 3)]))
 
 
+@pytest.mark.parametrize("size", [27, 400, 4096])
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.05, 0.1, 0.3])
+def test_kernels_in_line_lose_no_digits(size: int, spread: float) -> None:
+    """The worst case for products: all terms of a square are equal, and round alike."""
+    kernels = (1 + spread * torch.arange(9).double())[None, :, None].expand(1, 9, size) / 3
+    expected = torch.cdist(kernels, kernels, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = expected.topk(4, largest=False).values.sum(2)
+    torch.testing.assert_close(module.neighbour_distances(kernels, 3), expected, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("others", [0, 10])
 @pytest.mark.parametrize("spread", [1e-9, 1e-7, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])  # around module.NEAR
 def test_near_equal_kernels_equal_loops(spread: float, others: int) -> None:
@@ -321,7 +331,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 500)
     with LargestTensor(case.weight) as largest:
         case.score()
-    # The sorted scalars of a row have up to k more on either side.
+    # One channel's 48 x (9 + 2) numbers; seven rows of sorted scalars, with k more on either side.
     assert 400 < largest.elements <= 500 + 10 * 7
 
 

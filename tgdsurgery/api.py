@@ -52,6 +52,7 @@ def plan_tgd(
     Raises:
         CaptureError: the model does not run on the inputs, or none could be found.
         UnsupportedOpError: an op without a rule; see `register_rule`.
+        MapConflictError: train and eval mode map the same layer differently.
         PlanError: a setting out of range, or an override that names nothing.
 
     Example:
@@ -105,6 +106,7 @@ def apply_tgd(
 
     Raises:
         RewriteError: the model cannot be copied, or has TGD layers already.
+        CaptureError, UnsupportedOpError, MapConflictError, PlanError: as `plan_tgd`.
 
     Example:
         >>> import torch

@@ -97,7 +97,7 @@ def _mapped(model: nn.Module, arguments: Arguments, on_unknown: OnUnknown) -> Ma
 
 @contextlib.contextmanager
 def _without_cycle_collection() -> Iterator[None]:
-    """Large networks make a million small sets, none of them in a cycle: looking for cycles doubles the time."""
+    """Large networks make a million small objects, none of them in a cycle: looking for cycles doubles the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -19,13 +19,13 @@ from tgdsurgery.errors import PlanError
 
 Variant = Literal["paper", "released-code"]
 
-# Most numbers that one temporary tensor holds (2 MiB in float64), or one channel's N x D kernels, or one
+# Most numbers that one temporary tensor holds (2 MiB in float64), or one channel's N x (D + 2) numbers, or one
 # kernel's N distances where these are more. Up to a dozen live at a time; larger ones leave the caches.
 CHUNK_ELEMENTS = 2**18
 
-# A kernel with a neighbour nearer than this share of its own length has its distances computed by differences.
-# Products of matrices round the others by at most 1e-10 of themselves.
-NEAR = 1e-2
+# A product of matrices rounds the square of a small distance by up to 4 (D + 2) 1.1e-16 of the kernel's own. Where
+# it is not this many times (D + 2) of it, it is computed by differences; the others are right to 1e-10.
+NEAR = 5e-6
 
 # A range below this share of the largest value is rounding, which min-max would blow up to [0, 1].
 SAME = 1e-9
@@ -106,15 +106,15 @@ def neighbour_distances(kernels: Tensor, k: int) -> Tensor:
     """Sum of the Euclidean distances from each kernel to its k nearest of the same channel (eq. 2, `dm`).
 
     Args:
-        kernels: (C, N, D).
+        kernels: (C, N, D) float64.
         k: number of neighbours; where there are fewer than k others, all of them are taken.
 
     Returns:
-        (C, N). The kernels of a channel may be in another order, which the entropy does not depend on.
+        (C, N). Those of scalar kernels come in another order, which the entropy does not depend on.
 
     Example:
-        >>> neighbour_distances(torch.tensor([[[0.0], [1.0], [3.0]]]), k=1)
-        tensor([[1., 1., 2.]])
+        >>> neighbour_distances(torch.tensor([[[0.0], [1.0], [3.0]]], dtype=torch.float64), k=1)
+        tensor([[1., 1., 2.]], dtype=torch.float64)
     """
     n, size = kernels.shape[1:]
     k = min(k, n - 1)
@@ -173,7 +173,7 @@ def _nearest(kernels: Tensor, first: int, rows: int, k: int) -> Tensor:
     queries = kernels[:, first : first + rows]
     near = _smallest(_squared_distances(queries, kernels, first), k)
     sums = near.clamp(min=0).sqrt().sum(dim=2)
-    rounded = near.amin(dim=2) < NEAR**2 * queries.square().sum(dim=2)
+    rounded = near.amin(dim=2) < NEAR * (kernels.shape[2] + 2) * queries.square().sum(dim=2)
     for channel in rounded.any(dim=1).nonzero().flatten().tolist():
         which = rounded[channel]
         exact = torch.cdist(
@@ -230,7 +230,9 @@ def _ranked(values: Tensor) -> Tensor:
 
 def _chunks(kernels: Tensor, scale: Tensor) -> Iterator[Tensor]:
     """The kernels (C, N, D) in float64, divided by the scale, some channels at a time."""
-    for part in torch.split(kernels, max(1, CHUNK_ELEMENTS // kernels[0].numel())):
+    filters, size = kernels.shape[1:]
+    columns = 1 if size == 1 else size + 2  # with those that `_squared_distances` adds
+    for part in torch.split(kernels, max(1, CHUNK_ELEMENTS // (filters * columns))):
         yield part.double().contiguous() / scale
 
 
