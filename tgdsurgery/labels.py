@@ -17,7 +17,7 @@ EMPTY = 0
 # Labels from here on are the sets of one writer, which nobody has to store: most labels are. A label has 31 bits, so
 # that a pair of them fits in an int64.
 SINGLE = 2**30
-# A member takes 30 to 60 bytes. The sets of a Swin3d-B have ten million; where everything mixes with everything
+# A member takes some 60 bytes. The sets of a ViT-L have ten million; where everything mixes with everything
 # (layer upon layer whose kernels are made from the input) there is no end to it.
 MAX_MEMBERS = 50_000_000
 
