@@ -250,6 +250,11 @@ MORE: dict[str, Callable[[Tensor], Tensor]] = {
     "negates": lambda x: -x,
     "sorts": lambda x: x.sort(1).values,
     "clips": lambda x: x.clamp(max=2),
+    "takes from one": lambda x: 1 - x,
+    "mixes a little": lambda x: x.double().add(0.01 * x.double().mean(1, keepdim=True)).to(x.dtype),
+    "takes the mean away": lambda x: (x.double() - x.double().mean((2, 3), keepdim=True)).to(x.dtype),
+    "halves by sign": lambda x: torch.cat([x.relu(), (-x).relu()], 1)[:, 2:6].clone(),
+    "takes the least around": lambda x: -F.max_pool2d(F.pad(-x.double(), (1, 1, 1, 1)), 3, 1).to(x.dtype),
 }
 
 
@@ -270,6 +275,15 @@ def test_fixed_whole_numbers_that_a_mover_is_given_are_indices():
     assert fed_by(lambda x: torch.ops.tgdops.reorder(x, torch.tensor([2, 0, 3, 1]))) == [[2], [0], [3], [1]]
     with pytest.raises(UnsupportedOpError, match=r"rule of the op tgdops.reorder"):
         fed_by(lambda x: torch.ops.tgdops.reorder(x, x.mean((0, 2, 3)).argsort()))
+
+
+def test_outputs_in_lists_beside_others_are_refused():
+    @torch.library.custom_op("tgdops::nested", mutates_args=())
+    def nested(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return x.clone(), [x.flip(1)]
+
+    with pytest.raises(UnsupportedOpError, match=r"tgdops.nested.default returns lists of tensors beside"):
+        fed_by(lambda x: torch.ops.tgdops.nested(x)[1][0])
 
 
 # Ops that return nothing: what they do is what they write. The first writes to its input, the second elsewhere.

@@ -134,6 +134,40 @@ def five_written(y: Tensor) -> Tensor:
     return whole.float()
 
 
+def read_before_it_changes(y: Tensor) -> Tensor:
+    order = torch.arange(4)
+    read = y[:, order]
+    order.add_(1).remainder_(4)
+    return read
+
+
+def read_after_it_changed(y: Tensor) -> Tensor:
+    order = torch.arange(4)
+    order.add_(1).remainder_(4)
+    return y[:, order]
+
+
+def into_new_room(y: Tensor) -> Tensor:
+    out = torch.empty(0)
+    torch.index_select(y, 1, torch.tensor([2, 0, 1, 3]), out=out)
+    return out.relu()
+
+
+def into_memory_with_a_view(y: Tensor) -> Tensor:
+    out = torch.empty_like(y)
+    view = out[:, :2]
+    torch.mul(y, 2, out=out)
+    out.add_(y.flip(1))
+    return torch.cat([view, view], 1)
+
+
+def into_memory_that_is_written_again(y: Tensor) -> Tensor:
+    out = torch.empty_like(y)
+    torch.mul(y, 2, out=out)
+    out[:, 1] = 0
+    return out
+
+
 EVERYTHING = [[0, 1, 2, 3]] * 4
 INDEXED: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
     **{
@@ -165,6 +199,13 @@ INDEXED: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
         lambda y: y.masked_scatter(torch.tensor([True, False, True, False])[:, None, None], y.flip(1)),
         [[3], [1], [2], [3]],
     ),
+    "an order that changes later": (read_before_it_changes, EVERYTHING),
+    "an order that has changed": (read_after_it_changed, [[1], [2], [3], [0]]),
+    "an order by chance": (lambda y: y[:, torch.randperm(4)], EVERYTHING),
+    "a choice by chance": (lambda y: torch.cat([y, y], 1)[:, torch.rand(8) < 2][:, :4], EVERYTHING),
+    "out= with new room": (into_new_room, [[2], [0], [1], [3]]),
+    "out= behind a view": (into_memory_with_a_view, [[0, 3], [1, 2], [0, 3], [1, 2]]),
+    "out= and written again": (into_memory_that_is_written_again, [[0], [], [2], [3]]),
     "numbers of repeats": (
         lambda y: y.repeat_interleave(y.mean((0, 2, 3)).abs().long() + 1, 1)[:, :4],
         EVERYTHING,
@@ -175,6 +216,24 @@ INDEXED: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
 @pytest.mark.parametrize(("op", "expected"), INDEXED.values(), ids=INDEXED)
 def test_numbers_are_no_labels(op: Callable[[Tensor], Tensor], expected: list[list[int]]) -> None:
     assert fed_by(Custom(op)) == expected
+
+
+class OrderedByParameter(nn.Module):
+    """What a parameter decides does not depend on the input; it does depend on the parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1)
+        self.order = nn.Parameter(torch.tensor([0.3, 0.1, 0.4, 0.2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)[:, self.order.argsort()])
+
+
+def test_an_order_by_a_parameter_is_its_own() -> None:
+    found = channel_map(OrderedByParameter(), torch.randn(1, 1, 4, 4))
+    assert [len(filters) for filters in found.producers("last")] == [4] * 4
+    assert [len(carriers) for carriers in found.carriers("last")] == [4] * 4
 
 
 class Prefixed(nn.Module):

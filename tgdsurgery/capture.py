@@ -10,6 +10,7 @@ Every node of the graph carries in `meta`:
     parameter or buffer: its name, for a `get_attr` node that reads one.
     fixed: True if the value does not depend on the network's input.
     value: the tensor itself, where `fixed`.
+    random: True if chance had a part in it.
     exit: how the values of this tensor left torch (`Tensor.numpy`), for a node that stands for just that.
 """
 
@@ -153,16 +154,25 @@ class _Recorder(TorchDispatchMode):
 
     def _remember(self, node: fx.Node, result: Any) -> None:
         # Values made from constants alone are kept: weights that are computed, indices that are looked up.
-        if all("value" in parent.meta for parent in node.all_input_nodes):
+        parents = node.all_input_nodes
+        if all("value" in parent.meta for parent in parents):
             node.meta["value"] = result
+        seeded = torch.Tag.nondeterministic_seeded in op_of(node).tags
+        node.meta["random"] = seeded or any(parent.meta.get("random") for parent in parents)
         if isinstance(result, Tensor):
             self._made_by(node, result)
             return
         for index, part in enumerate(result or ()):
+            if isinstance(part, (tuple, list)):
+                raise UnsupportedOpError(
+                    f"The op {node.target} returns lists of tensors beside others, which cannot be followed.",
+                    "Let it return a flat tuple or one list.",
+                )
             if isinstance(part, Tensor):
                 item = self.graph.call_function(getitem, (node, index))
                 item.meta |= {"val": _spec(part), "module": self.stack[-1], "returned_by": []}
                 item.meta |= {"value": part} if "value" in node.meta else {}
+                item.meta["random"] = node.meta["random"]
                 self._made_by(item, part)
 
     def _made_by(self, node: fx.Node, tensor: Tensor) -> None:
@@ -307,7 +317,7 @@ def aliases(node: fx.Node) -> fx.Node | None:
     returned = schema.returns[0].alias_info if schema.returns else None
     if returned is None:
         return None
-    for argument, value in zip(schema.arguments, node.args, strict=False):
+    for argument, value in _given(node):
         if argument.alias_info is not None and argument.alias_info.before_set & returned.before_set:
             return value if isinstance(value, fx.Node) else None
     return None
@@ -317,11 +327,15 @@ def written(node: fx.Node) -> list[fx.Node]:
     """The arguments that the op of `node` writes to."""
     if node.op != "call_function" or node.target is getitem:
         return []
-    arguments = op_of(node)._schema.arguments
-    named = [(argument, node.kwargs.get(argument.name)) for argument in arguments]
-    placed = list(zip(arguments, node.args, strict=False))
-    targets = tree_leaves([value for argument, value in placed + named if argument.is_write])
+    targets = tree_leaves([value for argument, value in _given(node) if argument.is_write])
     return [target for target in targets if isinstance(target, fx.Node)]
+
+
+def _given(node: fx.Node) -> list[tuple[Any, Any]]:
+    """The arguments of the op in its schema, and what this call gives for them."""
+    arguments = op_of(node)._schema.arguments
+    named = [(argument, node.kwargs[argument.name]) for argument in arguments if argument.name in node.kwargs]
+    return [*zip(arguments, node.args, strict=False), *named]
 
 
 def alias_root(node: fx.Node) -> fx.Node:

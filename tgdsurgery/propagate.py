@@ -7,6 +7,7 @@ written into the labels of its argument. So any order of channels comes out righ
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from operator import getitem
 from typing import Any, Literal
 
@@ -68,6 +69,9 @@ class _Interpreter:
         self.on_unknown = on_unknown
         self.labels: dict[fx.Node, Any] = {}
         self.laid_out = _laid_out(found.capture.graph.graph)
+        self.last_write = {
+            alias_root(target): node for node in found.capture.graph.graph.nodes for target in written(node)
+        }
 
     def run(self) -> None:
         """Go through the nodes; labels are dropped after their last use.
@@ -144,7 +148,7 @@ class _Interpreter:
         call = Call(node, self.found.table, self.found.parameters, self.found.rows, self.found.kernels)
         if (op.is_view or torch.Tag.inplace_view in op.tags) and not _changes_dtype(node):
             return self._view(node)
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._traced)
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), partial(self._traced, reader=node))
         rule = find_rule(op)
         if rule is None and not any(traced.labelled for traced in _traced_leaves(args, kwargs)):
             rule = mix_all  # Nothing is written there: nothing comes out.
@@ -153,6 +157,8 @@ class _Interpreter:
         result = labels_by(rule, call, args, kwargs)
         if _works_in_place(node):
             (target,) = written(node)
+            if target.meta["val"].shape != node.meta["val"].shape:  # out=, which makes the room it needs
+                return self._kept(node, result)
             self._write(target, result)
             return self.labels[target]
         targets = written(node)
@@ -196,9 +202,12 @@ class _Interpreter:
         else:
             self.labels[target] = self._kept(target, result)
 
-    def _traced(self, node: fx.Node) -> Any:
+    def _traced(self, node: fx.Node, reader: fx.Node) -> Any:
         labels, spec = self.labels[node], node.meta["val"]
-        value = node.meta.get("value")
+        # Whole numbers may be places. Where they are drawn by chance, or become others later, they are not known.
+        changing = node.meta.get("random") or self.last_write.get(alias_root(node), reader) > reader
+        is_place = isinstance(spec, Tensor) and not (spec.is_floating_point() or spec.is_complex())
+        value = None if is_place and changing else node.meta.get("value")
         empty = torch.zeros((), dtype=torch.int64)
         shown = empty.expand(spec.shape) if labels is None else labels
         labelled = bool(collapse(shown).any())

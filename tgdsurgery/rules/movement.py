@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from tgdsurgery.labels import EMPTY
-from tgdsurgery.rules.registry import Call, Traced, mix_all, rule_for, run_on_labels, tensors
+from tgdsurgery.rules.registry import (
+    Call,
+    Traced,
+    is_known,
+    mix_all,
+    rule_for,
+    run_on_labels,
+    tensors,
+)
 
 rule_for(
     *("cat", "stack", "roll", "flip", "rot90", "repeat", "_reshape_copy", "unfold_copy"),
@@ -58,7 +66,7 @@ def look_up(call: Call, *args: Any, **kwargs: Any) -> Any:
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     indices = [tensor for name in _INDICES for tensor in tensors(given.get(name))]
     accumulates = given.get("accumulate") or given.get("reduce")
-    if accumulates or any(index.value is None or index.value.is_meta for index in indices):
+    if accumulates or not all(is_known(index) for index in indices):
         return mix_all(call, *args, **kwargs)
     for name in _INDICES & given.keys():
         given[name] = tree_map_only(Traced, lambda index: index.value, given[name])

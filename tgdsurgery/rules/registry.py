@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -180,6 +180,11 @@ def unite_elementwise(call: Call, *args: Any, **kwargs: Any) -> Tensor:
     return reduce(call.table.union, labels, torch.zeros((), dtype=torch.int64))
 
 
+def is_known(index: Traced) -> bool:
+    """Whether these numbers are the same in every run, whatever the filters are."""
+    return index.value is not None and not index.value.is_meta and not index.labelled
+
+
 def run_on_labels(call: Call, *args: Any, **kwargs: Any) -> Any:
     """Movement by torch's own ops: the op itself is run on the labels."""
     # What is written in place is a copy: labels may be expanded, and the interpreter writes them where they belong.
@@ -188,54 +193,42 @@ def run_on_labels(call: Call, *args: Any, **kwargs: Any) -> Any:
 
 
 def run_on_numbers(call: Call, *args: Any, **kwargs: Any) -> Any:
-    """Movement by any op: it is run on numbers that stand for the labels; fixed integers are taken for indices.
+    """Movement by any op: it is run on numbers that stand for the labels; known whole numbers are taken for indices.
 
-    The op may compute in a type that rounds large numbers, or do more than it says: the numbers are small, and
-    labels that are numbered the other way round must come out at the same places.
+    The op may compute in a type that rounds large numbers, or do more than it says. So the numbers are small, and
+    it is run again on labels that are numbered the other way round, with any signs: the same must come out.
     """
-    indices, args, kwargs = _with_indices(args, kwargs)
-    if any(index.is_meta for index in indices):
+    numbers = [tensor for tensor in tensors(*args, **kwargs) if not _is_real(tensor)]
+    if any(number.value is not None and not is_known(number) for number in numbers):
         return mix_all(call, *args, **kwargs)
+    args, kwargs = tree_map_only(
+        Traced,
+        lambda tensor: tensor if _is_real(tensor) or tensor.value is None else tensor.value,
+        (args, kwargs),
+    )
     labels = [collapse(tensor.labels).flatten() for tensor in tensors(*args, **kwargs)]
-    known = torch.cat([torch.tensor([EMPTY]), *labels]).unique()
-    # The label of each number: what nobody writes (padding) is 0 in both.
-    found = [
-        _looked_up(_moved(call, partial(_numbers, known, label_of), args, kwargs), label_of)
-        for label_of in (known, torch.cat([known[:1], known[1:].flip(0)]))
-    ]
-    one, other = (tree_leaves(labels) for labels in found)
-    if not all(torch.equal(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, Tensor)):
-        raise ValueError("it does more than move: what comes out is not what went in")
-    return found[0]
+    known = torch.cat([torch.tensor([EMPTY]), *labels]).unique()  # the label of each number; nobody's is 0
+    chance = torch.Generator().manual_seed(0)
+
+    def forwards(tensor: Traced) -> Tensor:
+        return torch.searchsorted(known, collapse(tensor.labels)).expand(tensor.shape).clone()
+
+    def backwards(tensor: Traced) -> Tensor:
+        rank = forwards(tensor)
+        sign = 2 * torch.randint(2, rank.shape, generator=chance) - 1
+        return torch.where(rank > 0, sign * (len(known) - rank), rank)
+
+    one, other = (_moved(call, way, args, kwargs) for way in (forwards, backwards))
+    for number, again in zip(tree_leaves(one), tree_leaves(other), strict=True):
+        if isinstance(number, Tensor):
+            expected = torch.where(number > 0, len(known) - number, number)
+            if bool((number < 0).any()) or not torch.equal(again.abs(), expected):
+                raise ValueError("it does more than move: other numbers come out than went in")
+    return tree_map_only(Tensor, known.__getitem__, one)
 
 
-def _with_indices(args: Any, kwargs: Any) -> tuple[list[Tensor], Any, Any]:
-    indices: list[Tensor] = []
-
-    def value(tensor: Traced) -> Traced | Tensor:
-        if tensor.value is None or tensor.dtype.is_floating_point:
-            return tensor
-        indices.append(tensor.value)
-        return tensor.value
-
-    args, kwargs = tree_map_only(Traced, value, (args, kwargs))
-    return indices, args, kwargs
-
-
-def _numbers(known: Tensor, label_of: Tensor, tensor: Traced) -> Tensor:
-    """The number of each label, of which `label_of` is the list."""
-    rank = torch.searchsorted(known, collapse(tensor.labels))
-    number = rank if label_of is known else torch.where(rank > 0, len(known) - rank, rank)
-    return number.expand(tensor.shape).clone()
-
-
-def _looked_up(moved: Any, label_of: Tensor) -> Any:
-    def labels(numbers: Tensor) -> Tensor:
-        if bool(((numbers < 0) | (numbers >= len(label_of))).any()):
-            raise ValueError("it does more than move: other numbers come out than went in")
-        return label_of[numbers]
-
-    return tree_map_only(Tensor, labels, moved)
+def _is_real(tensor: Traced) -> bool:
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
 def _moved(call: Call, numbers: Callable[[Traced], Tensor], args: Any, kwargs: Any) -> Any:
@@ -243,12 +236,19 @@ def _moved(call: Call, numbers: Callable[[Traced], Tensor], args: Any, kwargs: A
 
     def run(dtype: torch.dtype) -> Any:
         given, named = tree_map_only(Traced, lambda tensor: numbers(tensor).to(dtype), (args, kwargs))
-        return tree_map_only(Tensor, lambda moved: moved.round().long(), call.op(*given, **named))
+        return tree_map_only(Tensor, _whole, call.op(*given, **named))
 
     try:
         return run(torch.int64)
-    except (NotImplementedError, RuntimeError):
+    except Exception:  # ops raise anything
         return run(torch.float64)
+
+
+def _whole(moved: Tensor) -> Tensor:
+    whole = moved.long()
+    if not torch.equal(whole.to(moved.dtype), moved):
+        raise ValueError("it does more than move: no whole numbers come out")
+    return whole
 
 
 def mix_all(call: Call, *args: Any, **kwargs: Any) -> Tensor:
