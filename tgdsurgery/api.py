@@ -36,7 +36,7 @@ def plan_tgd(
     Args:
         model: any network whose forward runs: convs in 1 to 3 dimensions, transposed, grouped, linear layers.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found by
-            trying usual sizes if None.
+            trying usual sizes if None. Small ones do: what feeds what does not depend on their size.
         phi: the threshold in [0, 1]: feature maps with a KSE below it are retrained. A relative scale, per layer.
         budget: instead of phi, the largest share of filter parameters that may be trainable.
         overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.

@@ -23,8 +23,8 @@ Variant = Literal["paper", "released-code"]
 # kernel's N distances where these are more. Up to a dozen live at a time; larger ones leave the caches.
 CHUNK_ELEMENTS = 2**18
 
-# A product of matrices rounds the square of a small distance by up to 4 (D + 2) 1.1e-16 of the kernel's own. Where
-# it is not this many times (D + 2) of it, it is computed by differences; the others are right to 1e-10.
+# Products of matrices round. Squared distances below NEAR (D + 2) |x|^2 are computed again, by differences; the others
+# are right to 1e-10.
 NEAR = 5e-6
 
 # A range below this share of the largest value is rounding, which min-max would blow up to [0, 1].
@@ -83,8 +83,11 @@ def kse(
     if variant == "released-code":
         plain = weight.ndim == 4 and groups == 1 and not transposed and k == 5 and alpha == 1
         return _released_code(kernels, scale, plain)
-    s = torch.cat([sparsity(part) for part in _chunks(kernels, scale)])
-    e = torch.cat([entropy(neighbour_distances(part, k)) for part in _chunks(kernels, scale)])
+    # Written in place: small results kept between large temporaries would fragment the heap.
+    s, e = torch.empty(2, len(kernels), dtype=torch.float64, device=weight.device)
+    for where, part in _chunks(kernels, scale):
+        s[where] = sparsity(part)
+        e[where] = entropy(neighbour_distances(part, k))
     return normalise(indicator(normalise(s, same=1.0), normalise(e, same=0.0), alpha), same=1.0)
 
 
@@ -124,7 +127,6 @@ def neighbour_distances(kernels: Tensor, k: int) -> Tensor:
         return _scalar_neighbour_distances(kernels.squeeze(2), k)
     rows = min(n, max(1, CHUNK_ELEMENTS // n))
     channels = max(1, CHUNK_ELEMENTS // (n * rows))
-    # Written in place: small results kept between large temporaries would fragment the heap.
     sums = kernels.new_empty(kernels.shape[:2])
     for first in range(0, len(kernels), channels):
         part = kernels[first : first + channels]
@@ -228,12 +230,14 @@ def _ranked(values: Tensor) -> Tensor:
     return ranked
 
 
-def _chunks(kernels: Tensor, scale: Tensor) -> Iterator[Tensor]:
-    """The kernels (C, N, D) in float64, divided by the scale, some channels at a time."""
+def _chunks(kernels: Tensor, scale: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The kernels (C, N, D) in float64, divided by the scale, some channels at a time, and which these are."""
     filters, size = kernels.shape[1:]
     columns = 1 if size == 1 else size + 2  # with those that `_squared_distances` adds
-    for part in torch.split(kernels, max(1, CHUNK_ELEMENTS // (filters * columns))):
-        yield part.double().contiguous() / scale
+    count = max(1, CHUNK_ELEMENTS // (filters * columns))
+    for first in range(0, len(kernels), count):
+        where = slice(first, first + count)
+        yield where, kernels[where].double().contiguous() / scale
 
 
 def _scale(weight: Tensor) -> Tensor:
@@ -285,12 +289,12 @@ def _released_code(kernels: Tensor, scale: Tensor, plain: bool) -> Tensor:
         raise PlanError(f"The released KSE code fails here: {filters} filters have no 5 neighbours.", remedy)
     # It means to transpose (C, N, D) to (N, C, D), but reshapes; the transposition back does not undo that.
     mixed = kernels.reshape(filters, channels, size).transpose(0, 1)
-    distances = torch.cat([neighbour_distances(part, 5) for part in _chunks(mixed, scale)])
+    distances = torch.cat([neighbour_distances(part, 5) for _, part in _chunks(mixed, scale)])
     if (distances == 0).any():
         raise PlanError(
             "The released KSE code fails here: it takes the logarithm of a distance of 0.", remedy
         )
-    s = torch.cat([sparsity(part) for part in _chunks(kernels, scale)])
+    s = torch.cat([sparsity(part) for _, part in _chunks(kernels, scale)])
     scores = indicator(normalise(s, same=math.nan), normalise(entropy(distances), same=math.nan))
     scores = normalise(scores, same=math.nan)
     if scores.isnan().any():
