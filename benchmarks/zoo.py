@@ -34,7 +34,6 @@ from tests.zoo.networks import GIANTS, NETWORKS
 from tgdsurgery.channels import map_model
 from tgdsurgery.inputs import arguments_for
 from tgdsurgery.planning import make_plan
-from tgdsurgery.records import ChannelMap, LayerScores
 from tgdsurgery.rewrite import insert
 from tgdsurgery.scoring import score
 
@@ -45,7 +44,6 @@ NATIVE = {
     "torchvision/resnet152": 224,
     "torchvision/vgg16": 224,
 }
-LARGE = 40_000_000  # parameters, above which scores are drawn instead of computed, at the smallest input
 LIMIT = 900.0  # seconds per network
 PEER_LIMIT = 30.0
 
@@ -83,11 +81,8 @@ def ours(name: str, size: int | None) -> Result:
     before = peak_mib()
     mapped = map_model(net, arguments_for(net, image))
     result["map"] = watch()
-    if size is None and result["parameters"] > LARGE:
-        scores = drawn(mapped.channels)
-    else:
-        scores = score(mapped)
-        result["scores"] = watch()
+    scores = score(mapped)
+    result["scores"] = watch()
     plan = make_plan(mapped.channels, scores, budget=BUDGET)
     result["mib"], result["total_mib"] = round(peak_mib() - before), round(peak_mib())
     result |= {"layers": len(plan.entries), "share": plan.share, "unmapped": len(plan.unmapped)}
@@ -98,11 +93,6 @@ def ours(name: str, size: int | None) -> Result:
     result["insert"] = watch()
     result["form"] = "graph" if isinstance(tgd, torch.fx.GraphModule) else "copy"
     return result
-
-
-def drawn(channels: ChannelMap) -> list[LayerScores]:
-    """Random scores."""
-    return [LayerScores(layer, torch.rand(layer.channels).double()) for layer in channels.layers.values()]
 
 
 def peer(name: str, size: int | None) -> Result:

@@ -28,7 +28,7 @@ Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;
 * *map*: recording two runs, one in evaluation and one in training mode, and following every channel through them;
-* *scores*: KSE of all layers; blank where it was not computed (large networks at their smallest input);
+* *scores*: KSE of all layers;
 * *insert*: the literal form, its outputs and gradients compared with the original's; the *form* is a torch.fx
   graph, or a copy of the model with its own classes where no graph can be all of its forward (not made of the two
   with more than 600 million parameters);
@@ -47,9 +47,9 @@ CPU seconds depend on what else the machine does: take them as good to a factor 
 
 One image. The aim is a few seconds on one core and 2048 MiB in all (*total*: with Python, torch and the network itself)
 for map and scores; in bold what takes more than 10 seconds or that memory. The map needs two runs of the network, which
-take half of its time for EfficientNet-B7 at 600 pixels; a channel map does not depend on the size of the input, so that
-a small one serves (the same network below). KSE grows with the number of pairs of kernels: ResNet-152 has many of
-512 x 512, VGG-16 a linear layer of 4096 x 25088.
+take nearly half of its time for EfficientNet-B7 at 600 pixels; a channel map does not depend on the size of the input,
+so that a small one serves (the same network below). KSE grows with the number of pairs of kernels: ResNet-152 has many
+of 512 x 512, VGG-16 a linear layer of 4096 x 25088.
 
 {native}
 
