@@ -152,9 +152,9 @@ def test_training_is_the_twins(lower):
 class Around(nn.Module):
     """conv -> an op -> conv."""
 
-    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, op: Callable[[Tensor], Tensor], channels: int = 4) -> None:
         super().__init__()
-        self.first, self.op, self.last = nn.Conv2d(3, 4, 1), op, nn.Conv2d(4, 1, 1)
+        self.first, self.op, self.last = nn.Conv2d(3, channels, 1), op, nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.op(self.first(x)))
@@ -230,18 +230,8 @@ def test_a_mover_may_compute_in_any_type(name):
 def test_many_channels_are_too_many_for_a_mover_that_rounds_small_numbers():
     """Beyond 256 bfloat16 has no whole number for each channel."""
     op = moving("flip_many", MOVERS["bfloat16"])
-    net = nn.Sequential(nn.Conv2d(3, 600, 1), Applied(op), nn.Conv2d(600, 1, 1))
     with pytest.raises(UnsupportedOpError, match="does more than move"):
-        channel_map(net, X)
-
-
-class Applied(nn.Module):
-    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.op = op
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        channel_map(Around(op, channels=600), X)
 
 
 MORE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -275,6 +265,24 @@ def test_fixed_whole_numbers_that_a_mover_is_given_are_indices():
     assert fed_by(lambda x: torch.ops.tgdops.reorder(x, torch.tensor([2, 0, 3, 1]))) == [[2], [0], [3], [1]]
     with pytest.raises(UnsupportedOpError, match=r"rule of the op tgdops.reorder"):
         fed_by(lambda x: torch.ops.tgdops.reorder(x, x.mean((0, 2, 3)).argsort()))
+
+
+def test_whole_numbers_that_no_filter_writes_may_be_indices_too():
+    """Drawn by chance, or made of the network's input: their labels, all empty, are no order."""
+
+    @torch.library.custom_op("tgdops::pick", mutates_args=())
+    def pick(x: Tensor, order: Tensor) -> Tensor:
+        return x[:, order]
+
+    class ByInput(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            order = torch.cat([x, x], 1)[:, :4].mean((0, 2, 3)).argsort()
+            return self.last(torch.ops.tgdops.pick(self.first(x), order))
+
+    register_rule(pick, "movement")
+    assert fed_by(lambda x: torch.ops.tgdops.pick(x, torch.randperm(4))) == [[0, 1, 2, 3]] * 4
+    reached = channel_map(ByInput(nn.Identity()), X).producers("last")
+    assert [sorted(producer.channel for producer in filters) for filters in reached] == [[0, 1, 2, 3]] * 4
 
 
 def test_outputs_in_lists_beside_others_are_refused():

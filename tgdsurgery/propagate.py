@@ -204,10 +204,11 @@ class _Interpreter:
 
     def _traced(self, node: fx.Node, reader: fx.Node) -> Any:
         labels, spec = self.labels[node], node.meta["val"]
-        # Whole numbers may be places. Where they are drawn by chance, or become others later, they are not known.
-        changing = node.meta.get("random") or self.last_write.get(alias_root(node), reader) > reader
-        is_place = isinstance(spec, Tensor) and not (spec.is_floating_point() or spec.is_complex())
-        value = None if is_place and changing else node.meta.get("value")
+        value = node.meta.get("value")
+        if value is not None and not (spec.is_floating_point() or spec.is_complex()):
+            # Whole numbers may be places. Where they are drawn by chance, or become others later, they are not known.
+            changed_later = self.last_write.get(alias_root(node), reader) > reader
+            value = None if node.meta.get("random") or changed_later else value
         empty = torch.zeros((), dtype=torch.int64)
         shown = empty.expand(spec.shape) if labels is None else labels
         labelled = bool(collapse(shown).any())

@@ -13,15 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from tgdsurgery.labels import EMPTY
-from tgdsurgery.rules.registry import (
-    Call,
-    Traced,
-    is_known,
-    mix_all,
-    rule_for,
-    run_on_labels,
-    tensors,
-)
+from tgdsurgery.rules.registry import Call, Traced, is_known, mix_all, rule_for, run_on_labels, tensors
+
+_INDICES = {"index", "indices", "mask"}  # what the arguments are called that say where
 
 rule_for(
     *("cat", "stack", "roll", "flip", "rot90", "repeat", "_reshape_copy", "unfold_copy"),
@@ -74,8 +68,6 @@ def look_up(call: Call, *args: Any, **kwargs: Any) -> Any:
         given["value"] = EMPTY
     return run_on_labels(call, **given)
 
-
-_INDICES = {"index", "indices", "mask"}
 
 # What comes out are indices, which the repeats decide.
 rule_for("repeat_interleave")(mix_all)

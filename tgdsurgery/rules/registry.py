@@ -198,13 +198,10 @@ def run_on_numbers(call: Call, *args: Any, **kwargs: Any) -> Any:
     The op may compute in a type that rounds large numbers, or do more than it says. So the numbers are small, and
     it is run again on labels that are numbered the other way round, with any signs: the same must come out.
     """
-    numbers = [tensor for tensor in tensors(*args, **kwargs) if not _is_real(tensor)]
-    if any(number.value is not None and not is_known(number) for number in numbers):
+    if not all(_is_moved(tensor) or is_known(tensor) for tensor in tensors(*args, **kwargs)):
         return mix_all(call, *args, **kwargs)
     args, kwargs = tree_map_only(
-        Traced,
-        lambda tensor: tensor if _is_real(tensor) or tensor.value is None else tensor.value,
-        (args, kwargs),
+        Traced, lambda tensor: tensor if _is_moved(tensor) else tensor.value, (args, kwargs)
     )
     labels = [collapse(tensor.labels).flatten() for tensor in tensors(*args, **kwargs)]
     known = torch.cat([torch.tensor([EMPTY]), *labels]).unique()  # the label of each number; nobody's is 0
@@ -227,8 +224,10 @@ def run_on_numbers(call: Call, *args: Any, **kwargs: Any) -> Any:
     return tree_map_only(Tensor, known.__getitem__, one)
 
 
-def _is_real(tensor: Traced) -> bool:
-    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+def _is_moved(tensor: Traced) -> bool:
+    """Whether this is what moves; whole numbers that nobody writes may be indices."""
+    is_whole = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+    return not is_whole or (tensor.labelled and tensor.value is None)
 
 
 def _moved(call: Call, numbers: Callable[[Traced], Tensor], args: Any, kwargs: Any) -> Any:
