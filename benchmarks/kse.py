@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.measuring import RESULTS, forget_peak, peak_mib, setting, write_json
 from tgdsurgery import kse
-from tgdsurgery.report import as_text, table
+from tgdsurgery.core.tables import as_text, table
 
 K = 5
 Shape = tuple[int, ...]  # (N, C, height, width)

@@ -46,13 +46,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import in_a_child, setting, write_json
 from benchmarks.step_page import RESULTS, write_page
-from tgdsurgery.channels import map_model
-from tgdsurgery.compact import Compact
-from tgdsurgery.inputs import arguments_for
-from tgdsurgery.planning import make_plan
-from tgdsurgery.records import TGDPlan
-from tgdsurgery.rewrite import insert, lower
-from tgdsurgery.scoring import score
+from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.mapping.channel_map import map_model
+from tgdsurgery.mapping.example_inputs import arguments_for
+from tgdsurgery.scoring.decide import make_plan
+from tgdsurgery.scoring.gather import score
+from tgdsurgery.surgery.apply import insert, lower
+from tgdsurgery.surgery.compact.base import Compact
 
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LIMIT = 1200.0  # seconds per network

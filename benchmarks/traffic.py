@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measuring import RESULTS, setting, write_json
 from tgdsurgery import apply_tgd
-from tgdsurgery.report import as_text, table
+from tgdsurgery.core.tables import as_text, table
 
 WORLD = 2
 SHARES = (0.1, 0.25, 0.5)

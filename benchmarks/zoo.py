@@ -31,11 +31,11 @@ from torch import nn
 from benchmarks.measuring import forget_peak, in_a_child, peak_mib, setting, write_json
 from benchmarks.zoo_page import RESULTS, write_page
 from tests.zoo.networks import GIANTS, NETWORKS
-from tgdsurgery.channels import map_model
-from tgdsurgery.inputs import arguments_for
-from tgdsurgery.planning import make_plan
-from tgdsurgery.rewrite import insert
-from tgdsurgery.scoring import score
+from tgdsurgery.mapping.channel_map import map_model
+from tgdsurgery.mapping.example_inputs import arguments_for
+from tgdsurgery.scoring.decide import make_plan
+from tgdsurgery.scoring.gather import score
+from tgdsurgery.surgery.apply import insert
 
 BUDGET = 0.25
 NATIVE = {

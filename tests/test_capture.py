@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from tgdsurgery.capture import alias_root, capture, written
-from tgdsurgery.copying import copy_model
-from tgdsurgery.errors import CaptureError
+from tgdsurgery.core.copying import copy_model
+from tgdsurgery.core.errors import CaptureError
+from tgdsurgery.mapping.capture import capture
+from tgdsurgery.mapping.nodes import alias_root, written
 
 
 class Branching(nn.Module):

@@ -17,7 +17,8 @@ from tgdsurgery import (
     channel_map,
     plan_tgd,
 )
-from tgdsurgery.inputs import as_arguments, find_inputs
+from tgdsurgery.core.arguments import as_arguments
+from tgdsurgery.mapping.example_inputs import find_inputs
 
 
 def names_of(found: object) -> list[tuple[str, int, int]]:
@@ -191,7 +192,7 @@ def test_feature_maps_written_into_a_buffer_are_followed() -> None:
 
 
 def test_maps_that_outgrow_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tgdsurgery.labels.MAX_MEMBERS", 20)
+    monkeypatch.setattr("tgdsurgery.mapping.labels.MAX_MEMBERS", 20)
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1))
     with pytest.raises(UnsupportedOpError, match=r"in module '\d'\) too much has mixed.*before and behind"):
         channel_map(net)

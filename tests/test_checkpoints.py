@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tgdsurgery.checkpoints import read_state_dict, replacing, write_state_dict
-from tgdsurgery.errors import CheckpointError
+from tgdsurgery.core.atomic import replacing
+from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 

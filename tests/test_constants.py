@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.laws.subjects import in_both_forms
 from tgdsurgery import apply_tgd
-from tgdsurgery.constants import Constants
+from tgdsurgery.core.constants import Constants
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 INDEX = torch.tensor([1, 5, 7])

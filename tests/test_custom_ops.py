@@ -25,7 +25,7 @@ from tgdsurgery import (
     remove_tgd,
     verify,
 )
-from tgdsurgery.rules import Call, Traced
+from tgdsurgery.mapping.rules.registry import Call, Traced
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from tests.test_rewrite import MASKS, Net, TiedConvs, X, layer_of, plan_for
-from tgdsurgery.errors import RewriteError
-from tgdsurgery.guard import guard, verify
-from tgdsurgery.rewrite import insert, remove_tgd
+from tgdsurgery.core.errors import RewriteError
+from tgdsurgery.surgery.apply import insert
+from tgdsurgery.surgery.remove import remove_tgd
+from tgdsurgery.training.audit import verify
+from tgdsurgery.training.optimizers import guard
 
 
 class Muon(Optimizer):

@@ -21,7 +21,7 @@ from tests.oracles import kse_loops as oracle
 from tgdsurgery import PlanError, kse
 
 # The package exports the function under the module's own name.
-module = importlib.import_module("tgdsurgery.kse")
+module = importlib.import_module("tgdsurgery.scoring.kse")
 
 # Both sides compute in float64 but add in another order (1e-16); min-max stretches that by the inverse of the
 # within-layer range of the entropy, here above 1e-4.

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgdsurgery.labels import EMPTY, LabelTable, collapse
+from tgdsurgery.mapping.labels import EMPTY, LabelTable, collapse
 
 WRITERS = 5
 

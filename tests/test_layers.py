@@ -12,18 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tgdsurgery.layers import (
-    HOLD,
-    PARAMETERS,
-    TGD,
-    HeldNorm,
-    ParameterMask,
-    TGDLayer,
-    attach,
-    follow_parameters,
-    hold,
-    release,
-)
+from tgdsurgery.surgery.layers.held_norm import HOLD, HeldNorm, hold, release
+from tgdsurgery.surgery.layers.parameter_mask import PARAMETERS, ParameterMask, follow_parameters
+from tgdsurgery.surgery.layers.tgd_layer import TGD, TGDLayer, attach
 
 MASK = torch.tensor([True, False, True, False])
 STATISTICS = ("running_mean", "running_var")

@@ -13,9 +13,11 @@ from torch.nn.utils import parametrizations
 
 from tests.laws.subjects import assert_equal_tensors, gradients, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
-from tgdsurgery import LiteralFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd, trial
-from tgdsurgery.compact import Compact
-from tgdsurgery.rewrite import lower, needed_inputs
+from tgdsurgery import LiteralFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd
+from tgdsurgery.surgery import equivalence as trial
+from tgdsurgery.surgery.apply import lower
+from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery.surgery.needed_inputs import needed_inputs
 
 # In float64, where sums in another order agree to many digits.
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()

@@ -18,7 +18,8 @@ from tests.oracles.interventions import (
 )
 from tests.strategies import Case, call, scalar_loss
 from tests.topologies import case_of
-from tgdsurgery.records import Flow, Layer, LayerPlan, NormStats, ParameterRows, Producer, TGDPlan
+from tgdsurgery.core.plan import Flow, LayerPlan, NormStats, TGDPlan
+from tgdsurgery.core.records import Layer, ParameterRows, Producer
 
 
 def sets(text: str) -> tuple[frozenset[Producer], ...]:

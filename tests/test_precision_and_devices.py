@@ -14,7 +14,7 @@ from tests.laws.subjects import ACCEPTED, Method, assert_equal_tensors, in_both_
 from tests.strategies import Case, call, leaves, scalar_loss
 from tests.topologies import TOPOLOGIES, case_of
 from tgdsurgery import CaptureError, PlanError, apply_tgd, channel_map, guard, plan_tgd, remove_tgd, verify
-from tgdsurgery.rewrite import trainable_entries
+from tgdsurgery.surgery.entries import trainable_entries
 
 HALF = (torch.float16, torch.bfloat16)
 on_half = pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -24,13 +24,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tgdsurgery.copying import own_randomness
-from tgdsurgery.errors import CaptureError, RewriteError
-from tgdsurgery.graph_form import TGDGraphModule, traced
-from tgdsurgery.layers import HeldNorm, Hold, ParameterMask, TGDLayer
-from tgdsurgery.records import Layer, LayerPlan, ParameterRows, TGDPlan
-from tgdsurgery.rewrite import insert, remove_tgd
-from tgdsurgery.trial import same_results
+from tgdsurgery.core.copying import own_randomness
+from tgdsurgery.core.errors import CaptureError, RewriteError
+from tgdsurgery.core.plan import LayerPlan, TGDPlan
+from tgdsurgery.core.records import Layer, ParameterRows
+from tgdsurgery.surgery.apply import insert
+from tgdsurgery.surgery.equivalence import same_results
+from tgdsurgery.surgery.layers.graph import TGDGraphModule, traced
+from tgdsurgery.surgery.layers.held_norm import HeldNorm, Hold
+from tgdsurgery.surgery.layers.parameter_mask import ParameterMask
+from tgdsurgery.surgery.layers.tgd_layer import TGDLayer
+from tgdsurgery.surgery.remove import remove_tgd
 
 FILTERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

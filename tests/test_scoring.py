@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from tgdsurgery.channels import map_model
-from tgdsurgery.errors import PlanError
-from tgdsurgery.inputs import as_arguments
-from tgdsurgery.kse import kse
-from tgdsurgery.records import LayerScores
-from tgdsurgery.scoring import score
+from tgdsurgery.core.arguments import as_arguments
+from tgdsurgery.core.errors import PlanError
+from tgdsurgery.core.records import LayerScores
+from tgdsurgery.mapping.channel_map import map_model
+from tgdsurgery.scoring.gather import score
+from tgdsurgery.scoring.kse import kse
 
 
 def scores_of(model: nn.Module, *shape: int) -> dict[str, LayerScores]:

@@ -24,8 +24,8 @@ from tests.oracles.interventions import prepared
 from tests.strategies import Case, call, cases, leaves
 from tests.topologies import case_of
 from tgdsurgery import PlanError, RewriteError, TGDError, TGDPlan, apply_tgd, plan_tgd, remove_tgd, sweep_phi
-from tgdsurgery.ablation import without_flagged
-from tgdsurgery.sweep import SweepResult, SweepRow
+from tgdsurgery.sweep.ablation import without_flagged
+from tgdsurgery.sweep.phi import SweepResult, SweepRow
 
 # One of its "layers" makes kernels: its output is no feature map, and the oracle cannot tell.
 NOT_COMPARED = {"mixture of kernels"}

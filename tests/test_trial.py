@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tgdsurgery.trial import difference, same_results
+from tgdsurgery.surgery.equivalence import difference, same_results
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -16,7 +16,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from tests.laws.subjects import in_both_forms
 from tgdsurgery import RewriteError, apply_tgd, remove_tgd
-from tgdsurgery.watch import _watched
+from tgdsurgery.training.optimizers import _watched
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {

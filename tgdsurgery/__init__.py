@@ -10,9 +10,7 @@ In short::
 """
 
 from tgdsurgery.api import apply_tgd, plan_tgd
-from tgdsurgery.channels import channel_map
-from tgdsurgery.delta import load_delta, save_delta
-from tgdsurgery.errors import (
+from tgdsurgery.core.errors import (
     CaptureError,
     CheckpointError,
     ExampleInputError,
@@ -23,12 +21,16 @@ from tgdsurgery.errors import (
     TGDError,
     UnsupportedOpError,
 )
-from tgdsurgery.guard import Audit, guard, verify
-from tgdsurgery.kse import kse
-from tgdsurgery.records import ChannelMap, Layer, LayerPlan, ParameterRows, Producer, TGDPlan
-from tgdsurgery.rewrite import remove_tgd
-from tgdsurgery.rules import register_rule
-from tgdsurgery.sweep import SweepResult, SweepRow, sweep_phi
+from tgdsurgery.core.plan import LayerPlan, TGDPlan
+from tgdsurgery.core.records import ChannelMap, Layer, ParameterRows, Producer
+from tgdsurgery.mapping.channel_map import channel_map
+from tgdsurgery.mapping.rules.registry import register_rule
+from tgdsurgery.scoring.kse import kse
+from tgdsurgery.storage.delta import load_delta, save_delta
+from tgdsurgery.surgery.remove import remove_tgd
+from tgdsurgery.sweep.phi import SweepResult, SweepRow, sweep_phi
+from tgdsurgery.training.audit import Audit, verify
+from tgdsurgery.training.optimizers import guard
 
 __all__ = [
     "Audit",

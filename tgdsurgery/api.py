@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from tgdsurgery.channels import map_model
-from tgdsurgery.inputs import Arguments, arguments_for
-from tgdsurgery.planning import Override, check_settings, make_plan
-from tgdsurgery.propagate import OnUnknown
-from tgdsurgery.records import ChannelMap, Flow, NormStats, TGDPlan
-from tgdsurgery.rewrite import insert
-from tgdsurgery.rewrite import lower as lowered
-from tgdsurgery.scoring import score
-from tgdsurgery.watch import watch
+from tgdsurgery.core.arguments import Arguments
+from tgdsurgery.core.plan import Flow, NormStats, Override, TGDPlan
+from tgdsurgery.core.records import ChannelMap
+from tgdsurgery.mapping.channel_map import map_model
+from tgdsurgery.mapping.example_inputs import arguments_for
+from tgdsurgery.mapping.propagate import OnUnknown
+from tgdsurgery.scoring.decide import check_settings, make_plan
+from tgdsurgery.scoring.gather import score
+from tgdsurgery.surgery.apply import insert
+from tgdsurgery.surgery.apply import lower as lowered
+from tgdsurgery.training.optimizers import watch
 
 
 def plan_tgd(

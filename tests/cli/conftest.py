@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 from torch import nn
 
-from tgdsurgery.checkpoints import write_state_dict
 from tgdsurgery.cli import main
+from tgdsurgery.storage.checkpoints import write_state_dict
 
 NETWORK = """
 import torch

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from tgdsurgery import kse, plan_tgd
-from tgdsurgery.checkpoints import write_state_dict
 from tgdsurgery.cli.kernels import kernels
-from tgdsurgery.records import TGDPlan
+from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.storage.checkpoints import write_state_dict
 
 
 class Payload:

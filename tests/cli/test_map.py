@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgdsurgery import Producer, channel_map
-from tgdsurgery.cli.map import Run, fold
+from tgdsurgery.cli.map import Run
+from tgdsurgery.cli.map import fold
 
 
 def rows(text: str) -> list[list[str]]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.compact.twins import assert_same_gradients, by_hand, described, run, twin_of
-from tgdsurgery.layers import TGDLayer, hold
+from tgdsurgery.surgery.layers.held_norm import hold
+from tgdsurgery.surgery.layers.tgd_layer import TGDLayer
 
 STATISTICS = ("running_mean", "running_var")
 # Both sides add up the same numbers, some hundred of size about one, in another order.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.compact.twins import assert_same_gradients, by_hand, described, run, twin_of
-from tgdsurgery.compact import gradients
-from tgdsurgery.compact.rows import by_row
+from tgdsurgery.surgery.compact import backward_conv as gradients
+from tgdsurgery.surgery.compact.layout import by_row
 
 CONVS = {
     1: (nn.Conv1d, nn.ConvTranspose1d),

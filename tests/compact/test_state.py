@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.compact.twins import described, is_compact, twin_of
-from tgdsurgery.compact import compact, obstacles, restore, rows
-from tgdsurgery.compact.twins import TWINS
+from tgdsurgery.surgery.compact import base as rows
+from tgdsurgery.surgery.compact.registry import TWINS
+from tgdsurgery.surgery.compact.swap import compact, obstacles, restore
 
 MAKERS: dict[str, Any] = {
     "Conv1d": lambda: nn.Conv1d(2, 6, 3),

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from tgdsurgery.compact import Compact, compact
-from tgdsurgery.compact.rows import by_row
-from tgdsurgery.records import Layer, ParameterRows
+from tgdsurgery.core.records import Layer, ParameterRows
+from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery.surgery.compact.layout import by_row
+from tgdsurgery.surgery.compact.swap import compact
 
 NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 

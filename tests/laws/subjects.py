@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.strategies import Case
 from tests.topologies import TOPOLOGIES
 from tgdsurgery import apply_tgd
-from tgdsurgery.compact import full_parameters
+from tgdsurgery.surgery.compact.base import full_parameters
 
 # Networks that are refused, and why that is right.
 REFUSED = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.strategies import Case, call, scalar_loss
-from tgdsurgery.records import LayerPlan, TGDPlan
+from tgdsurgery.core.plan import LayerPlan, TGDPlan
 
 
 class Step(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tests.oracles.calls import FilterCall, FilterCalls
 from tests.strategies import Case, leaves
-from tgdsurgery.records import Layer, Producer
+from tgdsurgery.core.records import Layer, Producer
 
 Influence = dict[str, tuple[frozenset[Producer], ...]]
 READS_A_VALUE = (Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.tolist)

@@ -15,7 +15,7 @@ from tgd_pet.denoising import best_device, denoise, triplets
 from tgd_pet.network import DnCNN, load_network, new_network, save_network
 from torch import nn
 
-from tgdsurgery.errors import CheckpointError
+from tgdsurgery.core.errors import CheckpointError
 
 NARROW = (6, 5, 4, 3)
 widths = st.lists(st.integers(1, 6), min_size=2, max_size=6)

@@ -7,11 +7,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from tgdsurgery.channels import map_model
-from tgdsurgery.inputs import arguments_for
-from tgdsurgery.planning import make_plan
-from tgdsurgery.records import ChannelMap, Flow, LayerScores, TGDPlan
-from tgdsurgery.scoring import score
+from tgdsurgery.core.plan import Flow, TGDPlan
+from tgdsurgery.core.records import ChannelMap, LayerScores
+from tgdsurgery.mapping.channel_map import map_model
+from tgdsurgery.mapping.example_inputs import arguments_for
+from tgdsurgery.scoring.decide import make_plan
+from tgdsurgery.scoring.gather import score
 
 BUDGET = 0.25
 # KSE of larger networks takes up to minutes; their scores are drawn. The benchmark computes them.

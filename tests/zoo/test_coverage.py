@@ -23,8 +23,8 @@ from tgdsurgery import (
     remove_tgd,
     verify,
 )
-from tgdsurgery.compact import Compact
-from tgdsurgery.rewrite import insert, lower
+from tgdsurgery.surgery.apply import insert, lower
+from tgdsurgery.surgery.compact.base import Compact
 
 # Networks that are refused, and the module where: every layer's kernel is mixed by the input there, so that no
 # filter ends what flows into it.

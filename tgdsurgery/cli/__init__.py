@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from tgdsurgery.cli.options import debug_option, debugging
-from tgdsurgery.errors import TGDError
+from tgdsurgery.core.errors import TGDError
 
 COMMANDS = {
     "inspect": "Score the kernels of a checkpoint, layer by layer.",

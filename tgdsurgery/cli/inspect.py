@@ -11,14 +11,15 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from tgdsurgery import plan_tgd, report
-from tgdsurgery.checkpoints import read_state_dict
+from tgdsurgery import plan_tgd
 from tgdsurgery.cli.kernels import BINS, SORTS, LayerRow, chosen, kernel_row, kernels, plan_rows
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import MODEL, debug_option, input_shape_option
 from tgdsurgery.cli.output import progress, show
-from tgdsurgery.errors import CheckpointError
-from tgdsurgery.records import TGDPlan
+from tgdsurgery.core import tables as report
+from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.storage.checkpoints import read_state_dict
 
 
 @click.command("inspect")

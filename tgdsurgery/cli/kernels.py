@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tgdsurgery.cli.options import ArgumentError, nearest
-from tgdsurgery.errors import CheckpointError, PlanError
-from tgdsurgery.kse import kse
-from tgdsurgery.records import TGDPlan
+from tgdsurgery.core.errors import CheckpointError, PlanError
+from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.scoring.kse import kse
 
 BINS = 10
 # Weight norm keeps a direction and a magnitude in place of the weight: as hooks, as parametrizations.

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import click
 
-from tgdsurgery import channel_map, report
+from tgdsurgery import channel_map
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option, nearest
 from tgdsurgery.cli.output import show
-from tgdsurgery.records import ChannelMap, Producer
+from tgdsurgery.core import tables as report
+from tgdsurgery.core.records import ChannelMap, Producer
 
 Writers = dict[str, tuple[int, ...]]  # layer -> its channels that reach one input channel
 

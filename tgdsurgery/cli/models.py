@@ -13,9 +13,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from tgdsurgery.checkpoints import read_state_dict
 from tgdsurgery.cli.options import ArgumentError, nearest
-from tgdsurgery.errors import CheckpointError
+from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.storage.checkpoints import read_state_dict
 
 FORM = "Write package.module:factory or path/to/file.py:factory."
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from tgdsurgery.errors import TGDError
+from tgdsurgery.core.errors import TGDError
 
 _DEBUG = "tgdsurgery.debug"
 

@@ -10,16 +10,10 @@ from typing import Any, cast, get_args
 import click
 
 from tgdsurgery import plan_tgd
-from tgdsurgery.checkpoints import replacing
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import (
-    MODEL,
-    ArgumentError,
-    debug_option,
-    input_shape_option,
-)
-from tgdsurgery.planning import Override
-from tgdsurgery.records import Flow, NormStats
+from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option
+from tgdsurgery.core.atomic import replacing
+from tgdsurgery.core.plan import Flow, NormStats, Override
 
 
 def parse_override(value: str) -> tuple[str, Override]:

@@ -12,13 +12,13 @@ from rich.progress import Progress
 from torch import nn
 
 from tgdsurgery import sweep_phi
-from tgdsurgery.checkpoints import replacing
 from tgdsurgery.cli.models import example_inputs, load_function, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option
 from tgdsurgery.cli.plan import parse_override
-from tgdsurgery.errors import TGDError
-from tgdsurgery.planning import Override
-from tgdsurgery.sweep import plot_format
+from tgdsurgery.core.atomic import replacing
+from tgdsurgery.core.errors import TGDError
+from tgdsurgery.core.plan import Override
+from tgdsurgery.sweep.phi import plot_format
 
 PHIS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 

@@ -1,0 +1,1 @@
+"""What every stage uses: records, the plan, errors, copies, masks, tables."""

@@ -1,0 +1,50 @@
+"""Masks on tensors: stop the gradient at frozen channels, and keep masks small."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Integers of the size of a number.
+BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
+    """`x` itself, or an equal tensor; the gradient of the channels outside of the mask becomes zero."""
+    if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and x.requires_grad):
+        return x
+    shaped = along(mask, channel_axis)
+    if torch.compiler.is_compiling() or x._is_view():
+        # A compiler does not see hooks, and fuses this copy away. An in-place op on a view (what
+        # nn.Linear and unbatched convs return) makes autograd go round the view, and a hook on it.
+        return torch.where(shaped, x, x.detach())
+    # A hook stays with the value it was set on, so an in-place activation may follow.
+    x.register_hook(lambda gradient: zeroed(gradient, shaped))
+    return x
+
+
+def zeroed(gradient: Tensor, mask: Tensor) -> Tensor:
+    """The gradient where the mask (broadcastable) is True, and zero, not a product with zero, elsewhere."""
+    bits = BITS.get(gradient.dtype)
+    if bits is None or gradient.requires_grad or torch._C._are_functorch_transforms_active():
+        return torch.where(mask, gradient, 0)
+    # The same by the bits of the numbers, several times faster on a CPU; but nothing to differentiate.
+    return gradient.view(bits).bitwise_and(mask.to(bits).neg()).view(gradient.dtype)
+
+
+def along(mask: Tensor, axis: int) -> Tensor:
+    """The mask (N,) shaped to broadcast along `axis`, which is counted from the end."""
+    return mask.view(-1, *[1] * (-axis - 1))
+
+
+def collapsed(mask: Tensor) -> Tensor:
+    """The mask without its expanded axes (size 1 instead): it broadcasts all the same."""
+    for axis, stride in enumerate(mask.stride()):
+        if stride == 0 and mask.shape[axis] > 1:
+            mask = mask.narrow(axis, 0, 1)
+    return mask

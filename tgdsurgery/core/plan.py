@@ -1,0 +1,190 @@
+"""The plan: which channels of which layers are retrained. Prints as a table, goes to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import BoolTensor, Tensor
+
+from tgdsurgery.core.errors import PlanError
+from tgdsurgery.core.masking import collapsed
+from tgdsurgery.core.records import Layer, ParameterRows
+from tgdsurgery.core.tables import as_text, table
+
+Flow = Literal["masked", "full"]
+
+
+NormStats = Literal["hold", "batch"]
+
+
+PLAN_FORMAT = "tgdsurgery-plan-1"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to one layer: the score and the decision of every output channel.
+
+    Args:
+        layer: the layer.
+        scores: score per channel; None where the channel reaches no consumer.
+        mask: True where the channel is trainable.
+    """
+
+    layer: Layer
+    scores: tuple[float | None, ...]
+    mask: tuple[bool, ...]
+
+    @property
+    def trainable(self) -> int:
+        """Number of trainable channels."""
+        return sum(self.mask)
+
+    def trainable_entries(self) -> int:
+        """Number of parameter entries that belong to trainable channels."""
+        return self.layer.entries_of(self.trainable)
+
+    def entries(self) -> int:
+        """Number of parameter entries of the layer."""
+        return sum(rows.numel for rows in self.layer.parameters)
+
+
+@dataclass(frozen=True)
+class TGDPlan:
+    """Which channels of which layers are retrained: the result of scoring, and all that the rewriting needs.
+
+    Prints as a table and goes to JSON and back. Args are the settings it was made with and:
+        entries: one per filter layer and carrier, in execution order.
+        unmapped: parameters that belong to no layer, with their number of entries; frozen.
+        mixed: ops without a rule that were let through by `on_unknown="mix"`.
+    """
+
+    phi: float
+    budget: float | None
+    k: int
+    alpha: float
+    flow: Flow
+    norm_stats: NormStats
+    entries: tuple[LayerPlan, ...]
+    unmapped: Mapping[str, int] = field(default_factory=dict)
+    mixed: tuple[str, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TGDPlan:
+        """Itself: nothing in it changes, and networks are copied with their plan."""
+        return self
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of every filter layer and carrier, in execution order."""
+        return tuple(self._by_name)
+
+    def __getitem__(self, name: str) -> LayerPlan:
+        """The decision for the layer called `name`."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise PlanError(
+                f"The plan has no layer {name!r}.", f"Its layers are: {', '.join(self.layers)}."
+            ) from None
+
+    def trainable(self, name: str) -> BoolTensor:
+        """(N,) True where the output channel of layer `name` is trainable."""
+        return torch.tensor(self[name].mask, dtype=torch.bool)  # type: ignore[return-value]
+
+    @cached_property
+    def batch_norms(self) -> tuple[Layer, ...]:
+        """The batch norm modules with frozen channels."""
+        partly = (entry.layer for entry in self.entries if not all(entry.mask))
+        return tuple(one for one in partly if one.type.startswith("BatchNorm") and one.name in one.modules)
+
+    def parameter_masks(self) -> dict[str, BoolTensor]:
+        """For every parameter, True at the entries that may move; shapes as in the model, expanded where possible.
+
+        A parameter of two layers (tied weights) moves only where both agree; one of no layer never moves.
+        """
+        masks: dict[str, Tensor] = {}
+        for entry in self.entries:
+            mask = torch.tensor(entry.mask, dtype=torch.bool)
+            for rows in entry.layer.parameters:
+                own = mask[collapsed(rows.owner())].expand(rows.shape)
+                masks[rows.name] = masks[rows.name] & own if rows.name in masks else own
+        return masks  # type: ignore[return-value]
+
+    @property
+    def share(self) -> float:
+        """Share of the network's parameter entries that are trainable, in [0, 1]."""
+        total = sum(entry.entries() for entry in self.entries) + sum(self.unmapped.values())
+        return sum(entry.trainable_entries() for entry in self.entries) / max(total, 1)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `TGDPlan.from_json` reads it back to an equal plan."""
+        return json.dumps({"format": PLAN_FORMAT, **dataclasses.asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> TGDPlan:
+        """A plan from the text of `to_json`.
+
+        Raises:
+            PlanError: the text is not JSON, or not a plan of this format.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.pop("format") != PLAN_FORMAT:
+                raise ValueError("unknown format")
+            data["entries"] = tuple(_entry(raw) for raw in data["entries"])
+            data["mixed"] = tuple(data["mixed"])
+            return cls(**data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(
+                f"This is not a TGD plan of format {PLAN_FORMAT} ({error}).",
+                "Write one with `tgd plan ... -o plan.json`.",
+            ) from error
+
+    @cached_property
+    def _by_name(self) -> dict[str, LayerPlan]:
+        return {entry.layer.name: entry for entry in self.entries}
+
+    def __str__(self) -> str:
+        rows = []
+        for entry in self.entries:
+            share = entry.trainable_entries() / max(entry.entries(), 1)
+            rows.append(
+                (
+                    entry.layer.name,
+                    entry.layer.type,
+                    entry.layer.channels,
+                    entry.trainable,
+                    f"{entry.entries():,}",
+                    f"{share:.1%}",
+                )
+            )
+        chosen = (
+            f"phi {self.phi:g}" if self.budget is None else f"phi {self.phi:.4g} for budget {self.budget:g}"
+        )
+        notes = [
+            f"trainable: {self.share:.1%} of all parameters; flow {self.flow}, norm statistics {self.norm_stats}"
+        ]
+        if self.unmapped:
+            notes.append(f"frozen whole, in no layer: {', '.join(self.unmapped)}")
+        if self.mixed:
+            notes.append(f"ops without a rule, mixed: {', '.join(self.mixed)}")
+        columns = ("layer", "type", "channels", "trainable", "parameters", "share")
+        return as_text(table(columns, rows, title=f"TGD plan, {chosen}", caption="\n".join(notes)))
+
+
+def _entry(raw: dict[str, Any]) -> LayerPlan:
+    layer = dict(raw["layer"])
+    layer["parameters"] = tuple(
+        ParameterRows(**{**rows, "shape": tuple(rows["shape"])}) for rows in layer["parameters"]
+    )
+    layer["statistics"], layer["modules"] = tuple(layer["statistics"]), tuple(layer["modules"])
+    scores = tuple(None if score is None else float(score) for score in raw["scores"])
+    return LayerPlan(Layer(**layer), scores, tuple(bool(value) for value in raw["mask"]))
+
+
+Override = float | Literal["train", "freeze"]

@@ -1,0 +1,1 @@
+"""model -> ChannelMap: which filters feed each input channel of each layer."""

@@ -1,0 +1,292 @@
+"""model -> ATen-level torch.fx graph, recorded from one real run.
+
+Tracers that work on proxies stop at control flow; watching the ATen ops of a run does not. The graph is
+therefore specialised to that run: to the mode (train or eval) and to the sizes of the inputs.
+
+Every node of the graph carries in `meta`:
+    val: the tensor it made, on the meta device (shape, strides, dtype only); a tuple for several outputs.
+    module: name of the innermost module that was running.
+    returned_by: names of the modules that returned this very tensor, innermost first.
+    parameter or buffer: its name, for a `get_attr` node that reads one.
+    fixed: True if the value does not depend on the network's input.
+    value: the tensor itself, where `fixed`.
+    random: True if chance had a part in it.
+    exit: how the values of this tensor left torch (`Tensor.numpy`), for a node that stands for just that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from tgdsurgery.core.copying import own_randomness
+from tgdsurgery.core.errors import CaptureError, TGDError, UnsupportedOpError
+from tgdsurgery.mapping.exits import Exits
+from tgdsurgery.mapping.nodes import alias_root, op_of, written
+
+_Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One recorded run.
+
+    Args:
+        graph: a GraphModule whose placeholders are the input's tensors in the order of `tree_leaves`.
+    """
+
+    graph: fx.GraphModule
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool) -> Capture:
+    """Run `model` once and record its ATen ops.
+
+    `model` is run as it is, in the given mode: hand in a copy (`copying.copy_model`), since buffers
+    such as running statistics move in train mode. Random generators are left as they were.
+
+    Raises:
+        CaptureError: the model's forward raised; the message has its error.
+    """
+    model.train(training)
+    recorder = _Recorder(model)
+    handles = recorder.watch_modules(model)
+    args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor):
+            recorder.placeholder(leaf)
+    try:
+        with torch.no_grad(), own_randomness(model), _visible_attention(), recorder, Exits(recorder.exit):
+            output = model(*args, **kwargs)
+    except TGDError:
+        raise
+    except Exception as error:
+        mode = "train" if training else "eval"
+        raise CaptureError(
+            f"The model's forward failed in {mode} mode: {type(error).__name__}: {error}.",
+            "Give example_inputs that the model accepts in train and eval mode (a batch of 2 or more).",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    graph = recorder.finish(output)
+    return Capture(graph)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes every ATen op of a run into an fx graph.
+
+    Tensors are known by the memory they look at (storage, offset, shape, strides), not by identity:
+    under `no_grad` a view can come back as another tensor object. A weak reference to each storage keeps
+    its address from being given to another one. For what the run itself makes, that ends when the memory is
+    gone and its tensors have been forgotten.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
+        self.stack: list[str] = [""]
+        self._nodes: dict[_Key, fx.Node] = {}
+        self._storages: dict[int, StorageWeakRef] = {}
+        self._made: dict[int, set[_Key]] = {}  # a storage that the run made -> its tensors
+        self._sweep = _SWEEP
+        self._names = {self._key(p): ("parameter", name) for name, p in model.named_parameters()}
+        self._names |= {self._key(b): ("buffer", name) for name, b in model.named_buffers()}
+
+    def watch_modules(self, model: nn.Module) -> list[Any]:
+        """Follow which module is running, and what each returns; returns the hooks' handles."""
+        handles = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
+            handles.append(module.register_forward_hook(self._leaving(), always_call=True))
+        return handles
+
+    def placeholder(self, tensor: Tensor) -> None:
+        """Declare an input tensor."""
+        node = self.graph.placeholder(f"input_{len(self._nodes)}")
+        node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "fixed": False}
+        self._nodes[self._key(tensor)] = node
+
+    def finish(self, output: object) -> fx.GraphModule:
+        """Close the graph with the run's output."""
+        known = tree_map_only(Tensor, self._node, output)
+        leaves = [leaf for leaf in tree_leaves(known) if isinstance(leaf, fx.Node)]
+        for node in self.graph.nodes:
+            node.meta["val"] = tree_map_only(_Spec, _Spec.made, node.meta["val"])
+        self.graph.output(tuple(leaves))
+        _settle_fixed(self.graph)
+        return fx.GraphModule(self.constants, self.graph, class_name="Captured")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ON_STORAGE:
+            raise UnsupportedOpError(
+                f"In module {self.stack[-1] or 'the model itself'!r} a tensor is made of another one's storage "
+                "(copy.deepcopy or pickle of a tensor), which cannot be followed.",
+                "Use clone().",
+            )
+        with torch._C.DisableTorchFunction():  # what is done here is not the model's
+            self._forget_the_dead()
+            # Looked up before the call, which may resize or free what it is given.
+            node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
+            result = func(*args, **kwargs)
+            tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            if tensors or any(argument.is_write for argument in func._schema.arguments):
+                node = self.graph.call_function(func, node_args, node_kwargs)
+                node.meta |= {"val": tree_map(_spec, result), "module": self.stack[-1], "returned_by": []}
+                self._remember(node, result)
+        return result
+
+    def exit(self, tensor: Tensor, how: str) -> None:
+        """Note down that the values which `tensor` has now leave torch."""
+        self._node(tensor.detach()).meta["exit"] = how
+
+    def _remember(self, node: fx.Node, result: Any) -> None:
+        # Values made from constants alone are kept: weights that are computed, indices that are looked up.
+        parents = node.all_input_nodes
+        if all("value" in parent.meta for parent in parents):
+            node.meta["value"] = result
+        seeded = torch.Tag.nondeterministic_seeded in op_of(node).tags
+        node.meta["random"] = seeded or any(parent.meta.get("random") for parent in parents)
+        if isinstance(result, Tensor):
+            self._made_by(node, result)
+            return
+        for index, part in enumerate(result or ()):
+            if isinstance(part, (tuple, list)):
+                raise UnsupportedOpError(
+                    f"The op {node.target} returns lists of tensors beside others, which cannot be followed.",
+                    "Let it return a flat tuple or one list.",
+                )
+            if isinstance(part, Tensor):
+                item = self.graph.call_function(getitem, (node, index))
+                item.meta |= {"val": _spec(part), "module": self.stack[-1], "returned_by": []}
+                item.meta |= {"value": part} if "value" in node.meta else {}
+                item.meta["random"] = node.meta["random"]
+                self._made_by(item, part)
+
+    def _made_by(self, node: fx.Node, tensor: Tensor) -> None:
+        seen = len(self._storages)
+        key = self._key(tensor)
+        self._nodes[key] = node
+        if len(self._storages) > seen:
+            self._made[key[0]] = set()
+        if key[0] in self._made:
+            self._made[key[0]].add(key)
+
+    def _forget_the_dead(self) -> None:
+        # What a weak reference keeps of a storage, small as it is, lies between activations and fragments the heap.
+        if len(self._made) < self._sweep:
+            return
+        for storage in [made for made in self._made if self._storages[made].expired()]:
+            for key in self._made.pop(storage):
+                del self._nodes[key]
+            del self._storages[storage]
+        self._sweep = len(self._made) + _SWEEP
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        key = self._key(tensor)
+        if key not in self._nodes:
+            target = f"constant_{len(self.constants)}"
+            self.constants[target] = tensor
+            node = self.graph.create_node("get_attr", target)
+            kind, name = self._names.get(key, ("constant", target))
+            node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "value": tensor, kind: name}
+            self._nodes[key] = node
+        return self._nodes[key]
+
+    def _key(self, tensor: Tensor) -> _Key:
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError) as error:
+            raise CaptureError(
+                f"A {tensor.layout} tensor of shape {tuple(tensor.shape)} has no strided memory to follow.",
+                "Use dense tensors inside the model (call .to_dense()), or apply TGD to a submodule.",
+            ) from error
+        reference = self._storages.setdefault(storage._cdata, StorageWeakRef(storage))
+        return (reference.cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: object) -> None:
+            self.stack.append(name)
+
+        return enter
+
+    def _leaving(self) -> Callable[..., None]:
+        def leave(module: nn.Module, args: object, output: object) -> None:
+            name = self.stack.pop()
+            with torch._C.DisableTorchFunction():
+                if isinstance(output, Tensor) and (node := self._nodes.get(self._key(output))) is not None:
+                    node.meta["returned_by"].append(name)
+
+        return leave
+
+
+_SWEEP = 32  # storages that are made before the dead ones are looked for
+
+
+_ON_STORAGE = (torch.ops.aten.set_.source_Storage, torch.ops.aten.set_.source_Storage_storage_offset)
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """Of a tensor, until the run is over: small tensors made meanwhile would fragment the heap."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def made(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
+def _spec(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_quantized:
+        raise CaptureError(
+            f"A quantised tensor ({value.dtype}) of shape {tuple(value.shape)} cannot be followed.",
+            "Apply TGD to the network before it is quantised.",
+        )
+    return _Spec(value.shape, value.stride(), value.dtype)
+
+
+def _settle_fixed(graph: fx.Graph) -> None:
+    """Mark the nodes that do not depend on the input; the others forget their values.
+
+    Memory that ever takes in something from the input (``out = zeros(...); out[:, :4] = x``) is not fixed
+    from its first node on, hence the repetition until nothing changes.
+    """
+    loose = {node for node in graph.nodes if node.op == "placeholder"}
+    size = -1
+    while size != len(loose):
+        size = len(loose)
+        for node in graph.nodes:
+            if alias_root(node) in loose or any(parent in loose for parent in node.all_input_nodes):
+                loose.add(node)
+                loose.update(alias_root(target) for target in written(node) if node in loose)
+    for node in graph.nodes:
+        node.meta["fixed"] = node not in loose
+        if node in loose:
+            node.meta.pop("value", None)
+
+
+@contextlib.contextmanager
+def _visible_attention() -> Iterator[None]:
+    """Keep nn.MultiheadAttention off its fused inference path, which hides its linear layers."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

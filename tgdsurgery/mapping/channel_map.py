@@ -1,0 +1,119 @@
+"""model -> ChannelMap: both modes captured, labelled, collected and merged."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import get_args
+
+from torch import nn
+
+from tgdsurgery.core.arguments import Arguments, repeated
+from tgdsurgery.core.copying import copy_model, refuse_unfit
+from tgdsurgery.core.errors import CaptureError, MapConflictError, PlanError
+from tgdsurgery.core.records import ChannelMap, Producer
+from tgdsurgery.mapping.capture import capture
+from tgdsurgery.mapping.collect import Collector, MappedModel
+from tgdsurgery.mapping.example_inputs import arguments_for
+from tgdsurgery.mapping.labels import LabelTable
+from tgdsurgery.mapping.propagate import OnUnknown, propagate
+
+
+def channel_map(
+    model: nn.Module, example_inputs: object = None, *, on_unknown: OnUnknown = "raise"
+) -> ChannelMap:
+    """Find out which filters feed each input channel of each conv, transposed conv and linear layer.
+
+    Args:
+        model: any network whose forward runs; it is not modified.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found if None.
+        on_unknown: "raise" stops at an op without a rule; "mix" lets every output of it depend on all inputs.
+
+    Returns:
+        The map, the same for train and eval mode.
+
+    Raises:
+        CaptureError: the model does not run, is TorchScript or uninitialised, or no example input could be found.
+        UnsupportedOpError: an op without a rule.
+        MapConflictError: train and eval mode map the same layer differently.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
+        >>> found = channel_map(net)
+        >>> found.consumers
+        ('0', '2')
+        >>> [sorted(s) for s in found.producers("2")]
+        [[Producer(layer='0', channel=0)], [Producer(layer='0', channel=1)]]
+    """
+    return map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown).channels
+
+
+def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown = "raise") -> MappedModel:
+    """The channel map of `model` in eval and in train mode, which must agree, and its consumers' weights."""
+    if on_unknown not in get_args(OnUnknown):
+        raise PlanError(f"on_unknown is {on_unknown!r}.", 'It can be "raise" or "mix".')
+    refuse_unfit(model)
+    with _without_cycle_collection():
+        return _mapped(model, arguments, on_unknown)
+
+
+def _mapped(model: nn.Module, arguments: Arguments, on_unknown: OnUnknown) -> MappedModel:
+    trial, table = copy_model(model), LabelTable()
+    evaluated = propagate(capture(trial, *arguments, training=False), table, on_unknown)
+    try:
+        run = capture(trial, *arguments, training=True)
+    except CaptureError:
+        # Batch norm cannot train on one value per channel.
+        run = capture(trial, *repeated(arguments), training=True)
+    trained = propagate(run, table, on_unknown)
+    first = Collector(evaluated, trial)
+    return _merged(first.collect(), Collector(trained, trial, after=first).collect(), model)
+
+
+@contextlib.contextmanager
+def _without_cycle_collection() -> Iterator[None]:
+    """Large networks make a million small objects, none of them in a cycle: looking for cycles doubles the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _merged(evaluated: MappedModel, trained: MappedModel, model: nn.Module) -> MappedModel:
+    """Both runs together: heads that only one of them has are added, what both have must agree.
+
+    The sets of the second run begin with those of the first.
+    """
+    first, second = evaluated.channels, trained.channels
+    for name in first.inputs.keys() & second.inputs.keys():
+        for channel, (a, b) in enumerate(zip(first.inputs[name], second.inputs[name], strict=True)):
+            if a != b:
+                only_trained, only_evaluated = (
+                    second.sets[b] - second.sets[a],
+                    second.sets[a] - second.sets[b],
+                )
+                raise MapConflictError(
+                    f"Input channel {channel} of {name!r} has other producers in train mode than in eval mode: "
+                    f"{_short(only_trained)} only in train, {_short(only_evaluated)} only in eval.",
+                    "Remove the difference between the two modes, or apply TGD to the submodules that agree.",
+                )
+    layers = {**second.layers, **first.layers}
+    mapped = {rows.name for layer in layers.values() for rows in layer.parameters}
+    whole = ChannelMap(
+        layers={name: layers[name] for name in dict.fromkeys([*first.layers, *second.layers])},
+        inputs={**second.inputs, **first.inputs},
+        sets=second.sets,
+        unmapped={name: p.numel() for name, p in model.named_parameters() if name not in mapped},
+        mixed=tuple(sorted({*first.mixed, *second.mixed})),
+    )
+    return MappedModel(whole, {**trained.weights, **evaluated.weights})
+
+
+def _short(producers: frozenset[Producer]) -> str:
+    names = [f"{producer.layer}[{producer.channel}]" for producer in sorted(producers)]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"

@@ -1,0 +1,297 @@
+"""The captured graph, run once more on labels instead of numbers.
+
+Views are run on the labels and share their memory, as in the real run; what an op writes in place is
+written into the labels of its argument. So any order of channels comes out right without a rule for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from operator import getitem
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from tgdsurgery.core.errors import UnsupportedOpError
+from tgdsurgery.core.norm_statistics import STATISTICS
+from tgdsurgery.core.records import ParameterRows
+from tgdsurgery.mapping.capture import Capture
+from tgdsurgery.mapping.exits import refuse_exit
+from tgdsurgery.mapping.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
+from tgdsurgery.mapping.nodes import alias_root, aliases, op_of, place_of, written
+from tgdsurgery.mapping.rules.check import fits, labels_by
+from tgdsurgery.mapping.rules.registry import Call, KernelCall, Traced, find_rule, mix_all
+from tgdsurgery.mapping.unwritten import refuse_unwritten
+
+OnUnknown = Literal["raise", "mix"]
+
+
+@dataclass
+class Propagation:
+    """What a run on labels found.
+
+    Args:
+        capture: the run it belongs to.
+        table: the sets behind all labels; the same for all runs of a model, which are mostly alike.
+        parameters: every parameter, and every running statistic, that the run read, with the rows that write.
+        rows: names of the parameters that share a block of rows, by the block's name.
+        kernels: the calls of filter layers, in execution order.
+        returned: labels of the nodes that some module returned, collapsed (axes of length 1 where constant).
+        mixed: ops without a rule that were let through.
+    """
+
+    capture: Capture
+    table: LabelTable
+    parameters: dict[str, ParameterRows] = field(default_factory=dict)
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    kernels: list[KernelCall] = field(default_factory=list)
+    returned: dict[fx.Node, Tensor] = field(default_factory=dict)
+    mixed: set[str] = field(default_factory=set)
+
+
+def propagate(capture: Capture, table: LabelTable, on_unknown: OnUnknown = "raise") -> Propagation:
+    """Run `capture` on the labels of `table`.
+
+    Raises:
+        UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`), or values go
+            where torch does not see them.
+    """
+    refuse_unwritten(capture.graph.graph)
+    found = Propagation(capture, table)
+    _Interpreter(found, on_unknown).run()
+    return found
+
+
+class _Interpreter:
+    def __init__(self, found: Propagation, on_unknown: OnUnknown) -> None:
+        self.found = found
+        self.on_unknown = on_unknown
+        self.labels: dict[fx.Node, Any] = {}
+        self.laid_out = _laid_out(found.capture.graph.graph)
+        self.last_write = {
+            alias_root(target): node for node in found.capture.graph.graph.nodes for target in written(node)
+        }
+
+    def run(self) -> None:
+        """Go through the nodes; labels are dropped after their last use.
+
+        Raises:
+            UnsupportedOpError: an op without a rule, or sets that outgrow the memory.
+        """
+        last_use = {
+            parent: node for node in self.found.capture.graph.graph.nodes for parent in node.all_input_nodes
+        }
+        for node in self.found.capture.graph.graph.nodes:
+            if node.op == "output":
+                continue
+            try:
+                self.labels[node] = self._labels(node)
+            except TableFullError:
+                raise UnsupportedOpError(
+                    f"At the op {node.target} (node {node.name}, in module {place_of(node)}) too much has mixed: "
+                    f"the sets of filters behind the channels have over {MAX_MEMBERS:,} members together.",
+                    "Apply TGD to the parts of the model before and behind it (net.stem = apply_tgd(net.stem, ...)).",
+                ) from None
+            if "exit" in node.meta:
+                refuse_exit(node, self.labels[node])
+            if node.meta["returned_by"] and isinstance(self.labels[node], Tensor):
+                self.found.returned[node] = collapse(self.labels[node]).clone()
+            for parent in node.all_input_nodes:
+                if last_use[parent] is node:
+                    del self.labels[parent]
+
+    def _labels(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._kept(node, torch.zeros((), dtype=torch.int64))
+        if node.op == "get_attr":
+            return self._seeds(node)
+        if node.target is getitem:
+            return self._part(node) if node.users or node.meta["returned_by"] else None
+        if node.meta["fixed"] and all(self.labels[parent] is None for parent in node.all_input_nodes):
+            return None
+        return self._op(node)
+
+    def _seeds(self, node: fx.Node) -> Tensor | None:
+        """The rows of a parameter are writers, and so are those of a norm's running statistics."""
+        name: str = node.meta.get("parameter") or node.meta.get("buffer", "")
+        owner, _, leaf = name.rpartition(".")
+        if not ("parameter" in node.meta or leaf in STATISTICS):
+            # A buffer that the run writes its input to starts empty like any other memory.
+            return None if node.meta["fixed"] else self._kept(node, torch.zeros((), dtype=torch.int64))
+        seeded = ParameterRows(name, tuple(node.meta["val"].shape), axis=_seed_axis(node))
+        # What a norm has per channel is written and frozen together: one writer stands for it all.
+        of_norm = len(seeded.shape) == 1 and leaf in ("weight", "bias", *STATISTICS)
+        block = f"{owner}:{seeded.channels}" if of_norm else name
+        if name not in self.found.parameters:
+            self.found.parameters[name] = seeded
+            self.found.rows.setdefault(block, []).append(name)
+        labels = self.found.table.block("row", block, seeded.channels)
+        rank = len(seeded.shape)
+        labels = labels.view([-1 if dim == seeded.axis else 1 for dim in range(rank)]).expand(seeded.shape)
+        return _own_memory(labels, node.meta["val"]) if node in self.laid_out else labels
+
+    def _part(self, node: fx.Node) -> Any:
+        parent, index = node.args
+        assert isinstance(parent, fx.Node)
+        assert isinstance(index, int)
+        labels = self.labels[parent]
+        if labels is None or aliases(node) is not None:
+            return None if labels is None else labels[index]
+        if isinstance(labels, (tuple, list)):
+            return self._kept(node, labels[index])
+        # A rule that knows one set of labels for several outputs: they are good where the shape fits.
+        return self._kept(node, labels if fits(labels, node.meta["val"]) else self.found.table.mix(labels))
+
+    def _op(self, node: fx.Node) -> Any:
+        op = op_of(node)
+        call = Call(node, self.found.table, self.found.parameters, self.found.rows, self.found.kernels)
+        if (op.is_view or torch.Tag.inplace_view in op.tags) and not _changes_dtype(node):
+            return self._view(node)
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), partial(self._traced, reader=node))
+        rule = find_rule(op)
+        if rule is None and not any(traced.labelled for traced in _traced_leaves(args, kwargs)):
+            rule = mix_all  # Nothing is written there: nothing comes out.
+        if rule is None:
+            rule = self._without_rule(node)
+        result = labels_by(rule, call, args, kwargs)
+        if _works_in_place(node):
+            (target,) = written(node)
+            if target.meta["val"].shape != node.meta["val"].shape:  # out=, which makes the room it needs
+                return self._kept(node, result)
+            self._write(target, result)
+            return self.labels[target]
+        targets = written(node)
+        for target in targets:
+            # A norm's own update of its running statistics is no way from one channel to another.
+            if target.meta.get("buffer", "").rpartition(".")[2] not in STATISTICS:
+                # Where an op writes to one argument and returns nothing, that is what its rule describes.
+                described = not op._schema.returns and len(targets) == 1
+                self._write(target, result if described else mix_all(call, *args, **kwargs))
+        return self._kept(node, result) if isinstance(node.meta["val"], Tensor) else result
+
+    def _kept(self, node: fx.Node, labels: Tensor) -> Tensor:
+        """The labels of a new tensor: small where it may be, laid out as the real one where it must be."""
+        if alias_root(node) in self.laid_out:
+            return _own_memory(labels, node.meta["val"])
+        return collapse(labels).clone().expand(node.meta["val"].shape)
+
+    def _view(self, node: fx.Node) -> Any:
+        op: Any = op_of(node)
+        if torch.Tag.inplace_view in op.tags:  # The labels' own shape stays: other nodes look at it.
+            op = getattr(torch.ops.aten, op._schema.name.removeprefix("aten::").removesuffix("_"))
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda parent: self.labels[parent])
+        try:
+            result = op(*args, **kwargs)
+        except RuntimeError:
+            # Labels are kept expanded, which not every view can take.
+            whole = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
+            result = op(*whole, **kwargs)
+        if alias_root(node) in self.laid_out:
+            return result
+        return tree_map_only(Tensor, lambda part: collapse(part).expand(part.shape), result)
+
+    def _write(self, target: fx.Node, result: Any) -> None:
+        labels = self.labels[target]
+        if labels is None or not isinstance(result, Tensor):
+            return
+        if not fits(result, labels):
+            result = self.found.table.mix(result)
+        if alias_root(target) in self.laid_out:
+            labels.copy_(result)
+        else:
+            self.labels[target] = self._kept(target, result)
+
+    def _traced(self, node: fx.Node, reader: fx.Node) -> Any:
+        labels, spec = self.labels[node], node.meta["val"]
+        value = node.meta.get("value")
+        if value is not None and not (spec.is_floating_point() or spec.is_complex()):
+            # Whole numbers may be places. Where they are drawn by chance, or become others later, they are not known.
+            changed_later = self.last_write.get(alias_root(node), reader) > reader
+            value = None if node.meta.get("random") or changed_later else value
+        empty = torch.zeros((), dtype=torch.int64)
+        shown = empty.expand(spec.shape) if labels is None else labels
+        labelled = bool(collapse(shown).any())
+        return Traced(shown, labelled, value, spec.shape, spec.dtype, node)
+
+    def _without_rule(self, node: fx.Node) -> Any:
+        if self.on_unknown == "mix":
+            self.found.mixed.add(str(node.target))
+            return mix_all
+        raise UnsupportedOpError(
+            f"No rule says how the op {node.target} carries channels "
+            f"(node {node.name}, in module {place_of(node)}).",
+            f'Describe it with tgdsurgery.register_rule("{op_of(node)._schema.name}", ...), '
+            'pass on_unknown="mix" to keep more kernels than needed, or apply TGD to the part of the model '
+            "that comes before it (model.backbone = apply_tgd(model.backbone, ...)).",
+        )
+
+
+def _seed_axis(node: fx.Node) -> int:
+    """The axis whose rows are a parameter's writers: its only long one, else the first.
+
+    A table from which the same entries are read again and again (relative positions in attention) has its
+    writers along the other axis: the places in it are no channels.
+    """
+    shape = node.meta["val"].shape
+    long = [axis for axis, size in enumerate(shape) if size > 1]
+    axis = long[0] if len(long) == 1 else 0
+    others = [other for other in long if other != axis]
+    return others[-1] if others and any(_looks_up(user, node, axis) for user in node.users) else axis
+
+
+def _looks_up(user: fx.Node, table: fx.Node, axis: int) -> bool:
+    if getattr(user.target, "_opname", "") not in ("index", "_unsafe_index", "index_select", "embedding"):
+        return False
+    data = user.args[0]
+    along = user.args[1] if user.target._opname == "index_select" else 0  # type: ignore[union-attr]
+    if isinstance(user.args[1], (tuple, list)):
+        along = next(dim for dim, index in enumerate(user.args[1]) if index is not None)
+    return bool(data is table and along == axis and user.meta["val"].numel() > table.meta["val"].numel())
+
+
+def _laid_out(graph: fx.Graph) -> set[fx.Node]:
+    """The tensors whose labels need the memory layout of the real run.
+
+    Those that are written to while views look at them, and those that are looked at by strides. All others
+    can be kept small, with every axis along which the labels do not change expanded.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    targets = {alias_root(target) for node in calls for target in written(node)}
+    viewed = {alias_root(node) for node in calls if _is_view(node)}
+    by_strides = {alias_root(node) for node in calls if getattr(node.target, "_opname", "") in _BY_STRIDES}
+    return targets & viewed | by_strides
+
+
+_BY_STRIDES = ("as_strided", "as_strided_", "_reshape_alias", "resize_", "set_")
+
+
+def _is_view(node: fx.Node) -> bool:
+    if aliases(node) is None or node.target is getitem:
+        return aliases(node) is not None
+    return not _works_in_place(node) or torch.Tag.inplace_view in op_of(node).tags
+
+
+def _own_memory(labels: Tensor, spec: Tensor) -> Tensor:
+    """Labels laid out in memory as the real tensor was, so that later views of it work on them."""
+    own = torch.empty_strided(spec.shape, spec.stride(), dtype=torch.int64)
+    return own.copy_(labels)
+
+
+def _changes_dtype(node: fx.Node) -> bool:
+    """Views as another dtype (complex) cannot be run on integers."""
+    parent = node.all_input_nodes[0].meta["val"]
+    val = node.meta["val"]
+    return isinstance(val, Tensor) and val.dtype != parent.dtype
+
+
+def _works_in_place(node: fx.Node) -> bool:
+    """Whether the op returns the one argument that it writes to."""
+    returns = op_of(node)._schema.returns
+    return len(returns) == 1 and returns[0].alias_info is not None and len(written(node)) == 1
+
+
+def _traced_leaves(*containers: Any) -> list[Traced]:
+    return [leaf for leaf in tree_leaves(containers) if isinstance(leaf, Traced)]

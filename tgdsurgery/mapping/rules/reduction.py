@@ -1,0 +1,130 @@
+"""Ops that bring several elements together: sets unite over the axes concerned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from torch import Tensor
+
+from tgdsurgery.mapping.rules.registry import Call, Traced, mix_all, rule_for, tensors
+
+_POOLS = ("max", "mkldnn_max", "avg", "adaptive_avg", "_adaptive_avg", "adaptive_max", "fractional_max")
+
+
+def _dims(dim: int | Sequence[int] | None, rank: int) -> list[int]:
+    dims = [dim] if isinstance(dim, int) else list(dim or range(rank))
+    return [d % max(rank, 1) for d in dims]
+
+
+def _over(call: Call, tensor: Traced, dim: int | Sequence[int] | None) -> Tensor:
+    """The union over `dim` (all axes if None), in the shape of the output: kept or dropped axes alike."""
+    return call.table.reduce(tensor.labels, _dims(dim, tensor.labels.dim())).reshape(call.shape)
+
+
+@rule_for(
+    "sum", "mean", "amax", "amin", "prod", "all", "any", "median", "mode", "max", "min", "nanmean", "aminmax"
+)
+@rule_for("argmax", "argmin", "logsumexp", "count_nonzero", "var", "std", "var_mean", "std_mean")
+def over_dim(
+    call: Call, tensor: Traced, dim: int | Sequence[int] | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """`dim` comes first in all of these."""
+    return _over(call, tensor, dim)
+
+
+@rule_for("linalg_vector_norm", "norm")
+def norm(call: Call, tensor: Traced, order: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+    """`dim` comes after the order of the norm."""
+    return _over(call, tensor, dim)
+
+
+@rule_for(
+    "_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"
+)
+@rule_for("softmax", "log_softmax")
+def along(call: Call, tensor: Traced, dim: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Each element depends on all others along `dim`, and stays at its place."""
+    return call.table.reduce(tensor.labels, [dim])
+
+
+@rule_for("sort", "msort")
+def sort(call: Call, tensor: Traced, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
+    """Any element along `dim` may come out at any place of it."""
+    return call.table.reduce(tensor.labels, [dim])
+
+
+@rule_for("topk", "kthvalue")
+def select_largest(call: Call, tensor: Traced, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
+    """As `sort`, with k places."""
+    united = call.table.reduce(tensor.labels, [dim])
+    return united if united.dim() == len(call.shape) else united.squeeze(dim)
+
+
+@rule_for(*(f"{pool}_pool{rank}d" for pool in _POOLS for rank in (1, 2, 3)))
+@rule_for(*(f"max_pool{rank}d_with_indices" for rank in (1, 2, 3)), "mkldnn_adaptive_avg_pool2d")
+@rule_for(
+    *(f"{name}{rank}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for rank in (1, 2, 3))
+)
+@rule_for("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")
+@rule_for("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa")
+def over_space(call: Call, tensor: Traced, *args: Any, **kwargs: Any) -> Tensor:
+    """Pooling and resampling, per channel; the op's name tells how many axes of space there are."""
+    rank = next(int(letter) for letter in call.op._schema.name if letter.isdigit())
+    return call.table.reduce(tensor.labels, range(-rank, 0))
+
+
+@rule_for("max_unpool2d", "max_unpool3d")
+def unpool(call: Call, tensor: Traced, indices: Traced, *args: Any, **kwargs: Any) -> Tensor:
+    """Elements go to places within their channel that the input decides."""
+    spatial = range(2, len(call.shape))
+    return call.table.union(
+        call.table.reduce(tensor.labels, spatial), call.table.reduce(indices.labels, spatial)
+    )
+
+
+@rule_for("grid_sampler_2d", "grid_sampler_3d")
+def sample(call: Call, tensor: Traced, grid: Traced, *args: Any, **kwargs: Any) -> Tensor:
+    """Each channel is read anywhere in space, and every value depends on the grid."""
+    spatial = range(2, len(call.shape))
+    everywhere = call.table.reduce(grid.labels, range(grid.labels.dim()))
+    return call.table.union(
+        call.table.reduce(tensor.labels, spatial), everywhere.reshape([1] * len(call.shape))
+    )
+
+
+@rule_for("col2im")
+def fold(call: Call, tensor: Traced, size: Any, kernel: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
+    """Overlapping patches add up: a channel unites its patches, wherever they go."""
+    channels = tensor.labels.unflatten(-2, (-1, kernel[0] * kernel[1]))
+    return call.table.reduce(channels, [-1, -2])
+
+
+@rule_for("linalg_matrix_exp", "linalg_inv_ex", "linalg_qr", "_linalg_solve_ex", "linalg_lu_factor_ex")
+def of_matrices(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """(..., M, N): within each matrix anything may depend on anything."""
+    united = [call.table.reduce(matrix.labels, [-1, -2]) for matrix in tensors(*args, **kwargs)]
+    return reduce(call.table.union, united)
+
+
+@rule_for("linalg_householder_product")
+def householder(call: Call, reflectors: Traced, tau: Traced) -> Tensor:
+    """(..., M, N) with tau (..., N)."""
+    return call.table.union(
+        call.table.reduce(reflectors.labels, [-1, -2]), call.table.reduce(tau.labels, [-1]).unsqueeze(-1)
+    )
+
+
+# Anything may depend on anything.
+rule_for("renorm", "_linalg_svd", "_fft_r2c", "_fft_c2r", "_fft_c2c", "dist")(mix_all)
+
+
+rule_for("scatter_add", "scatter_reduce", "index_add", "index_reduce")(mix_all)
+
+
+@rule_for("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call, direction: Traced, gain: Traced, dim: int = 0) -> Tensor:
+    """Each slice along `dim` is divided by its own norm and scaled by its own gain."""
+    others = [d for d in range(len(direction.shape)) if d != dim % len(direction.shape)]
+    return call.table.union(call.table.reduce(direction.labels, others), gain.labels)

@@ -1,0 +1,1 @@
+"""ChannelMap -> TGDPlan: score the kernels, gather the scores onto filters, decide."""

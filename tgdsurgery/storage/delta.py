@@ -1,0 +1,212 @@
+"""The retrained rows as a small file on top of a base network: what one patient or scanner needs, kept apart.
+
+A delta is a safetensors file. Its tensors are the entries that training could move, flat, under the names of the
+`state_dict`: trainable rows of parameters, the statistics of trainable channels, and every buffer that no plan
+freezes (counters). Its metadata are the plan, a fingerprint of all other entries, and one of the file itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tgdsurgery.core.atomic import replacing
+from tgdsurgery.core.copying import copy_model
+from tgdsurgery.core.errors import CheckpointError, PlanError, RewriteError
+from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.surgery.entries import trainable_entries
+from tgdsurgery.surgery.remove import remove_tgd
+from tgdsurgery.surgery.tgd_network import tgd_form, unwrapped
+
+DELTA_FORMAT = "tgdsurgery-delta-1"
+
+
+SUFFIX = ".safetensors"
+
+
+class Entries(NamedTuple):
+    """One tensor of a network's `state_dict`, and which of its entries training may move.
+
+    Args:
+        tensor: the tensor itself, no copy.
+        movable: bool of its shape if the plan fits; expanded where possible.
+    """
+
+    tensor: Tensor
+    movable: Tensor
+
+
+def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
+    """Write what a TGD network has learnt, without the base network it was made from.
+
+    Args:
+        tgd_model: what `apply_tgd` returned, in either form, trained; may be wrapped in DDP, DataParallel or
+            torch.compile. It is not touched.
+        path: a .safetensors file; replaced only when all is written.
+
+    Raises:
+        RewriteError: `tgd_model` is no TGD network.
+        CheckpointError: the file cannot be written, or the network has state that is no tensor.
+
+    Example:
+        >>> import tempfile
+        >>> from tgdsurgery import apply_tgd, remove_tgd
+        >>> _ = torch.manual_seed(0)
+        >>> base = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 1, 3))
+        >>> tgd = apply_tgd(base, phi=0.3)
+        >>> with torch.no_grad():
+        ...     for parameter in tgd.parameters():
+        ...         _ = parameter.add_(1)  # in place of training
+        >>> file = Path(tempfile.mkdtemp()) / "patient.safetensors"
+        >>> save_delta(tgd, file)
+        >>> adapted = load_delta(base, file)
+        >>> torch.equal(adapted[0].weight, remove_tgd(tgd)[0].weight)
+        True
+    """
+    path = Path(path)
+    if path.suffix.lower() != SUFFIX:
+        raise CheckpointError(f"{path} has no suffix of a delta.", f"Name it {path.stem}{SUFFIX}.")
+    plan: TGDPlan = vars(tgd_form(tgd_model))["tgd_plan"]
+    plain = remove_tgd(tgd_model)
+    entries = _entries(plain, _state(plain), plan)
+    values = {
+        name: tensor.detach()[movable].cpu() for name, (tensor, movable) in entries.items() if movable.any()
+    }
+    metadata = {"format": DELTA_FORMAT, "plan": plan.to_json(), "base": json.dumps(_fingerprint(entries))}
+    metadata["contents"] = _contents(metadata, values)
+    with replacing(path) as temporary:
+        try:
+            safetensors.torch.save_file(values, temporary, metadata=metadata)
+        except (SafetensorError, KeyError) as error:  # a full disk, a dtype that safetensors lacks
+            raise CheckpointError(
+                f"{path} cannot be written: {error}.", "Check the disk and the dtypes."
+            ) from error
+
+
+def load_delta(base_model: nn.Module, path: str | Path) -> nn.Module:
+    """A copy of the base network with the retrained rows of a delta put in.
+
+    Bit for bit the network that `remove_tgd` made of the one that was saved. Deltas can be stacked: what this
+    returns can be the base of the next one. Only buffers that are not in the `state_dict` stay the base's.
+
+    Args:
+        base_model: the plain network that `apply_tgd` was given; wrappers are looked through. It is not touched.
+        path: a file that `save_delta` wrote. No code in it is run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no delta; or what is frozen in the plan is not, bit for
+            bit, what it was in the network the delta was made from.
+        RewriteError: the base has TGD layers itself, or cannot be copied.
+    """
+    values, plan, wanted = _read(Path(path))
+    base = unwrapped(base_model)
+    if any("tgd_plan" in vars(module) for module in base.modules()):
+        raise RewriteError("The base has TGD layers.", "Give the plain network; remove_tgd makes it one.")
+    net = copy_model(base)
+    state = _state(net)
+    entries = _entries(net, state, plan)
+    _check_base(_fingerprint(entries), wanted, Path(path))
+    changed = {id(tensor): tensor.detach().clone() for tensor, _ in entries.values()}
+    for name, (tensor, movable) in entries.items():
+        if name in values:
+            changed[id(tensor)][movable.to(tensor.device)] = values[name].to(tensor.device)
+    net.load_state_dict({name: changed[id(tensor)] for name, tensor in state.items()})
+    return net
+
+
+def _state(net: nn.Module) -> dict[str, Tensor]:
+    """The `state_dict` with the tensors themselves, so that those under two names show as one."""
+    state: dict[str, object] = net.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"The network keeps {name!r}, which is no tensor.",
+                "Save all of it: torch.save after remove_tgd.",
+            )
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _entries(net: nn.Module, state: Mapping[str, Tensor], plan: TGDPlan) -> dict[str, Entries]:
+    """Every tensor of a plain network's state once, by its first name."""
+    masks = {id(parameter): mask for parameter, mask in trainable_entries(net, plan).items()}
+    if plan.norm_stats == "hold":
+        buffers = dict(net.named_buffers(remove_duplicate=False))
+        held = ((name, entry.layer.name) for entry in plan.entries for name in entry.layer.statistics)
+        masks |= {id(buffers[name]): plan.trainable(layer) for name, layer in held if name in buffers}
+    everywhere = torch.ones((), dtype=torch.bool)
+    found: dict[int, tuple[str, Entries]] = {}
+    for name, tensor in state.items():
+        mask = masks.get(id(tensor), everywhere.expand(tensor.shape))
+        found.setdefault(id(tensor), (name, Entries(tensor, mask)))
+    return dict(found.values())
+
+
+def _fingerprint(entries: Mapping[str, Entries]) -> dict[str, str]:
+    """For every tensor its dtype, shape and the digest of its frozen entries."""
+    return {name: " ".join(_described(*entry)) for name, entry in entries.items()}
+
+
+def _described(tensor: Tensor, movable: Tensor) -> Iterator[str]:
+    yield str(tensor.dtype)
+    yield "x".join(map(str, tensor.shape))
+    if movable.shape == tensor.shape:  # else the plan is another network's, and the shape above says so
+        yield _digest(tensor.detach()[~movable])
+
+
+def _digest(tensor: Tensor) -> str:
+    """Equal digests are equal bits, whatever the type means by them."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+
+
+def _contents(metadata: Mapping[str, str], values: Mapping[str, Tensor]) -> str:
+    """One digest of all that is in the file, itself aside: storage fails silently at times."""
+    digests = {name: f"{tensor.dtype} {_digest(tensor)}" for name, tensor in values.items()}
+    text = json.dumps([dict(metadata), digests], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
+    """Values, plan, and the fingerprint of the base."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist, or is no file.", "Check the path.")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            values = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, cut off or no safetensors file.", "Copy it again."
+        ) from error
+    if metadata.get("format") != DELTA_FORMAT:
+        raise CheckpointError(f"{path} is no delta of format {DELTA_FORMAT}.", "Give what save_delta wrote.")
+    contents = metadata.pop("contents", None)
+    try:
+        if contents == _contents(metadata, values):
+            return values, TGDPlan.from_json(metadata["plan"]), json.loads(metadata["base"])
+    except (PlanError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}).", "Copy it again.") from error
+    raise CheckpointError(f"{path} is damaged: its contents are not what was written.", "Copy it again.")
+
+
+def _check_base(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+    differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if differing:
+        more = ", ..." if len(differing) > 3 else ""
+        raise CheckpointError(
+            f"{path} was made from another network: {len(differing)} of {len(wanted)} tensors differ in what is "
+            f"frozen ({', '.join(differing[:3])}{more}).",
+            "Give the base that apply_tgd was given, with the same weights and dtype. If it is the same, frozen "
+            "entries moved in training; see verify and guard.",
+        )

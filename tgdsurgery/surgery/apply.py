@@ -1,0 +1,160 @@
+"""The two forms of a TGD network: TGD layers in the graph, or compact layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from tgdsurgery.core.copying import copy_model
+from tgdsurgery.core.errors import LiteralFormWarning
+from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.core.records import ChannelMap
+from tgdsurgery.surgery.compact.swap import compact, obstacles
+from tgdsurgery.surgery.equivalence import Arguments, difference
+from tgdsurgery.surgery.layers.graph import graph_form
+from tgdsurgery.surgery.layers.tgd_layer import attach
+from tgdsurgery.surgery.mount import mount
+from tgdsurgery.surgery.needed_inputs import needed_inputs
+from tgdsurgery.surgery.validate import layers_of, refuse
+
+# Share of a layer's input channels from which the input gradient is that of all: leaving few out costs more than
+# they do. Their producers do not let it in.
+MOST = 0.7
+
+
+def insert(
+    model: nn.Module, plan: TGDPlan, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A copy of `model` with a TGD layer after each layer that the plan freezes in part.
+
+    With `flow="masked"` it is a torch.fx graph (`TGDGraphModule`), after its outputs and gradients were
+    compared with those of the model's own forward on the example inputs. Where the model cannot be traced,
+    has hooks or cannot run in train mode on these inputs, or where anything comes out different, the same TGD
+    layers are attached by forward hooks to a copy of the model's own class; the gradients are the same.
+    The comparison takes a training step's time and memory, twice, and two passing copies of the model.
+
+    A layer that is frozen whole gets no TGD layer, so that the loss still reaches the layers before it. Its
+    parameters get `requires_grad=False`; so do those that belong to no layer.
+
+    In either flow the gradients of the parameters are masked as well. TGD layers leave little to it, but
+    weights can be shared by layers that disagree, or computed with parameters of other rows (spectral norm).
+    With `flow="full"` that is all: the gradients of the activations are not masked. The same is true of a
+    layer that is no module (`torch.nn.functional` called on a parameter), as its output cannot be reached.
+
+    Args:
+        model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
+        plan: which channels are trainable. The result has it as `tgd_plan`.
+        example_inputs: the forward's positional arguments as a tuple, or the only one.
+        example_kwargs: the forward's keyword arguments.
+
+    Raises:
+        RewriteError: the plan does not fit the model; or the model cannot be copied, is wrapped, or has
+            been rewritten already.
+        CaptureError: the model is TorchScript, or has weights that are not initialised.
+    """
+    refuse(model, plan)
+    net = copy_model(model)
+    hooked = any(_has_hooks(module) for module in net.modules())
+    mount(net, plan)
+    graph = None
+    if plan.flow == "masked" and not hooked:
+        graph = graph_form(net, *_arguments(example_inputs, example_kwargs))
+    return attach(net) if graph is None else graph
+
+
+def lower(
+    model: nn.Module,
+    plan: TGDPlan,
+    channels: ChannelMap,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A copy of `model`, of the same class, in which only trainable rows are Parameters.
+
+    Every layer that can be is made compact (see `tgdsurgery.compact`): its frozen rows become buffers, and its
+    backward computes what the trainable rows need. A layer that cannot be (computed or shared weights, hooks,
+    classes of one's own, functional calls) keeps its Parameters, with TGD layers and masks as in `insert`.
+
+    The result is run once, in eval and in train mode, beside the literal form: outputs and gradients must
+    agree. Where they do not (a forward that reads a layer's weight itself), all layers take the literal form,
+    and a warning says so.
+
+    Args:
+        model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
+        plan: which channels are trainable. The result has it as `tgd_plan`.
+        channels: the map that the plan was made from; it says which inputs of a layer lead back to
+            something trainable. The gradient of the others is not computed, if the run above shows that
+            nothing is lost by it.
+        example_inputs: the forward's positional arguments as a tuple, or the only one.
+        example_kwargs: the forward's keyword arguments.
+
+    Raises:
+        RewriteError, CaptureError: as `insert`.
+    """
+    refuse(model, plan)
+    arguments = _arguments(example_inputs, example_kwargs)
+    chosen = _compactable(model, plan)
+    nothing_known: dict[str, tuple[bool, ...]] = {}
+    literal = partial(_lowered, model, plan, (), nothing_known)
+    if not chosen:
+        return literal()
+    for needs in (needed_inputs(channels, plan), nothing_known):
+        lowered = partial(_lowered, model, plan, chosen, needs)
+        if (reason := difference(literal, lowered, arguments)) is None:
+            return lowered()
+    warnings.warn(
+        f"The lowered form of this {type(model).__name__} is not the same network: {reason}. It is in the "
+        "literal form now, which costs a full step; its optimizer needs guard().",
+        LiteralFormWarning,
+        stacklevel=3,
+    )
+    return literal()
+
+
+def _compactable(model: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
+    owners = Counter(rows.name for layer in layers_of(plan) for rows in layer.parameters)
+    alone = [layer for layer in layers_of(plan) if all(owners[rows.name] == 1 for rows in layer.parameters)]
+    cannot = obstacles(model, alone)
+    return tuple(layer.name for layer in alone if layer.name not in cannot)
+
+
+def _lowered(
+    model: nn.Module, plan: TGDPlan, chosen: Collection[str], needs: Mapping[str, tuple[bool, ...]]
+) -> nn.Module:
+    net = copy_model(model)
+    for name in chosen:
+        mask = plan.trainable(name)
+        compact(
+            net.get_submodule(name),
+            plan[name].layer,
+            mask,
+            # Frozen whole, it lets the loss reach the layers before it.
+            stops_gradient=plan.flow == "masked" and bool(mask.any()),
+            hold=plan.norm_stats == "hold",
+            needs=_worth_telling(needs.get(name)),
+        )
+    mount(net, plan, apart=chosen)
+    return attach(net)
+
+
+def _worth_telling(needs: tuple[bool, ...] | None) -> tuple[bool, ...] | None:
+    return None if needs is None or sum(needs) > MOST * len(needs) else needs
+
+
+def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
+    return inputs if isinstance(inputs, tuple) else (inputs,), kwargs or {}
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether hooks watch or change what the module does; a graph that does not call it would skip them."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -1,0 +1,103 @@
+"""The compact backward of norms that normalise each channel by itself: batch norm, instance norm.
+
+The forward is the plain layer's: one kernel on all channels. The backward is that of the trainable channels,
+which need no other; where they are most of them, it is computed for all and cleared at the others. It is
+written in differentiable ops, so gradients of gradients work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgdsurgery.surgery.compact.channels import prepared, select
+
+
+@prepared
+class Normalised(torch.autograd.Function):
+    """`y`, all channels normalised, with the gradient of the trainable ones.
+
+    Args of `apply`:
+        y: (B, C, *) what the plain layer's kernel gave; not to be used again.
+        part: (B, n, *) the trainable channels of its input, or all of it; gets their gradient.
+        rows, bias_rows: (n,) their affine parameters, or None.
+        mean, var: (n,) or, of an instance norm, (B n,): what the channels of `part` were normalised by.
+        trainable: (n,) which channels are trainable.
+        frozen: (C - n,) the others, if `part` is all of the input; else None.
+        x: (B, C, *) the input, for the gradient of the frozen channels; detached where they have none.
+        slope: (C,) for the frozen channels, the derivative of y by x (stored statistics); 0 for the trainable.
+        by_batch: whether mean and variance are those of this batch, so that they depend on the input.
+        by_sample: whether it is an instance norm.
+        eps: added to the variance.
+    """
+
+    @staticmethod
+    def forward(
+        y: Tensor,
+        part: Tensor,
+        rows: Tensor | None,
+        bias_rows: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        trainable: Tensor,
+        frozen: Tensor | None,
+        x: Tensor,
+        slope: Tensor | None,
+        by_batch: bool,
+        by_sample: bool,
+        eps: float,
+    ) -> Tensor:
+        # No view of an argument: an in-place activation may follow, and a view would not allow it.
+        return y.data
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, part, rows, _, mean, var, trainable, frozen, _, slope, *settings = inputs
+        ctx.by_batch, ctx.by_sample, ctx.eps = settings
+        ctx.save_for_backward(part, rows, mean, var, trainable, frozen, slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        part, rows, mean, var, trainable, frozen, slope = ctx.saved_tensors
+        _, part_needed, rows_needed, bias_needed, _, _, _, _, x_needed, *_ = ctx.needs_input_grad
+        wanted = [part_needed, rows_needed, bias_needed]
+        if frozen is None:
+            own = select(gradient, trainable)
+            by_part, by_rows, by_bias = _backward(ctx, own, part, rows, mean, var, wanted)
+        else:
+            if rows is not None:
+                rows = rows.new_ones(part.shape[1]).index_copy(0, trainable, rows)
+            by_part, *by_affine = _backward(ctx, gradient, part, rows, mean, var, wanted)
+            by_part = None if by_part is None else by_part.index_fill_(1, frozen, 0.0)
+            by_rows, by_bias = (None if t is None else t.index_select(0, trainable) for t in by_affine)
+        by_x = None
+        if x_needed:
+            by_x = gradient * slope.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 2))
+        return None, by_part, by_rows, by_bias, None, None, None, None, by_x, *[None] * 4
+
+
+def _backward(
+    ctx: Any,
+    gradient: Tensor,
+    part: Tensor,
+    rows: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    wanted: list[bool],
+) -> list[Tensor | None]:
+    """torch's kernel; an instance norm is a batch norm of one sample with more channels, as in torch itself."""
+    batch, count = part.shape[:2]
+    if ctx.by_sample:
+        gradient, part = (t.reshape(1, batch * count, *t.shape[2:]) for t in (gradient, part))
+        rows = None if rows is None else rows.repeat(batch)
+    stored = (None, None) if ctx.by_batch else (mean, var)
+    of_batch = (mean, (var + ctx.eps).rsqrt()) if ctx.by_batch else (None, None)
+    kernel = torch.ops.aten.native_batch_norm_backward
+    found = list(kernel(gradient, part, rows, *stored, *of_batch, ctx.by_batch, ctx.eps, wanted))
+    if ctx.by_sample:
+        shapes = (batch, count, *part.shape[2:]), (batch, count), (batch, count)
+        found = [t.view(shape) if w else None for t, shape, w in zip(found, shapes, wanted, strict=True)]
+        found[1:] = [None if t is None else t.sum(0) for t in found[1:]]
+    return [t if w else None for t, w in zip(found, wanted, strict=True)]

@@ -1,0 +1,54 @@
+"""What the compact convolutions and linear layers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgdsurgery.surgery.compact.base import Compact
+
+
+class CompactFilter(Compact):
+    """Conv, transposed conv, linear: the backward is compact."""
+
+    weight: Any  # the trainable rows, or all where none is trainable
+    bias: Any
+
+    def stopped(self, x: Tensor) -> Tensor:
+        """The input; detached if no gradient has to get to it."""
+        needs = self.compaction.needs
+        return super().stopped(x) if needs is None or any(needs) else x.detach()
+
+    def _index_tensors(self) -> dict[str, Any]:
+        """With the input channels that need a gradient."""
+        needs = self.compaction.needs
+        needed = None if needs is None or all(needs) else torch.tensor(needs).nonzero().flatten()
+        return {**super()._index_tensors(), "needs": needed}
+
+    def _is_plain(self) -> bool:
+        """Whether the plain layer's forward and backward are just right."""
+        nothing = not self.compaction.trainable and self.index("needs") is None
+        return nothing or not torch.is_grad_enabled() or torch.compiler.is_exporting()
+
+    def _tensors(self, x: Tensor) -> list[Tensor | None]:
+        """x, rows, bias rows, weight and bias, as the compact functions take them."""
+        rows = [self.weight, self.bias] if self.compaction.trainable else [None, None]
+        # Where the backward needs the weight, autograd keeps it: it must be one that is not written to later.
+        weight = self.whole("weight") if self.compaction.stops_gradient else self.full("weight")
+        return autocasted([x, *rows, weight, self.whole("bias")])
+
+    def _plain_tensors(self) -> tuple[Any, Any]:
+        """Weight and bias for the plain layer's kernel."""
+        kept = torch.is_grad_enabled()
+        return (self.full if kept else self.whole)("weight"), (self.full if kept else self.whole)("bias")
+
+
+def autocasted(tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """What autocast makes of the arguments of a conv: torch does not look into our own functions."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]

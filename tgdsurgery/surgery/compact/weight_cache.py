@@ -1,0 +1,50 @@
+"""When the whole weight has to be put together anew: counters that see what torch does not count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Rows(nn.Parameter):
+    """Trainable rows, which know how often they were handed out as `.data`: torch does not count what is written there.
+
+    Where torch makes a plain Parameter of them (in a file, say), nothing is lost but some time.
+    """
+
+    handed_out = 0
+
+    @property
+    def data(self) -> Tensor:
+        """As of any Parameter."""
+        self.handed_out += 1
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined, no-any-return]
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self.handed_out += 1
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+
+
+def state_of(trainable: Tensor, frozen: Tensor) -> tuple[Any, ...] | None:
+    """What `as_it_was` compares; None where a change would not be seen."""
+    if not isinstance(trainable, Rows) or trainable.is_inference() or frozen.is_inference():
+        return None
+    return trainable, frozen, trainable._version, frozen._version, trainable.handed_out, _steps
+
+
+def as_it_was(written: tuple[Any, ...], trainable: Any, frozen: Any) -> bool:
+    """Whether these are the tensors that were written, and not changed since."""
+    if written[0] is not trainable or written[1] is not frozen:
+        return False
+    present: tuple[int, ...] = (trainable._version, frozen._version, trainable.handed_out, _steps)
+    return written[2:] == present
+
+
+_steps = 0  # of all optimizers; torch does not count what their fused kernels write
+
+
+def _count(optimizer: Any, args: Any, kwargs: Any) -> None:
+    global _steps  # noqa: PLW0603
+    _steps += 1

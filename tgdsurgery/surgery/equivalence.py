@@ -1,0 +1,191 @@
+"""Whether two forms of a network are the same model: outputs and gradients, compared on example inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from tgdsurgery.core.copying import own_randomness
+from tgdsurgery.surgery.compact.base import full_parameters
+
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+Outcome = tuple[list[Any], Any, dict[str, Tensor]]
+
+
+# Parameters up to which a network is tried in float64.
+LARGE = 50_000_000
+
+
+PIECE = 2**20  # entries that are compared at a time
+
+
+def same_results(reference: nn.Module, other: nn.Module, arguments: Arguments) -> bool:
+    """Whether both give exactly the same output, and the same gradients, in eval and in train mode.
+
+    Runs both, so that their buffers move: hand in copies. An output that cannot be compared is not the same.
+    """
+    modes = (False, True)
+    return all(_same(*(_run(net, arguments, mode) for net in (reference, other))) for mode in modes)
+
+
+def difference(
+    reference: Callable[[], nn.Module], other: Callable[[], nn.Module], arguments: Arguments
+) -> str | None:
+    """How two networks differ by more than rounding, in words; None if they do not, in the modes that run.
+
+    Outputs in eval and train mode are compared, and the gradients of parameters and inputs, of some loss;
+    that of a compact layer's parameter in the parameter's full shape. In float64 if the reference runs in it
+    and is not large: an activation that rounding takes across the kink of a ReLU changes a gradient by far more
+    than rounding. In the network's own type each module's gradient is compared by its length instead.
+
+    Args:
+        reference: makes a copy of the one, to be run and thrown away.
+        other: makes a copy of the other.
+        arguments: what both are called with.
+    """
+    ran = False
+    for training in (False, True):
+        for precise in (True, False):
+            try:
+                expected = _outcome(reference, arguments, training, precise)
+            except Exception:  # batch norm of a single value, say, or a type written into the forward
+                continue
+            ran = True
+            try:
+                found = _outcome(other, arguments, training, precise)
+            except Exception as error:  # user code that reads a weight, and finds some of its rows
+                return f"it does not run ({type(error).__name__}: {error})"
+            if not _same(expected, found, rounded=True):
+                return "its outputs or gradients differ"
+            break
+    return None if ran else "the network runs neither in eval nor in train mode"
+
+
+def _outcome(make: Callable[[], nn.Module], arguments: Arguments, training: bool, precise: bool) -> Outcome:
+    """Of a new copy, which is gone when the next one is made: two of a large network are many gigabytes."""
+    net = make()
+    if precise:
+        if sum(parameter.numel() for parameter in net.parameters()) > LARGE:
+            raise ValueError("too large for float64")
+        net = net.double()
+        arguments = tree_map_only(Tensor, _double, arguments)
+    return _run(net, arguments, training, of_inputs=True)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _run(net: nn.Module, arguments: Arguments, training: bool, *, of_inputs: bool = False) -> Outcome:
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
+    net.train(training)
+    wanted: dict[str, Tensor] = {}
+    if of_inputs:
+        inputs, structure = tree_flatten((args, kwargs))
+        for index, leaf in enumerate(inputs):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                wanted[f"input {index}"] = leaf.requires_grad_()
+                inputs[index] = leaf.clone()  # some models write to them, which a leaf does not allow
+        args, kwargs = structure.unflatten(inputs)
+    with own_randomness(net), torch.enable_grad():
+        wanted |= {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+        leaves, structure = tree_flatten(net(*args, **kwargs))
+        terms = [leaf.square().sum() for leaf in _trained(leaves)]
+        if not terms or not wanted:
+            return leaves, structure, {}
+        found = torch.autograd.grad(terms, list(wanted.values()), allow_unused=True)
+    gradients = {name: g for name, g in zip(wanted, found, strict=True) if g is not None}
+    return leaves, structure, full_parameters(net, gradients)
+
+
+def _same(one: Outcome, other: Outcome, *, rounded: bool = False) -> bool:
+    return (
+        one[1] == other[1]
+        and all(_same_output(a, b, rounded) for a, b in zip(one[0], other[0], strict=True))
+        and _same_gradients(one[2], other[2], _loss(one[0]), rounded)
+    )
+
+
+def _trained(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def _loss(leaves: list[Any]) -> float:
+    return sum(float(leaf.detach().abs().square().sum().nan_to_num()) for leaf in _trained(leaves))
+
+
+def _same_output(a: object, b: object, rounded: bool) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.dtype != b.dtype or a.requires_grad != b.requires_grad or a.shape != b.shape:
+            return False
+        return _close(a, b, _largest(a)) if rounded and a.is_floating_point() else torch.equal(a, b)
+    return type(a) is type(b) and isinstance(a, int | float | str | None) and a == b
+
+
+def _same_gradients(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], loss: float, rounded: bool
+) -> bool:
+    """Whether all are the same but for the order of sums, which differs even between runs on some devices.
+
+    Many gradients are zero but for rounding: that of a bias before a batch norm, say. So an entry may be off
+    by a part of the largest of its module, or by a far smaller one of the largest of all, or of the loss.
+    """
+    if one.keys() != other.keys():
+        return False
+    if all(torch.equal(gradient, other[name]) for name, gradient in one.items()):
+        return True
+    scales: dict[str, float] = {}
+    for name, gradient in one.items():
+        module = name.rpartition(".")[0]
+        scales[module] = max(scales.get(module, 0.0), _largest(gradient))
+    most = max(scales.values(), default=0.0) + loss
+    for name, gradient in one.items():
+        close = _close if gradient.dtype == torch.float64 or not rounded else _alike
+        if not close(gradient, other[name], scales[name.rpartition(".")[0]], most):
+            return False
+    return True
+
+
+def _alike(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
+    """Whether the difference is short beside the gradient: kinks that rounding crosses change single entries."""
+    absolute = torch.finfo(a.dtype).eps * (0.1 * scale + 10 * background) * a.numel() ** 0.5
+    difference, length = (
+        sum(float(t.float().nan_to_num().square().sum()) for t in tensors) ** 0.5
+        for tensors in ((x - y for x, y in _pieces(a, b)), (x for x, _ in _pieces(a, b)))
+    )
+    return bool(difference <= 0.01 * length + absolute)
+
+
+def _close(a: Tensor, b: Tensor, scale: float, background: float = 0.0) -> bool:
+    # Half of the digits. An op that was lost, or a gradient that was not handed on, changes far more. What cancels
+    # out to nothing may have been larger than all that is left: a norm divides by next to nothing at times.
+    precision = torch.finfo(a.dtype).eps
+    absolute = precision**0.5 * scale + precision ** (2 / 3) * background
+    close = partial(torch.allclose, rtol=precision**0.5, atol=absolute, equal_nan=True)
+    # The absolute part alone is looked at first, which is faster and nearly always enough.
+    return all(bool(((x - y).abs() <= absolute).all()) or close(x, y) for x, y in _pieces(a, b))
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value that is finite."""
+    largest = 0.0
+    for piece, _ in _pieces(tensor, tensor):
+        found = float(piece.abs().max()) if piece.numel() else 0.0
+        finite = found if math.isfinite(found) else float(piece.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        largest = max(largest, finite)
+    return largest
+
+
+def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in pieces of some rows: what is computed on the way takes several times the memory."""
+    a, b = (t.detach().reshape(*(t.shape or [1]), 1).flatten(1) for t in (a, b))
+    rows = max(1, PIECE // max(1, a[:1].numel()))
+    return zip(a.split(rows), b.split(rows), strict=True)

@@ -1,0 +1,1 @@
+"""The layers form: the paper's TGD layers in the torch.fx graph."""

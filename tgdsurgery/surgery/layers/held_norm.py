@@ -1,0 +1,125 @@
+"""Any norm that keeps running statistics, with those of its frozen channels held in training."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tgdsurgery.core.constants import Constants
+from tgdsurgery.core.masking import along
+
+HOLD = "tgd_hold"  # name of the child module
+
+
+class Hold(Constants):
+    """What a `HeldNorm` needs to know; its child module.
+
+    Args:
+        mask: (N,) bool, True where the channel is trainable; on the CPU.
+        channel_axis: axis of the channels in the norm's output, counted from the end.
+        statistics: names of the norm's buffers (N,) that hold its running statistics.
+        device: where the network is.
+    """
+
+    def __init__(
+        self, mask: Tensor, channel_axis: int, statistics: Sequence[str], device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.channel_axis = channel_axis
+        self.statistics = tuple(statistics)
+        self.any_trainable = bool(mask.any())
+        self.keep("mask", mask.clone(), device)
+
+
+class HeldNorm(nn.Module):
+    """A norm whose frozen channels use, and keep, their stored statistics also in training.
+
+    Works for any class that keeps running statistics in buffers, whatever else its forward does: the class's
+    own forward runs once in training and once in evaluation mode, and each channel takes its result from one
+    of the two. Where all channels are frozen it runs in evaluation mode only, and no buffer moves. In
+    evaluation mode nothing is different from the original class.
+
+    Instances are made by `hold`, which swaps a module's class for a subclass of this one and its own class.
+    """
+
+    original_class: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original forward; in training, each channel by its own mode."""
+        if not self.training:
+            return super().forward(*args, **kwargs)
+        hold: Hold = getattr(self, HOLD)
+        stored = {name: self.get_buffer(name) for name in hold.statistics}
+        try:
+            # Both runs get copies: autograd saves the statistics it used, and would refuse a backward
+            # after the write below.
+            self._use({name: buffer.clone() for name, buffer in stored.items()}, training=False)
+            by_stored = super().forward(*args, **kwargs)
+            if not hold.any_trainable:
+                return by_stored
+            self._use({name: buffer.clone() for name, buffer in stored.items()}, training=True)
+            by_batch = super().forward(*args, **kwargs)
+            moved = {name: self.get_buffer(name) for name in stored}
+        finally:
+            self._use(stored, training=True)
+        mask = hold.constant("mask", by_batch.device)
+        with torch.no_grad():
+            for name, buffer in stored.items():
+                buffer.copy_(torch.where(mask, moved[name], buffer))
+        return torch.where(along(mask, hold.channel_axis), by_batch, by_stored)
+
+    def reset_running_stats(self) -> None:
+        """Of the trainable channels only (torch's `update_bn` calls it)."""
+        hold: Hold = getattr(self, HOLD)
+        if not hold.any_trainable:
+            return
+        stored = {name: self.get_buffer(name).clone() for name in hold.statistics}
+        super().reset_running_stats()  # type: ignore[misc]
+        for name, values in stored.items():
+            mask, buffer = hold.constant("mask", values.device), self.get_buffer(name)
+            buffer.copy_(torch.where(mask, buffer, values))
+
+    def _use(self, statistics: Mapping[str, Tensor], *, training: bool) -> None:
+        self.training = training
+        for name, buffer in statistics.items():
+            setattr(self, name, buffer)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The class is made at run time and cannot be found by name: pickle the one it was made from.
+        reduced = super().__reduce_ex__(protocol)
+        return _empty, (self.original_class,), *reduced[2:]
+
+
+@functools.cache
+def _held_class(original: Any) -> type[HeldNorm]:
+    return type(f"Held{original.__name__}", (HeldNorm, original), {"original_class": original})
+
+
+def _empty(original: Any) -> HeldNorm:
+    held = _held_class(original)
+    return held.__new__(held)
+
+
+def hold(norm: nn.Module, mask: Tensor, channel_axis: int, statistics: Sequence[str]) -> None:
+    """Make `norm` hold the statistics of its frozen channels, in place; `release` undoes it.
+
+    Args:
+        norm: any module that normalises with running statistics.
+        mask: (N,) bool, True where the channel is trainable.
+        channel_axis: axis of the channels in the norm's output, counted from the end.
+        statistics: names of the norm's buffers (N,) that hold its running statistics.
+    """
+    norm.add_module(HOLD, Hold(mask, channel_axis, statistics, norm.get_buffer(statistics[0]).device))
+    original: Any = type(norm)
+    norm.__class__ = _held_class(original)
+
+
+def release(norm: nn.Module) -> None:
+    """Give a `HeldNorm` its original class back, in place."""
+    if isinstance(norm, HeldNorm):
+        delattr(norm, HOLD)
+        norm.__class__ = norm.original_class  # type: ignore[assignment]

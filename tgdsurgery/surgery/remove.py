@@ -1,0 +1,46 @@
+"""The plain network back out of a TGD network, in either form and through wrappers."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
+
+from tgdsurgery.core.copying import copy_model
+from tgdsurgery.core.errors import RewriteError
+from tgdsurgery.core.sharding import is_sharded
+from tgdsurgery.surgery.compact.base import frozen_buffers
+from tgdsurgery.surgery.layers.graph import TGDGraphModule
+from tgdsurgery.surgery.mount import IGNORED_BY_DDP, dismount
+from tgdsurgery.surgery.tgd_network import tgd_form
+
+
+def remove_tgd(tgd_model: nn.Module) -> nn.Module:
+    """The plain network out of either form: a copy, of the original class, with the present weights.
+
+    Nothing of TGD is left in it, its `state_dict` has the same keys, and `requires_grad` is as it was
+    before. Wrappers (DDP, DataParallel, torch.compile) are looked through.
+
+    Raises:
+        RewriteError: `tgd_model` is not a network that `insert` or `lower` returned, or FSDP2 keeps it in pieces.
+    """
+    net = tgd_form(tgd_model)
+    if any(is_sharded(parameter) for parameter in net.parameters()):
+        raise RewriteError(
+            f"This {type(net).__name__} is in pieces in several processes (fully_shard).",
+            "Load its get_model_state_dict with full_state_dict=True into a TGD network of one process.",
+        )
+    plain = copy_model(net.source() if isinstance(net, TGDGraphModule) else net)
+    frozen = frozen_buffers(plain)
+    for module in list(plain.modules()):
+        dismount(module)
+    for attributes in (
+        vars(plain),
+        plain.meta.get(PRESERVED, {}) if isinstance(plain, fx.GraphModule) else {},
+    ):
+        for name in ("tgd_plan", "tgd_stopped", "tgd_masked"):
+            attributes.pop(name, None)
+        if rest := [name for name in attributes.pop(IGNORED_BY_DDP, ()) if name not in frozen]:
+            attributes[IGNORED_BY_DDP] = rest
+    for name in vars(net)["tgd_stopped"]:
+        plain.get_parameter(name).requires_grad_(True)
+    return plain

@@ -1,0 +1,109 @@
+"""The proof: what the plan freezes, compared bit for bit before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tgdsurgery.core.errors import RewriteError
+from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.core.sharding import gathered
+from tgdsurgery.core.tables import as_text, table
+from tgdsurgery.surgery.tgd_network import unwrapped
+
+# Integers of an element's size: equal integers are equal bits, whatever the type means by them.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One parameter, or one running statistic: how many entries are frozen, and how many of these changed."""
+
+    name: str
+    frozen: int
+    changed: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `verify` found; prints as a table.
+
+    Args:
+        parameters: every parameter with frozen entries.
+        statistics: every running statistic with frozen channels; empty if the plan lets them move.
+    """
+
+    parameters: tuple[AuditRow, ...]
+    statistics: tuple[AuditRow, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no frozen entry changed."""
+        return not any(row.changed for row in (*self.parameters, *self.statistics))
+
+    def __str__(self) -> str:
+        rows = [
+            (row.name, f"{row.frozen:,}", f"{row.changed:,}") for row in (*self.parameters, *self.statistics)
+        ]
+        verdict = "nothing frozen has changed" if self.ok else "FROZEN ENTRIES HAVE CHANGED"
+        return as_text(table(("tensor", "frozen", "changed"), rows, title="TGD audit", caption=verdict))
+
+
+def verify(
+    before: nn.Module | Mapping[str, Tensor], after: nn.Module | Mapping[str, Tensor], plan: TGDPlan
+) -> Audit:
+    """Compare what the plan freezes, bit for bit (a NaN equals the same NaN, 0.0 is not -0.0).
+
+    Running statistics count only with `norm_stats="hold"`; with "batch" they are meant to move. Where FSDP2
+    keeps a network in pieces, all processes must call this.
+
+    Args:
+        before: the network, or its `state_dict`, before training (plain or rewritten: the keys are the same).
+        after: the same after training.
+        plan: what was to be frozen.
+
+    Raises:
+        RewriteError: one of the two lacks a tensor of the plan, or has another shape or dtype.
+    """
+    one, other = _state(before), _state(after)
+    masks = dict(plan.parameter_masks())
+    for name in plan.unmapped:
+        masks[name] = torch.zeros_like(_tensor(one, name), dtype=torch.bool, device="cpu")  # type: ignore[assignment]
+    parameters = [_row(name, mask, one, other) for name, mask in masks.items() if not mask.all()]
+    statistics = []
+    if plan.norm_stats == "hold":
+        held = [(name, plan.trainable(e.layer.name)) for e in plan.entries for name in e.layer.statistics]
+        statistics = [_row(name, mask, one, other) for name, mask in held if not mask.all()]
+    return Audit(tuple(parameters), tuple(statistics))
+
+
+def _row(name: str, trainable: Tensor, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> AuditRow:
+    a, b = _tensor(one, name), _tensor(other, name)
+    if a.shape != b.shape or a.shape != trainable.shape or a.dtype != b.dtype:
+        raise RewriteError(
+            f"{name!r} is {tuple(a.shape)} {a.dtype} before, {tuple(b.shape)} {b.dtype} after, "
+            f"{tuple(trainable.shape)} in the plan.",
+            "Compare two states of the network that the plan was made for.",
+        )
+    changed = (_bits(a) != _bits(b)) & ~trainable
+    return AuditRow(name, int((~trainable).sum()), int(changed.sum()))
+
+
+def _state(network: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return unwrapped(network).state_dict() if isinstance(network, nn.Module) else network
+
+
+def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
+    try:
+        return gathered(state[name].detach()).cpu()
+    except KeyError:
+        raise RewriteError(
+            f"There is no {name!r} to compare.", "Give two states of the network that the plan was made for."
+        ) from None
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(_BITS[tensor.element_size()])
