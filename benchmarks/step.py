@@ -1,4 +1,4 @@
-"""What does a training step of the lowered form cost, beside the other ways to fine-tune?
+"""What does a training step of the compact form cost, beside the other ways to fine-tune?
 
 For each network, in a process of its own, the ways take turns, one step each, round after round, a full step in
 each round:
@@ -7,7 +7,7 @@ each round:
 * forward: only the forward pass of that step, without a graph;
 * last layers: everything before the last three filter layers is frozen (the paper's FT-net);
 * LoRA: rank 8 on every convolution without groups (PEFT);
-* literal, lowered: TGD at a share of the channels of every layer, `flow="masked"`; the layers without a consumer
+* layers, compact: TGD at a share of the channels of every layer, `flow="masked"`; the layers without a consumer
   are frozen, as in the paper, but for the share 1, where everything is trained.
 
 A step is forward, backward and a fused Adam. Its time is in CPU seconds of one thread; a ratio is that to the full
@@ -51,13 +51,13 @@ from tgdsurgery.mapping.channel_map import map_model
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.scoring.decide import make_plan
 from tgdsurgery.scoring.gather import score
-from tgdsurgery.surgery.apply import insert, lower
+from tgdsurgery.surgery.apply import compact_form, layers_form
 from tgdsurgery.surgery.compact.base import Compact
 
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LIMIT = 1200.0  # seconds per network
 RANK = 8
-PROFILED = "lowered 0.25"
+PROFILED = "compact 0.25"
 EVALUATIONS = 5  # rounds of forwards for each round of steps: they are short, and what is looked for is small
 Result = dict[str, Any]
 
@@ -204,8 +204,8 @@ def groups(subject: Subject) -> Iterator[dict[str, Way]]:
     yield beside_full(**{"last layers": last_layers(net, plan), "LoRA": lora(net)})
     for share in SHARES:
         at = make_plan(mapped.channels, scores, overrides=at_share(plan, share))
-        literal, lowered = insert(net, at, example), lower(net, at, mapped.channels, example)
-        yield beside_full(**{f"literal {share:g}": literal, f"lowered {share:g}": lowered})
+        layered, compacted = layers_form(net, at, example), compact_form(net, at, mapped.channels, example)
+        yield beside_full(**{f"layers {share:g}": layered, f"compact {share:g}": compacted})
 
 
 def measure(name: str, rounds: int) -> Result:
@@ -244,7 +244,7 @@ def taking_turns(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[st
 
 
 def evaluated(found: Mapping[str, Way], rounds: int) -> Result:
-    """The forward of the lowered network in evaluation mode, and of a second plain copy, against the plain one."""
+    """The forward of the compact network in evaluation mode, and of a second plain copy, against the plain one."""
     runs = {"full": found["full"], "control": found["control"], PROFILED: found[PROFILED]}
     for way in runs.values():
         way.net.eval()

@@ -29,7 +29,7 @@ round, the median with the quartiles.
 * *full*: ordinary fine-tuning. *forward*: only its forward pass.
 * *last layers*: everything before the last three filter layers is frozen, as in the paper's FT-net.
 * *LoRA*: adapters of rank {rank} on every convolution without groups (PEFT).
-* *literal*, *lowered*: TGD with this share of the channels of every layer trainable, `flow="masked"`. Layers that no
+* *layers*, *compact*: TGD with this share of the channels of every layer trainable, `flow="masked"`. Layers that no
   layer reads are frozen, as in the paper; at the share 1 everything is trained.
 * *bound*: `f + (1 - f) (a + a^2) / 2`, where f is the forward's share of a full step and a the share of trainable
   channels: the forward, and of the backward only what these channels need.
@@ -48,14 +48,14 @@ The worst share of each network counts. *Bound*: see above; shares up to 0.5. Wh
 
 ## Where the time of a step goes
 
-Shares of the CPU time of a full step, and of a lowered step at 0.25, by kind of op. *Products*: the multiplications of
-a lowered step in convolutions and linear layers over those of a full one; none where convolutions have groups, which
+Shares of the CPU time of a full step, and of a compact step at 0.25, by kind of op. *Products*: the multiplications of
+a compact step in convolutions and linear layers over those of a full one; none where convolutions have groups, which
 torch does not count. Where the time ratio is above that of the products, the step waits for memory or for Python, not
 for arithmetic.
 
 {profile}
 
-What keeps a lowered step from its bound:
+What keeps a compact step from its bound:
 
 * The forward is that of all channels; so are activations, pooling, sums and concatenations, in both directions. In
   networks of many small layers (EfficientNet) they are a large part of the step.
@@ -102,18 +102,18 @@ def page(found: Mapping[str, Any]) -> str:
             (
                 "network",
                 "batch",
-                "lowered 0.1",
+                "compact 0.1",
                 "0.25",
                 "0.5",
                 "0.9",
                 "1",
-                "literal 0.25",
+                "layers 0.25",
                 "memory 0.25",
                 "evaluation",
             ),
             [summary(name, result) for name, result in measured.items()],
         )
-        + "\n\nTime ratios, in brackets to the bound. *Evaluation*: the lowered network's forward against the plain "
+        + "\n\nTime ratios, in brackets to the bound. *Evaluation*: the compact network's forward against the plain "
         "one's, in evaluation mode; after `remove_tgd` it is the plain one's.",
         goals=markdown(("goal", *measured), goals(measured)),
         profile=markdown(
@@ -142,16 +142,16 @@ def bound(result: Result, share: float) -> float:
 def goals(measured: Mapping[str, Result]) -> list[list[str]]:
     """Each goal, and for each network the figure that decides; in bold where it is missed."""
 
-    def lowered(result: Result, share: str) -> float:
-        found: float = result["ratios"][f"lowered {share}"][1]
+    def compacted(result: Result, share: str) -> float:
+        found: float = result["ratios"][f"compact {share}"][1]
         return found
 
     def of_bound(result: Result) -> float:
-        return max(lowered(result, share) / bound(result, float(share)) for share in ("0.1", "0.25", "0.5"))
+        return max(compacted(result, share) / bound(result, float(share)) for share in ("0.1", "0.25", "0.5"))
 
     def memory(result: Result, *shares: str) -> float:
         full = result["memory"]["full"]["step_bytes"]
-        return max(float(result["memory"][f"lowered {share}"]["step_bytes"]) / full for share in shares)
+        return max(float(result["memory"][f"compact {share}"]["step_bytes"]) / full for share in shares)
 
     def line(text: str, value: Callable[[Result], float], limit: Callable[[str], float | None]) -> list[str]:
         cells = []
@@ -165,8 +165,8 @@ def goals(measured: Mapping[str, Result]) -> list[list[str]]:
         return lambda name: most if name == "DnCNN" else None
 
     return [
-        line("time at 0.25: 0.46", lambda r: lowered(r, "0.25"), denoiser(0.46)),
-        line("time at 0.5: 0.64", lambda r: lowered(r, "0.5"), denoiser(0.64)),
+        line("time at 0.25: 0.46", lambda r: compacted(r, "0.25"), denoiser(0.46)),
+        line("time at 0.5: 0.64", lambda r: compacted(r, "0.5"), denoiser(0.64)),
         line(
             "time over bound: 1.1 (DnCNN), 1.25",
             of_bound,
@@ -174,14 +174,14 @@ def goals(measured: Mapping[str, Result]) -> list[list[str]]:
         ),
         line(
             "time up to 0.5: 1.02",
-            lambda r: max(lowered(r, share) for share in SHARES[:3]),
+            lambda r: max(compacted(r, share) for share in SHARES[:3]),
             lambda name: 1.02,
         ),
-        line("time at 0.9: 1.02", lambda r: lowered(r, "0.9"), lambda name: 1.02),
-        line("time at 1: 1.02", lambda r: lowered(r, "1"), lambda name: 1.02),
+        line("time at 0.9: 1.02", lambda r: compacted(r, "0.9"), lambda name: 1.02),
+        line("time at 1: 1.02", lambda r: compacted(r, "1"), lambda name: 1.02),
         line("memory at 0.25: 0.8", lambda r: memory(r, "0.25"), lambda name: 0.8),
         line("memory at any share: 1", lambda r: memory(r, *SHARES), lambda name: 1.0),
-        line("evaluation: 1.01", lambda r: r["evaluation"]["lowered 0.25"][1], lambda name: 1.01),
+        line("evaluation: 1.01", lambda r: r["evaluation"]["compact 0.25"][1], lambda name: 1.01),
         line("... a second plain copy", lambda r: r["evaluation"]["control"][1], lambda name: inf),
         line("... per layer, microseconds", lambda r: r["evaluation"]["per_layer_us"], lambda name: inf),
     ]
@@ -195,14 +195,14 @@ def summary(name: str, result: Result) -> list[str]:
     """One line of the first table."""
 
     def ratio(share: str) -> str:
-        found = result["ratios"][f"lowered {share}"][1]
+        found = result["ratios"][f"compact {share}"][1]
         return f"{found:.2f} ({found / bound(result, float(share)):.2f})"
 
     shape = "x".join(map(str, result["shape"]))
-    memory = result["memory"]["lowered 0.25"]["step_bytes"] / result["memory"]["full"]["step_bytes"]
+    memory = result["memory"]["compact 0.25"]["step_bytes"] / result["memory"]["full"]["step_bytes"]
     shares = [ratio(share) for share in SHARES]
-    literal = f"{result['ratios']['literal 0.25'][1]:.2f}"
-    return [name, shape, *shares, literal, f"{memory:.2f}", f"{result['evaluation']['lowered 0.25'][1]:.3f}"]
+    layered = f"{result['ratios']['layers 0.25'][1]:.2f}"
+    return [name, shape, *shares, layered, f"{memory:.2f}", f"{result['evaluation']['compact 0.25'][1]:.3f}"]
 
 
 def ways(result: Result) -> str:
@@ -210,7 +210,7 @@ def ways(result: Result) -> str:
     rows = []
     for way, (low, mid, high) in result["ratios"].items():
         kind, _, share = way.partition(" ")
-        limit = bound(result, float(share)) if kind == "lowered" else None
+        limit = bound(result, float(share)) if kind == "compact" else None
         memory, full = result["memory"].get(way), result["memory"]["full"]
         rows.append(
             [

@@ -35,7 +35,7 @@ from tgdsurgery.mapping.channel_map import map_model
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.scoring.decide import make_plan
 from tgdsurgery.scoring.gather import score
-from tgdsurgery.surgery.apply import insert
+from tgdsurgery.surgery.apply import layers_form
 
 BUDGET = 0.25
 NATIVE = {
@@ -89,7 +89,7 @@ def ours(name: str, size: int | None) -> Result:
     if name in GIANTS:
         return result
     watch()
-    tgd = insert(net, plan, (image,), {})
+    tgd = layers_form(net, plan, (image,), {})
     result["insert"] = watch()
     result["form"] = "graph" if isinstance(tgd, torch.fx.GraphModule) else "copy"
     return result

@@ -22,14 +22,14 @@ Made by `make bench-zoo` from [its results](../benchmarks/results/zoo.json); do 
 {setting}.
 
 Random weights, the smallest input that a network takes, a batch of two (of one where that is large and no batch norm
-needs two); `make zoo` tests the laws on the same networks, in both forms up to 30 million parameters, in the lowered
+needs two); `make zoo` tests the laws on the same networks, in both forms up to 30 million parameters, in the compact
 form above.
 Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;
 * *map*: recording two runs, one in evaluation and one in training mode, and following every channel through them;
 * *scores*: KSE of all layers;
-* *insert*: the literal form, its outputs and gradients compared with the original's; the *form* is a torch.fx
+* *insert*: the layers form, its outputs and gradients compared with the original's; the *form* is a torch.fx
   graph, or a copy of the model with its own classes where no graph can be all of its forward (not made of the two
   with more than 600 million parameters);
 * *MiB*: how far the memory grows for map, scores and plan;

@@ -35,7 +35,7 @@ def test_layers_of_a_chain() -> None:
     )
     layers = channel_map(net).layers
     assert list(layers) == ["0", "1", "2", "3", "4"]
-    assert [layer.role for layer in layers.values()] == ["filter", "carrier", "carrier", "filter", "carrier"]
+    assert [layer.role for layer in layers.values()] == ["filter", "channel", "channel", "filter", "channel"]
     assert [layer.modules for layer in layers.values()] == [("0",), ("1",), ("2",), ("3",), ("4",)]
     assert {layer.channel_axis for layer in layers.values()} == {-3}
     assert layers["1"].statistics == ("1.running_mean", "1.running_var")
@@ -61,7 +61,7 @@ def test_functional_calls_are_named_by_their_parameter() -> None:
     layers = channel_map(Functional(), torch.randn(2, 1, 6, 6)).layers
     assert {name: (layer.role, layer.modules) for name, layer in layers.items()} == {
         "kernel": ("filter", ()),
-        "gamma": ("carrier", ()),
+        "gamma": ("channel", ()),
         "mix": ("filter", ()),
         "last": ("filter", ("last",)),
     }

@@ -61,11 +61,11 @@ def test_copies_have_their_own(duplicate):
 
 
 @in_both_forms
-def test_averages_leave_them_alone(lower):
+def test_averages_leave_them_alone(form):
     """0.9 times an index and 0.1 times the same add up to a little less: an integer of that is another index."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Conv2d(1, 40, 3), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 1, 3))
-    tgd = apply_tgd(base, torch.zeros(2, 1, 8, 8), phi=0.8, lower=lower)
+    tgd = apply_tgd(base, torch.zeros(2, 1, 8, 8), phi=0.8, form=form)
     average = AveragedModel(tgd, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(3):
         average.update_parameters(tgd)

@@ -128,9 +128,9 @@ def test_map_is_the_twins():
 
 
 @in_both_forms
-def test_training_is_the_twins(lower):
+def test_training_is_the_twins(form):
     net, twin = networks()
-    pair = [apply_tgd(model, X, phi=0.8, lower=lower) for model in (net, twin)]
+    pair = [apply_tgd(model, X, phi=0.8, form=form) for model in (net, twin)]
     assert pair[0].tgd_plan == pair[1].tgd_plan == plan_tgd(net, X, phi=0.8)
     assert 0 < pair[0].tgd_plan.share < 1
     assert torch.equal(pair[0](X), with_flags_of(net, pair[0])(X))

@@ -67,8 +67,8 @@ def test_random_networks(case, method, tmp_path_factory):
 
 @on_every_topology
 @in_both_forms
-def test_catalogue(name, lower, tmp_path):
-    assert_goes_there_and_back(case_of(name), Method(lower=lower), tmp_path)
+def test_catalogue(name, form, tmp_path):
+    assert_goes_there_and_back(case_of(name), Method(form=form), tmp_path)
 
 
 def base() -> nn.Sequential:
@@ -163,10 +163,10 @@ def test_wrappers_are_looked_through(saved, tmp_path, wrap):
 
 
 def test_both_forms_write_the_same(tmp_path):
-    for lower in (True, False):
-        tgd = operated(Case(base(), IMAGES), Method(phi=0.3, lower=lower))
-        save_delta(tgd, tmp_path / f"{lower}.safetensors")
-    assert_same_files(tmp_path / "True.safetensors", tmp_path / "False.safetensors")
+    for form in ("compact", "layers"):
+        tgd = operated(Case(base(), IMAGES), Method(phi=0.3, form=form))
+        save_delta(tgd, tmp_path / f"{form}.safetensors")
+    assert_same_files(tmp_path / "compact.safetensors", tmp_path / "layers.safetensors")
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
@@ -239,7 +239,7 @@ def test_another_network_is_refused(saved, other: Callable[[], nn.Module]):
 
 
 def test_frozen_entries_that_moved_in_training_show(tmp_path):
-    tgd = apply_tgd(base(), IMAGES, phi=0.3, lower=False)
+    tgd = apply_tgd(base(), IMAGES, phi=0.3, form="layers")
     with torch.no_grad():
         tgd.get_parameter("3.weight").mul_(0.9)  # weight decay without a guard
     save_delta(tgd, tmp_path / "delta.safetensors")

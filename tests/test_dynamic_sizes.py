@@ -65,14 +65,14 @@ def assert_good_at(case: Case, inputs: Any, method: Method) -> None:
 
 @in_both_forms
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in ONE_SIZE])
-def test_catalogue(name, lower):
+def test_catalogue(name, form):
     case = case_of(name)
     there = Case(case.model, larger(case.inputs))
-    tgd = operated(case, Method(lower=lower))
+    tgd = operated(case, Method(form=form))
     plain = with_flags_of(copy.deepcopy(case.model), tgd)
     assert_equal_tensors(leaves(call(tgd, there.inputs)), leaves(call(plain, there.inputs)))
     assert channel_map(case.model, there.inputs) == channel_map(case.model, case.inputs)
-    assert_good_at(case.train(), there.inputs, Method(lower=lower))
+    assert_good_at(case.train(), there.inputs, Method(form=form))
 
 
 class FollowsShapes(nn.Module):
@@ -109,10 +109,10 @@ class BranchesOnShape(FollowsShapes):
 @pytest.mark.parametrize("planned", [(2, 3, 8, 8), (1, 3, 5, 7)])
 @pytest.mark.parametrize("run", [(3, 3, 8, 8), (2, 3, 12, 4), (2, 3, 6, 9)])
 @pytest.mark.parametrize("kind", [FollowsShapes, BranchesOnShape])
-def test_forwards_that_read_sizes(kind, planned, run, lower):
+def test_forwards_that_read_sizes(kind, planned, run, form):
     torch.manual_seed(0)
     case = Case(randomise(kind(), seed=0).eval(), torch.randn(planned))
     inputs = torch.randn(run)
-    tgd = operated(case, Method(lower=lower))
+    tgd = operated(case, Method(form=form))
     assert torch.equal(tgd(inputs), case.model(inputs))
-    assert_good_at(case.train(), inputs, Method(lower=lower))
+    assert_good_at(case.train(), inputs, Method(form=form))

@@ -13,7 +13,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSp
 
 from tests.test_rewrite import MASKS, Net, TiedConvs, X, layer_of, plan_for
 from tgdsurgery.core.errors import RewriteError
-from tgdsurgery.surgery.apply import insert
+from tgdsurgery.surgery.apply import layers_form
 from tgdsurgery.surgery.remove import remove_tgd
 from tgdsurgery.training.audit import verify
 from tgdsurgery.training.optimizers import guard
@@ -51,7 +51,7 @@ OPTIMIZERS: dict[str, Callable[[object], Optimizer]] = {
 def rewritten(**settings: str) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     net = Net()
-    return net, insert(net, plan_for(net, MASKS, **settings), X)
+    return net, layers_form(net, plan_for(net, MASKS, **settings), X)
 
 
 def train(net: nn.Module, optimizer: Optimizer, steps: int = 3) -> None:
@@ -168,7 +168,7 @@ class TestGuard:
         net = TiedConvs()
         weight = layer_of(net, "a").parameters[0]
         columns = layer_of(net, "b", parameters=(type(weight)("a.weight", weight.shape, axis=1),))
-        tgd = insert(net, plan_for(net, {"a": [1, 0, 1], columns: [1, 1, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"a": [1, 0, 1], columns: [1, 1, 0]}), X)
         before = copy.deepcopy(tgd.state_dict())
         optimizer = AdamW(tgd.parameters(), weight_decay=0.5)
         guard(optimizer, tgd)

@@ -13,9 +13,9 @@ from torch.nn.utils import parametrizations
 
 from tests.laws.subjects import assert_equal_tensors, gradients, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
-from tgdsurgery import LiteralFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd
+from tgdsurgery import LayersFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd
 from tgdsurgery.surgery import equivalence as trial
-from tgdsurgery.surgery.apply import lower
+from tgdsurgery.surgery.apply import compact_form
 from tgdsurgery.surgery.compact.base import Compact
 from tgdsurgery.surgery.needed_inputs import needed_inputs
 
@@ -117,21 +117,21 @@ def compact_names(net: nn.Module) -> set[str]:
 
 
 def both_forms(model: nn.Module, **settings: Any) -> tuple[nn.Module, nn.Module]:
-    """Lowered and literal, after a backward of the same loss in training mode."""
-    pair = [apply_tgd(model, X, phi=0.5, lower=lower, **settings) for lower in (True, False)]
+    """Compact form and layers form, after a backward of the same loss in training mode."""
+    pair = [apply_tgd(model, X, phi=0.5, form=form, **settings) for form in ("compact", "layers")]
     for net in pair:
         scalar_loss(net.train()(X)).backward()
     return pair[0], pair[1]
 
 
-def assert_same_training(lowered: nn.Module, literal: nn.Module) -> None:
+def assert_same_training(compacted: nn.Module, layered: nn.Module) -> None:
     """Raise unless gradients agree up to rounding, and weights and statistics exactly."""
-    found, expected = gradients(lowered), gradients(literal)
+    found, expected = gradients(compacted), gradients(layered)
     assert found.keys() == expected.keys()
     assert any(gradient.any() for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
-    assert_equal_tensors(lowered.state_dict(), literal.state_dict())
+    assert_equal_tensors(compacted.state_dict(), layered.state_dict())
 
 
 @pytest.mark.parametrize("name", PARTLY)
@@ -139,23 +139,23 @@ def assert_same_training(lowered: nn.Module, literal: nn.Module) -> None:
 def test_layers_that_cannot_be_compact_keep_their_parameters(name: str, flow: str):
     kind, whole = PARTLY[name]
     model = made(kind())
-    lowered, literal = both_forms(model, flow=flow)
-    plan = lowered.tgd_plan
+    compacted, layered = both_forms(model, flow=flow)
+    plan = compacted.tgd_plan
     divided = {layer for layer in plan.layers if not plan.trainable(layer).all()} - whole
-    assert compact_names(lowered) == divided
-    assert_same_training(lowered, literal)
-    model.load_state_dict(lowered.state_dict())
-    assert torch.equal(lowered.eval()(X), with_flags_of(model, lowered).eval()(X))
+    assert compact_names(compacted) == divided
+    assert_same_training(compacted, layered)
+    model.load_state_dict(compacted.state_dict())
+    assert torch.equal(compacted.eval()(X), with_flags_of(model, compacted).eval()(X))
 
 
 @pytest.mark.parametrize("flow", ["masked", "full"])
 def test_a_forward_that_asks_for_the_shape_of_a_weight_has_no_compact_layers(flow: str):
     """With some of the rows only, it would run all the same, and compute something else."""
-    with pytest.warns(LiteralFormWarning, match=r"Scaling is not the same network.* literal form .* guard"):
-        lowered, literal = both_forms(made(Scaling()), flow=flow)
-    assert 0 < lowered.tgd_plan.trainable("second").sum() < 6
-    assert compact_names(lowered) == set()
-    assert_same_training(lowered, literal)
+    with pytest.warns(LayersFormWarning, match=r"Scaling is not the same network.* layers form .* guard"):
+        compacted, layered = both_forms(made(Scaling()), flow=flow)
+    assert 0 < compacted.tgd_plan.trainable("second").sum() < 6
+    assert compact_names(compacted) == set()
+    assert_same_training(compacted, layered)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -165,7 +165,7 @@ def test_large_networks_are_tried_in_their_own_type(dtype: torch.dtype, monkeypa
     assert compact_names(net) == {
         name for name in net.tgd_plan.layers if not net.tgd_plan.trainable(name).all()
     }
-    with pytest.warns(LiteralFormWarning, match="outputs or gradients differ"):
+    with pytest.warns(LayersFormWarning, match="outputs or gradients differ"):
         net = apply_tgd(made(Scaling()).to(dtype), X.to(dtype), phi=0.5)
     assert compact_names(net) == set()
 
@@ -184,11 +184,11 @@ def test_a_norm_over_channels_that_couples_them_takes_no_gradient_away():
 
     model = made(Coupled())
     overrides = {"first": 0.4, "second": "train"}
-    lowered, literal = both_forms(model, overrides=overrides)
-    rows = lowered.tgd_plan.trainable("first")
+    compacted, layered = both_forms(model, overrides=overrides)
+    rows = compacted.tgd_plan.trainable("first")
     assert rows.any()
     assert not rows.all()
-    assert_same_training(lowered, literal)
+    assert_same_training(compacted, layered)
 
 
 def test_inputs_that_lead_to_nothing_trainable_get_no_gradient():
@@ -202,8 +202,8 @@ def test_inputs_that_lead_to_nothing_trainable_get_no_gradient():
         "second": tuple(leads),
         "last": tuple(plan.trainable("second").tolist()),
     }
-    lowered = lower(model, plan, channels, X)
-    assert lowered.second.compaction.needs == needs["second"]
+    compacted = compact_form(model, plan, channels, X)
+    assert compacted.second.compaction.needs == needs["second"]
     assert needed_inputs(channels, plan_tgd(model, X, phi=0.5, flow="full")) == {}
 
 
@@ -214,8 +214,8 @@ def test_with_most_input_channels_needed_the_gradient_is_that_of_all(kept):
     plan = plan_tgd(model, X, phi=0.5, overrides={"second": scores[kept]})
     needs = tuple(plan.trainable("second").tolist())
     assert sum(needs) == kept
-    lowered = lower(model, plan, channel_map(model, X), X)
-    assert lowered.last.compaction.needs == (needs if kept == 2 else None)
+    compacted = compact_form(model, plan, channel_map(model, X), X)
+    assert compacted.last.compaction.needs == (needs if kept == 2 else None)
 
 
 @pytest.mark.parametrize("between", [nn.PReLU(), nn.BatchNorm2d(6)], ids=["one PReLU for all", "frozen norm"])
@@ -225,15 +225,15 @@ def test_a_frozen_carrier_makes_no_channel_needed(between):
     channels = channel_map(model, X)
     assert 0 < plan.trainable("0").sum() < 6
     assert needed_inputs(channels, plan)["2"] == tuple(plan.trainable("0").tolist())
-    lowered = lower(model, plan, channels, X)
-    assert lowered.get_submodule("2").compaction.needs == tuple(plan.trainable("0").tolist())
+    compacted = compact_form(model, plan, channels, X)
+    assert compacted.get_submodule("2").compaction.needs == tuple(plan.trainable("0").tolist())
 
 
 def test_the_gradient_of_the_networks_input_is_that_of_the_literal_form():
     model = made(Chain())
     found = []
-    for form in (True, False):
-        net = apply_tgd(model, X, phi=0.5, lower=form)
+    for form in ("compact", "layers"):
+        net = apply_tgd(model, X, phi=0.5, form=form)
         x = X.clone().requires_grad_()
         found.append(torch.autograd.grad(scalar_loss(net(x)), x)[0])
     assert found[0].any()

@@ -33,9 +33,9 @@ WAYS = {"left out": (X,), "None": (X, None), "given": (X, MASK)}
 
 
 def assert_same(
-    model: nn.Module, planned: object, args: tuple[object, ...], kwargs: dict[str, object], lower: bool
+    model: nn.Module, planned: object, args: tuple[object, ...], kwargs: dict[str, object], form: str
 ) -> None:
-    tgd = apply_tgd(randomise(model, seed=0).eval(), planned, phi=0.9, lower=lower)
+    tgd = apply_tgd(randomise(model, seed=0).eval(), planned, phi=0.9, form=form)
     assert 0 < tgd.tgd_plan.share < 1
     expected = with_flags_of(model, tgd)(*args, **kwargs)
     assert torch.equal(tgd(*args, **kwargs), expected)
@@ -44,24 +44,24 @@ def assert_same(
 @in_both_forms
 @pytest.mark.parametrize("called", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("planned", [WAYS["left out"], WAYS["None"]], ids=["left out", "None"])
-def test_planned_without(planned, called, lower):
-    assert_same(OptionalMask(), planned, called, {}, lower)
+def test_planned_without(planned, called, form):
+    assert_same(OptionalMask(), planned, called, {}, form)
     by_name = dict(zip(("image", "mask"), called, strict=False))
-    assert_same(OptionalMask(), planned, (), by_name, lower)
-    assert_same(OptionalMask(), dict(zip(("image", "mask"), planned, strict=False)), (), by_name, lower)
+    assert_same(OptionalMask(), planned, (), by_name, form)
+    assert_same(OptionalMask(), dict(zip(("image", "mask"), planned, strict=False)), (), by_name, form)
 
 
 @in_both_forms
 @pytest.mark.parametrize("called", WAYS.values(), ids=WAYS)
-def test_planned_with(called, lower):
-    assert_same(OptionalMask(), WAYS["given"], called, {}, lower)
+def test_planned_with(called, form):
+    assert_same(OptionalMask(), WAYS["given"], called, {}, form)
     by_name = dict(zip(("image", "mask"), called, strict=False))
-    assert_same(OptionalMask(), {"image": X, "mask": MASK}, (), by_name, lower)
+    assert_same(OptionalMask(), {"image": X, "mask": MASK}, (), by_name, form)
 
 
 @in_both_forms
 @pytest.mark.parametrize("called", [(X,), (X, None), (X, 2 * GAIN)], ids=WAYS)
 @pytest.mark.parametrize("planned", [(X,), (X, None), (X, GAIN)], ids=WAYS)
-def test_a_default_that_the_forward_fills_in(planned, called, lower):
+def test_a_default_that_the_forward_fills_in(planned, called, form):
     """Nothing fails here where a recorded forward has forgotten the default: the output is just another one."""
-    assert_same(OwnGain(), planned, called, {}, lower)
+    assert_same(OwnGain(), planned, called, {}, form)

@@ -13,7 +13,7 @@ from tests.oracles.gradients import Step, assert_same_gradients, hand_masked_ste
 from tests.oracles.interventions import (
     Influence,
     assert_same_influence,
-    carriers_by_intervention,
+    channel_layers_by_intervention,
     producers_by_intervention,
 )
 from tests.strategies import Case, call, scalar_loss
@@ -123,15 +123,15 @@ def test_heads_of_an_attention_read_their_own_queries_and_keys_and_one_value():
         assert read == {Producer(rows, row) for row in head | {8 + channel}}
 
 
-def norm_carrier(name: str, channels: int) -> Layer:
+def norm_layer(name: str, channels: int) -> Layer:
     rows = tuple(ParameterRows(f"{name}.{kind}", (channels,)) for kind in ("weight", "bias"))
     statistics = (f"{name}.running_mean", f"{name}.running_var")
-    return Layer(name, "carrier", "BatchNorm2d", channels, rows, statistics)
+    return Layer(name, "channel", "BatchNorm2d", channels, rows, statistics)
 
 
 def test_interventions_find_the_carriers_worked_out_by_hand():
-    layers = {"0.1": norm_carrier("0.1", 3), "1": norm_carrier("1", 6)}
-    layers["3"] = Layer("3", "carrier", "PReLU", 1, (ParameterRows("3.weight", (1,)),))
+    layers = {"0.1": norm_layer("0.1", 3), "1": norm_layer("1", 6)}
+    layers["3"] = Layer("3", "channel", "PReLU", 1, (ParameterRows("3.weight", (1,)),))
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.PixelUnshuffle(2), nn.Conv2d(12, 6, 1)),
@@ -140,7 +140,7 @@ def test_interventions_find_the_carriers_worked_out_by_hand():
         nn.PReLU(),
         nn.Conv2d(6, 1, 1),
     )
-    found = carriers_by_intervention(Case(model.eval(), torch.randn(2, 2, 4, 4)), layers)
+    found = channel_layers_by_intervention(Case(model.eval(), torch.randn(2, 2, 4, 4)), layers)
     expected = {
         "0.0": sets("|"),
         "0.3": sets("|".join(f"0.1:{channel}" for channel in range(3) for _ in range(4))),
@@ -152,7 +152,7 @@ def test_interventions_find_the_carriers_worked_out_by_hand():
 def test_an_intervention_on_carriers_changes_no_other_layer_and_leaves_the_case_as_it_was():
     case = case_of("norms with statistics")
     before = {name: value.clone() for name, value in case.model.state_dict().items()}
-    found = carriers_by_intervention(case, {"8": norm_carrier("8", 3)})
+    found = channel_layers_by_intervention(case, {"8": norm_layer("8", 3)})
     assert found["9"] == sets("8:0|8:1|8:2")
     assert not any(any(read) for consumer, read in found.items() if consumer != "9")
     assert all(torch.equal(before[name], value) for name, value in case.model.state_dict().items())
@@ -288,7 +288,7 @@ def norm_step(norm_stats: NormStats, *, training: bool) -> tuple[Case, Step]:
     for tensor in (case.model[1].running_mean, case.model[1].weight, case.model[1].bias):
         tensor.data.normal_()
     case.model[1].running_var.uniform_(0.5, 2)
-    plan = plan_of({norm_carrier("1", 4): (True, False, True, False)}, flow="full", norm_stats=norm_stats)
+    plan = plan_of({norm_layer("1", 4): (True, False, True, False)}, flow="full", norm_stats=norm_stats)
     return case, hand_masked_step(case, _with_module(plan))
 
 
@@ -326,7 +326,7 @@ def test_statistics_are_torchs_own_where_nothing_is_held(norm_stats, training):
 
 def test_a_layer_that_is_no_module_has_its_parameters_masked_and_not_its_output():
     case = case_of("layer scale and broadcast bias").double()
-    scale = Layer("gamma", "carrier", "Parameter", 4, (ParameterRows("gamma", (4,)),))
+    scale = Layer("gamma", "channel", "Parameter", 4, (ParameterRows("gamma", (4,)),))
     body = Layer(
         "body", "filter", "Conv2d", 4, (ParameterRows("body.weight", (4, 4, 3, 3)),), modules=("body",)
     )

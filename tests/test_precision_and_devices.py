@@ -61,10 +61,10 @@ def test_scores_are_those_of_the_same_numbers_in_float32(name, dtype):
 @in_both_forms
 @on_half
 @on_names
-def test_forward_in_half_precision(name, dtype, lower):
+def test_forward_in_half_precision(name, dtype, form):
     case = in_half(name, dtype)
     found, expected = (
-        leaves(call(model, case.inputs)) for model in (operated(case, Method(lower=lower)), case.model)
+        leaves(call(model, case.inputs)) for model in (operated(case, Method(form=form)), case.model)
     )
     assert {leaf.dtype for leaf in found} == {dtype}
     assert_equal_tensors(found, expected)
@@ -73,10 +73,10 @@ def test_forward_in_half_precision(name, dtype, lower):
 @in_both_forms
 @on_half
 @on_names
-def test_training_in_half_precision(name, dtype, lower):
+def test_training_in_half_precision(name, dtype, form):
     rate, decay = 0.1, 0.1
     case = in_half(name, dtype).train()
-    tgd = operated(case, Method(lower=lower))
+    tgd = operated(case, Method(form=form))
     optimizer = torch.optim.SGD(tgd.parameters(), lr=rate, weight_decay=decay)
     guard(optimizer, tgd)
     before = {name: parameter.detach().clone() for name, parameter in tgd.named_parameters()}

@@ -1,4 +1,4 @@
-"""The literal form: what is inserted, its gradients in both forms, and what is left after removal."""
+"""The layers form: what is inserted, its gradients in both forms, and what is left after removal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tgdsurgery.core.copying import own_randomness
 from tgdsurgery.core.errors import CaptureError, RewriteError
 from tgdsurgery.core.plan import LayerPlan, TGDPlan
 from tgdsurgery.core.records import Layer, ParameterRows
-from tgdsurgery.surgery.apply import insert
+from tgdsurgery.surgery.apply import layers_form
 from tgdsurgery.surgery.equivalence import same_results
 from tgdsurgery.surgery.layers.graph import TGDGraphModule, traced
 from tgdsurgery.surgery.layers.held_norm import HeldNorm, Hold
@@ -54,7 +54,7 @@ def layer_of(net: nn.Module, name: str, **changes: object) -> Layer:
     first = parameters[0]
     layer = Layer(
         name=name,
-        role="filter" if isinstance(module, FILTERS) else "carrier",
+        role="filter" if isinstance(module, FILTERS) else "channel",
         type=type(module).__name__,
         channels=first.shape[first.axis] * groups,
         parameters=tuple(parameters),
@@ -133,11 +133,11 @@ FLOWS = pytest.mark.parametrize("flow", ["masked", "full"])
 
 
 def make(kind: type[Net], **settings: str) -> tuple[Net, nn.Module]:
-    """A net that has seen data, and its literal form."""
+    """A net that has seen data, and its layers form."""
     torch.manual_seed(1)
     net = kind()
     net(5 * torch.randn(8, 3, 8, 8) + 1)
-    return net, insert(net, plan_for(net, MASKS, **settings), X)
+    return net, layers_form(net, plan_for(net, MASKS, **settings), X)
 
 
 def gradients(net: nn.Module, x: Tensor = X) -> dict[str, Tensor]:
@@ -218,7 +218,7 @@ class TestGradients:
         drawn = st.lists(st.integers(0, 1), min_size=size, max_size=size).filter(any)
         masks = {name: data.draw(drawn) for name in "0134"}
         net = chain(size)
-        tgd = insert(net, plan_for(net, {**masks, "6": [1, 1]}, norm_stats="batch"), X)
+        tgd = layers_form(net, plan_for(net, {**masks, "6": [1, 1]}, norm_stats="batch"), X)
         expected = by_segments([(net[i], masks.get(str(i))) for i in range(7)], X)
         for (name, gradient), by_hand in zip(gradients(tgd).items(), expected, strict=True):
             # The same ops on the same numbers; float32 rounding of sums where a kernel picks another path.
@@ -231,7 +231,7 @@ class TestGradients:
             nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(36, 4), nn.ReLU(inplace=True)
         )
         x = torch.randn(3, 8, 8)
-        tgd = insert(net, plan_for(net, {"0": [1, 0, 1, 0], "3": [1, 0, 1, 1]}), x)
+        tgd = layers_form(net, plan_for(net, {"0": [1, 0, 1, 0], "3": [1, 0, 1, 1]}), x)
         found = gradients(tgd, x)
         for name in ("0.weight", "0.bias", "3.weight", "3.bias"):
             frozen = torch.tensor([0, 1, 0, int(name[0] == "0")], dtype=torch.bool)
@@ -334,7 +334,7 @@ class TestStatistics:
                 return F.relu_(super().forward(x))
 
         net = nn.Sequential(nn.Conv2d(3, 4, 3), FusedNorm(4), nn.Conv2d(4, 2, 1))
-        tgd = insert(net, plan_for(net, {"0": [1, 0, 1, 0], "1": [1, 0, 1, 0], "2": [0, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"0": [1, 0, 1, 0], "1": [1, 0, 1, 0], "2": [0, 0]}), X)
         found = gradients(tgd)
         assert torch.equal(tgd.state_dict()["1.running_mean"] != 0, torch.tensor([True, False, True, False]))
         assert not found["1.weight"][[1, 3]].any()
@@ -385,7 +385,7 @@ class TestState:
 
     def test_unpickles_in_another_process(self, tmp_path):
         net = chain(4)
-        tgd = insert(net, plan_for(net, {"0": [1, 0, 1, 0], "1": [1, 0, 1, 0], "6": [0, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"0": [1, 0, 1, 0], "1": [1, 0, 1, 0], "6": [0, 0]}), X)
         torch.save(tgd, tmp_path / "tgd.pt")
         torch.save((X, tgd.eval()(X)), tmp_path / "x.pt")
         code = (
@@ -455,14 +455,16 @@ class TestGraphForm:
                 return self.conv(x) * torch.tensor(2.0)
 
         net = Constant()
-        tgd = insert(net, plan_for(net, {"conv": [1, 0, 1, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"conv": [1, 0, 1, 0]}), X)
         assert type(tgd) is Constant  # a graph would hold the tensor that the tracing run made
         assert list(vars(tgd)) == [*vars(net), "tgd_plan", "tgd_stopped", "tgd_masked"]
 
     @FLOWS
     def test_of_a_network_that_is_a_graph_already(self, flow):
         net = torch.fx.symbolic_trace(chain(4))
-        tgd = insert(net, plan_for(net, {"0": [1, 0, 1, 0], "1": [1, 0, 1, 0], "6": [0, 0]}, flow=flow), X)
+        tgd = layers_form(
+            net, plan_for(net, {"0": [1, 0, 1, 0], "1": [1, 0, 1, 0], "6": [0, 0]}, flow=flow), X
+        )
         assert isinstance(tgd, TGDGraphModule) == (flow == "masked")
         expected = gradients(tgd)
         for copied in (copy.deepcopy(tgd), pickle.loads(pickle.dumps(tgd))):
@@ -483,7 +485,7 @@ class TestGraphForm:
                 return self.graph(x)
 
         net = Named()
-        tgd = insert(net, plan_for(net, {"graph": [1, 0, 1, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"graph": [1, 0, 1, 0]}), X)
         assert type(tgd) is Named
         assert remove_tgd(tgd).meta == "mine"
 
@@ -536,7 +538,7 @@ class TestGraphForm:
         if fault == "hook":
             net.one.register_forward_hook(lambda module, args, output: output * 3)
         before = picture(net)
-        tgd = insert(net, plan_for(net, {"one": [1, 0, 1, 0], "two": [1, 0, 1, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"one": [1, 0, 1, 0], "two": [1, 0, 1, 0]}), X)
         assert picture(net) == before
         assert type(tgd) is Faulty
         assert traced(tgd) is None or fault in ("isinstance", "hook")  # a graph, but of another model
@@ -555,7 +557,7 @@ class TestGraphForm:
                 return {"y": y, "pair": (y + extra, 2.0)}
 
         net = Named()
-        tgd = insert(net, plan_for(net, {"conv": [1, 0, 1, 0]}), (X,), {"extra": torch.ones(())})
+        tgd = layers_form(net, plan_for(net, {"conv": [1, 0, 1, 0]}), (X,), {"extra": torch.ones(())})
         assert isinstance(tgd, TGDGraphModule)
         assert torch.equal(tgd(X, extra=2)["pair"][0], net(X, extra=2)["pair"][0])
 
@@ -600,7 +602,7 @@ class TestSharing:
     def test_a_module_called_twice(self):
         net = Twice()
         conv = layer_of(net, "conv", modules=("conv", "alias"))
-        tgd = insert(net, plan_for(net, {conv: [1, 0, 1], "norm": [1, 0, 1]}), X)
+        tgd = layers_form(net, plan_for(net, {conv: [1, 0, 1], "norm": [1, 0, 1]}), X)
         assert isinstance(tgd, TGDGraphModule)
         assert sum(isinstance(module, TGDLayer) for module in tgd.modules()) == 2
         calls = [str(node.target) for node in tgd.graph.nodes if str(node.target).endswith("tgd_layer")]
@@ -616,7 +618,7 @@ class TestSharing:
         net = TiedConvs()
         rows = (*layer_of(net, "a").parameters, *layer_of(net, "b").parameters)
         layer = layer_of(net, "a", modules=("a", "b"), parameters=rows)
-        tgd = insert(net, plan_for(net, {layer: [1, 0, 1]}), X)
+        tgd = layers_form(net, plan_for(net, {layer: [1, 0, 1]}), X)
         assert tgd.a.weight is tgd.b.weight
         for gradient in gradients(tgd).values():
             assert not gradient[1].any()
@@ -624,7 +626,7 @@ class TestSharing:
 
     def test_a_parameter_of_two_layers_moves_where_both_agree(self):
         net = TiedConvs()
-        tgd = insert(net, plan_for(net, {"a": [1, 0, 1], "b": [1, 1, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"a": [1, 0, 1], "b": [1, 1, 0]}), X)
         for copied in (tgd, copy.deepcopy(tgd)):
             found = gradients(copied)
             assert torch.equal(found["a.weight"].flatten(1).any(1), torch.tensor([True, False, False]))
@@ -635,7 +637,7 @@ class TestSharing:
         net = Functional()
         weight = ParameterRows("weights.0", (4, 4, 3, 3))
         layer = Layer("weights.0", "filter", "Functional", 4, (weight,), channel_axis=-3)
-        tgd = insert(net, plan_for(net, {"inner": [1, 1, 0, 0], layer: [0, 1, 1, 0]}), X)
+        tgd = layers_form(net, plan_for(net, {"inner": [1, 1, 0, 0], layer: [0, 1, 1, 0]}), X)
         assert isinstance(tgd, TGDGraphModule)
         whole = gradients(net)["weights.0"]
         for copied in (tgd, copy.deepcopy(tgd), pickle.loads(pickle.dumps(tgd))):
@@ -691,7 +693,7 @@ class TestRemove:
         net = Net()
         net.first.weight.requires_grad_(False)
         net.last.bias.requires_grad_(False)
-        tgd = insert(net, plan_for(net, MASKS), X)
+        tgd = layers_form(net, plan_for(net, MASKS), X)
         assert not tgd.get_parameter("first.weight").requires_grad
         before = {n: p.requires_grad for n, p in net.named_parameters()}
         assert {n: p.requires_grad for n, p in remove_tgd(tgd).named_parameters()} == before
@@ -699,7 +701,7 @@ class TestRemove:
     def test_keeps_the_users_hooks(self):
         net = Net()
         net.first.register_forward_hook(double)
-        tgd = insert(net, plan_for(net, MASKS), X)
+        tgd = layers_form(net, plan_for(net, MASKS), X)
         assert type(tgd) is Net
         plain = remove_tgd(tgd)
         assert list(plain.first._forward_hooks.values()) == [double]
@@ -711,7 +713,7 @@ class TestRemove:
 
     def test_can_be_applied_again(self):
         net, tgd = make(Net)
-        again = insert(remove_tgd(tgd), plan_for(net, MASKS), X)
+        again = layers_form(remove_tgd(tgd), plan_for(net, MASKS), X)
         assert_same(gradients(again), gradients(tgd))
 
 
@@ -743,7 +745,7 @@ class TestCallersModel:
         net.first.register_forward_pre_hook(lambda *_: None)
         net.last.weight.requires_grad_(False)
         before = picture(net)
-        tgd = insert(net, plan_for(net, MASKS, flow=flow), X)
+        tgd = layers_form(net, plan_for(net, MASKS, flow=flow), X)
         assert picture(net) == before
         assert [m.training for m in tgd.modules() if type(m) is nn.Conv2d] == [True] * 4
         assert not tgd.norm1.training
@@ -762,7 +764,7 @@ class TestCallersModel:
         other.norm1 = None
         uncopyable = Net()
         uncopyable.lock = threading.Lock()
-        rewritten = insert(net, plan, X)
+        rewritten = layers_form(net, plan, X)
         cases = [
             (other, plan, "first.weight.*shape.*no module 'norm1'"),
             (uncopyable, plan, "cannot be copied: TypeError"),
@@ -773,16 +775,16 @@ class TestCallersModel:
         for model, plan_, message in cases:
             before = picture(model)
             with pytest.raises(RewriteError, match=message):
-                insert(model, plan_, X)
+                layers_form(model, plan_, X)
             assert picture(model) == before
         before = picture(script)
         with pytest.raises(CaptureError, match="TorchScript"):
-            insert(script, plan, X)
+            layers_form(script, plan, X)
         assert picture(script) == before
 
     def test_that_does_not_run_on_the_inputs_is_attached(self):
         net = Net()
-        assert type(insert(net, plan_for(net, MASKS), torch.randn(1))) is Net
+        assert type(layers_form(net, plan_for(net, MASKS), torch.randn(1))) is Net
 
     def test_with_computed_weights_is_copied(self):
         conv = nn.Conv2d(3, 4, 3)
@@ -791,7 +793,7 @@ class TestCallersModel:
         net(X)
         rows = (ParameterRows("0.weight_v", (4, 3, 3, 3)), ParameterRows("0.weight_g", (4, 1, 1, 1)))
         layer = layer_of(net, "0", parameters=(*rows, ParameterRows("0.bias", (4,))))
-        tgd = insert(net, plan_for(net, {layer: [1, 0, 0, 1]}), X)
+        tgd = layers_form(net, plan_for(net, {layer: [1, 0, 0, 1]}), X)
         assert torch.equal(tgd(X), net(X))
         for gradient in gradients(tgd).values():
             assert not gradient[1:3].any()
@@ -801,7 +803,7 @@ class TestCallersModel:
         net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)))
         rows = ParameterRows("0.parametrizations.weight.original", (4, 3, 3, 3))
         layer = layer_of(net, "0", parameters=(rows, ParameterRows("0.bias", (4,))), channels=4)
-        found = gradients(insert(net, plan_for(net, {layer: [1, 0, 0, 1]}), X))[rows.name]
+        found = gradients(layers_form(net, plan_for(net, {layer: [1, 0, 0, 1]}), X))[rows.name]
         assert not found[1:3].any()
         assert found[[0, 3]].any()
 
@@ -813,7 +815,7 @@ class TestCallersModel:
         net = Net()
         layer = layer_of(net, "first", statistics=("norm1.running_mean", "norm1.running_var"))
         with pytest.raises(RewriteError, match="norm_stats='batch'"):
-            insert(net, plan_for(net, {layer: [1, 0, 0, 1]}), X)
+            layers_form(net, plan_for(net, {layer: [1, 0, 0, 1]}), X)
 
 
 def test_own_randomness_is_fixed_and_gives_the_generators_back():
@@ -835,7 +837,7 @@ def test_own_randomness_is_fixed_and_gives_the_generators_back():
 
 def test_frozen_whole_lets_the_loss_through():
     net = Net()
-    tgd = insert(net, plan_for(net, {**MASKS, "up": [0] * 6, "slope": [0] * 6}), X)
+    tgd = layers_form(net, plan_for(net, {**MASKS, "up": [0] * 6, "slope": [0] * 6}), X)
     found = gradients(tgd)
     assert found["first.weight"].any()
     assert not found["up.weight"].any()
@@ -843,7 +845,7 @@ def test_frozen_whole_lets_the_loss_through():
 
 def test_all_trainable_needs_nothing():
     net = Net()
-    tgd = insert(net, plan_for(net, {name: [1] * len(mask) for name, mask in MASKS.items()}), X)
+    tgd = layers_form(net, plan_for(net, {name: [1] * len(mask) for name, mask in MASKS.items()}), X)
     assert not any(isinstance(m, TGDLayer | ParameterMask | HeldNorm | Hold) for m in tgd.modules())
     net.unused.requires_grad_(False)
     assert_same(gradients(tgd), gradients(net))
@@ -853,7 +855,7 @@ def test_all_trainable_needs_nothing():
 def test_the_memory_of_a_network_is_free_once_it_is_gone(copied):
     """Without waiting for Python to look for circles: networks take gigabytes."""
     net = Branching()
-    tgd = insert(net, plan_for(net, {"first": [1, 0, 0, 1]}), X)
+    tgd = layers_form(net, plan_for(net, {"first": [1, 0, 0, 1]}), X)
     assert not isinstance(tgd, TGDGraphModule)
     tgd = copy.deepcopy(tgd) if copied else tgd
     tgd(X).sum().backward()

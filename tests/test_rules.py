@@ -233,7 +233,7 @@ class OrderedByParameter(nn.Module):
 def test_an_order_by_a_parameter_is_its_own() -> None:
     found = channel_map(OrderedByParameter(), torch.randn(1, 1, 4, 4))
     assert [len(filters) for filters in found.producers("last")] == [4] * 4
-    assert [len(carriers) for carriers in found.carriers("last")] == [4] * 4
+    assert [len(channel_layers) for channel_layers in found.channel_layers("last")] == [4] * 4
 
 
 class Prefixed(nn.Module):

@@ -69,11 +69,11 @@ class Segmenter(nn.Module):
 backbones = pytest.mark.parametrize("backbone", [Backbone, BranchingBackbone])
 
 
-def operated(lower: bool, backbone: type[nn.Module] = Backbone) -> tuple[Segmenter, Segmenter]:
+def operated(form: str, backbone: type[nn.Module] = Backbone) -> tuple[Segmenter, Segmenter]:
     """A segmenter, and a copy of it with TGD in its backbone."""
     plain = randomise(Segmenter(backbone), seed=0)
     model = copy.deepcopy(plain)
-    model.parts["backbone"] = apply_tgd(model.parts["backbone"], X, phi=0.8, lower=lower)
+    model.parts["backbone"] = apply_tgd(model.parts["backbone"], X, phi=0.8, form=form)
     assert 0 < model.parts["backbone"].tgd_plan.share < 1
     return plain, model
 
@@ -105,15 +105,15 @@ def assert_rows_as_planned(before: nn.Module, after: nn.Module) -> None:
 
 @in_both_forms
 @backbones
-def test_the_whole_computes_the_same(backbone, lower):
-    plain, model = operated(lower, backbone)
+def test_the_whole_computes_the_same(backbone, form):
+    plain, model = operated(form, backbone)
     assert torch.equal(model.eval()(X), with_flags_of(plain.eval(), model)(X))
 
 
 @in_both_forms
 @backbones
-def test_state_goes_both_ways(backbone, lower):
-    plain, model = operated(lower, backbone)
+def test_state_goes_both_ways(backbone, form):
+    plain, model = operated(form, backbone)
     changed = {name: value + 1 for name, value in plain.state_dict().items()}
     assert_equal_tensors(model.state_dict(), plain.state_dict())
     model.load_state_dict(changed, strict=True)
@@ -124,8 +124,8 @@ def test_state_goes_both_ways(backbone, lower):
 
 @in_both_forms
 @backbones
-def test_training_the_whole(backbone, lower):
-    plain, model = operated(lower, backbone)
+def test_training_the_whole(backbone, form):
+    plain, model = operated(form, backbone)
     optimizer = over_all(model)
     guard(optimizer, model.parts["backbone"])
     trained(model, optimizer)
@@ -138,8 +138,8 @@ def test_training_the_whole(backbone, lower):
 
 @in_both_forms
 @backbones
-def test_removing_leaves_the_users_network(backbone, lower):
-    plain, model = operated(lower, backbone)
+def test_removing_leaves_the_users_network(backbone, form):
+    plain, model = operated(form, backbone)
     optimizer = over_all(model)
     guard(optimizer, model.parts["backbone"])
     trained(model, optimizer)
@@ -157,9 +157,9 @@ def test_removing_leaves_the_users_network(backbone, lower):
 
 @in_both_forms
 @backbones
-def test_copies_of_the_whole_stay_masked(backbone, lower):
+def test_copies_of_the_whole_stay_masked(backbone, form):
     """Checkpoints of the whole network, as a training loop makes them."""
-    plain, model = operated(lower, backbone)
+    plain, model = operated(form, backbone)
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
@@ -171,10 +171,10 @@ def test_copies_of_the_whole_stay_masked(backbone, lower):
 
 
 @in_both_forms
-def test_two_parts_with_plans_of_their_own(lower):
-    plain, model = operated(lower)
+def test_two_parts_with_plans_of_their_own(form):
+    plain, model = operated(form)
     features = plain.eval().parts["backbone"](X)
-    model.decoder = apply_tgd(model.decoder, (features,), phi=0.5, lower=lower)
+    model.decoder = apply_tgd(model.decoder, (features,), phi=0.5, form=form)
     assert torch.equal(model.eval()(X), with_flags_of(plain.eval(), model)(X))
     optimizer = over_all(model)
     guard(optimizer, model.parts["backbone"])
@@ -185,7 +185,7 @@ def test_two_parts_with_plans_of_their_own(lower):
 
 
 @in_both_forms
-def test_a_part_that_is_called_twice(lower):
+def test_a_part_that_is_called_twice(form):
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -196,7 +196,7 @@ def test_a_part_that_is_called_twice(lower):
 
     plain = randomise(Pair(), seed=0)
     model = copy.deepcopy(plain)
-    model.encoder = apply_tgd(model.encoder, X, phi=0.8, lower=lower)
+    model.encoder = apply_tgd(model.encoder, X, phi=0.8, form=form)
     assert torch.equal(model(X), with_flags_of(copy.deepcopy(plain), model)(X))
     optimizer = over_all(model)
     guard(optimizer, model.encoder)

@@ -25,7 +25,7 @@ from tests.strategies import Case, call, cases, leaves
 from tests.topologies import case_of
 from tgdsurgery import PlanError, RewriteError, TGDError, TGDPlan, apply_tgd, plan_tgd, remove_tgd, sweep_phi
 from tgdsurgery.sweep.ablation import without_flagged
-from tgdsurgery.sweep.phi import SweepResult, SweepRow
+from tgdsurgery.sweep.result import SweepResult, SweepRow
 
 # One of its "layers" makes kernels: its output is no feature map, and the oracle cannot tell.
 NOT_COMPARED = {"mixture of kernels"}
@@ -47,23 +47,23 @@ def multiplied(x: Tensor, kept: Tensor, axis: int) -> Tensor:
     return x * kept.view([-1 if a == axis % x.dim() else 1 for a in range(x.dim())])
 
 
-def carrier_axis(module: nn.Module | None) -> int | None:
-    """Where a carrier that is a module has its channels, whatever the map says."""
+def channel_layer_axis(module: nn.Module | None) -> int | None:
+    """Where a channel layer that is a module has its channels, whatever the map says."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return -len(module.normalized_shape)
     return 1 if isinstance(module, _NormBase | nn.GroupNorm | nn.PReLU) else None
 
 
 def by_multiplication(case: Case, plan: TGDPlan) -> list[Tensor]:
-    """The outputs with flagged activations multiplied by zero: of filters, of norms, of PReLUs; other carriers
+    """The outputs with flagged activations multiplied by zero: of filters, of norms, of PReLUs; other channel layers
     are parameters, and have their rows multiplied."""
     watched = Multiplied(case.model, plan)
     parameters = dict(case.model.named_parameters())
     handles = []
-    for entry in (entry for entry in plan.entries if entry.layer.role == "carrier"):
+    for entry in (entry for entry in plan.entries if entry.layer.role == "channel"):
         kept = watched.kept[entry.layer.name]
         module = dict(case.model.named_modules()).get(entry.layer.name)
-        if (axis := carrier_axis(module)) is not None:
+        if (axis := channel_layer_axis(module)) is not None:
             handles.append(module.register_forward_hook(lambda _, __, y, k=kept, a=axis: multiplied(y, k, a)))
         else:
             for rows in entry.layer.parameters:
@@ -278,8 +278,8 @@ def test_layers_that_are_frozen_or_retrained_in_any_case_are_left_in():
 
 def test_only_a_plain_network_is_swept():
     tgd = apply_tgd(denoiser(), IMAGE)
-    literal = apply_tgd(denoiser(), IMAGE, lower=False)
-    for net in (tgd, literal, nn.Sequential(tgd), nn.DataParallel(denoiser())):
+    layered = apply_tgd(denoiser(), IMAGE, form="layers")
+    for net in (tgd, layered, nn.Sequential(tgd), nn.DataParallel(denoiser())):
         with pytest.raises(RewriteError, match="wrapped, or has TGD layers"):
             sweep_phi(net, error, [0.3])
     assert sweep_phi(remove_tgd(tgd), error, [0.3]) == sweep_phi(denoiser(), error, [0.3])

@@ -56,11 +56,11 @@ def step(optimizer: optim.Optimizer, net: nn.Module, *, inside: bool = True) -> 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @in_both_forms
-def test_made_before_it_is_an_error_at_its_first_step(name: str, lower: bool, inside: bool):
+def test_made_before_it_is_an_error_at_its_first_step(name: str, form: str, inside: bool):
     net = network()
     optimizer = OPTIMIZERS[name](net.parameters())
     step(optimizer, net)  # was of use until now, and left gradients behind
-    net = operated(net, lower=lower)
+    net = operated(net, form=form)
     with pytest.raises(RewriteError, match=f"This {name} was {MADE_BEFORE}"):
         step(optimizer, net, inside=inside)
     made = OPTIMIZERS[name](net.parameters())
@@ -126,11 +126,11 @@ def test_an_original_that_serves_frozen_in_another_model():
 
 
 @in_both_forms
-def test_nothing_is_kept_alive_and_nothing_is_left_behind(lower: bool):
+def test_nothing_is_kept_alive_and_nothing_is_left_behind(form: str):
     gc.collect()
     before, hooks = len(_watched), len(_global_optimizer_post_hooks)
     net = network()
-    tgd = operated(net, lower=lower)
+    tgd = operated(net, form=form)
     assert len(_watched) == before + 1
     assert len(_global_optimizer_post_hooks) == hooks
     parameters = [weakref.ref(parameter) for parameter in net.parameters()]
@@ -148,17 +148,17 @@ def test_nothing_is_kept_alive_and_nothing_is_left_behind(lower: bool):
 def test_networks_that_vanish_between_steps_do_no_harm():
     for _ in range(3):
         net = network()
-        tgd = operated(net, lower=False)  # a torch.fx graph: the garbage collector has to find it
+        tgd = operated(net, form="layers")  # a torch.fx graph: the garbage collector has to find it
         optimizer = optim.SGD(tgd.parameters(), 0.1)
         step(optimizer, tgd)
         del net, tgd
 
 
 @in_both_forms
-def test_copies_files_and_the_plain_network_carry_no_trace(lower: bool):
+def test_copies_files_and_the_plain_network_carry_no_trace(form: str):
     net = network()
     optimizer = optim.SGD(net.parameters(), 0.1)
-    tgd = operated(net, lower=lower)
+    tgd = operated(net, form=form)
     for other in (copy.deepcopy(tgd), pickle.loads(pickle.dumps(tgd)), remove_tgd(tgd)):
         assert vars(other).keys() <= vars(tgd).keys()
         loss_of(other).backward()

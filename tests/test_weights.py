@@ -32,9 +32,9 @@ def moved_rows(before: nn.Module, after: nn.Module, name: str) -> list[bool]:
 
 
 @in_both_forms
-def test_owners_of_one_weight_train_the_same_rows(lower):
+def test_owners_of_one_weight_train_the_same_rows(form):
     case = case_of("tied weights").train()
-    tgd = trained(case, operated(case, Method(lower=lower)))
+    tgd = trained(case, operated(case, Method(form=form)))
     assert tgd.get_parameter("second.weight") is tgd.get_parameter("first.weight")
     trainable = tgd.tgd_plan.trainable("first").tolist()
     assert any(trainable)
@@ -46,19 +46,19 @@ def test_owners_of_one_weight_train_the_same_rows(lower):
 
 
 @in_both_forms
-def test_owners_that_share_a_weight_along_other_axes_freeze_it(lower):
+def test_owners_that_share_a_weight_along_other_axes_freeze_it(form):
     """A row of the encoder's weight is a column of the decoder's: there is no row that both could train."""
     case = case_of("tied weights").train()
-    tgd = trained(case, operated(case, Method(lower=lower)))
+    tgd = trained(case, operated(case, Method(form=form)))
     assert "encoder.weight" in tgd.tgd_plan.unmapped
     assert tgd.get_parameter("decoder.weight") is tgd.get_parameter("encoder.weight")
     assert torch.equal(tgd.get_parameter("encoder.weight"), case.model.encoder.weight)
 
 
 @in_both_forms
-def test_a_module_under_two_names_is_one_layer(lower):
+def test_a_module_under_two_names_is_one_layer(form):
     case = case_of("one module, two names").train()
-    tgd = trained(case, operated(case, Method(lower=lower)))
+    tgd = trained(case, operated(case, Method(form=form)))
     plan = tgd.tgd_plan
     assert "again" not in plan.layers
     assert moved_rows(case.model, tgd, "again.weight") == plan.trainable("first").tolist()
@@ -67,10 +67,10 @@ def test_a_module_under_two_names_is_one_layer(lower):
 
 
 @in_both_forms
-def test_branches_are_adapted_then_fused(lower):
+def test_branches_are_adapted_then_fused(form):
     """The usual order: pretrained in branches, adapted with TGD in branches, deployed as one convolution."""
     case = case_of("reparameterised blocks in branches").double().train()
-    tgd = trained(case, operated(case, Method(lower=lower)))
+    tgd = trained(case, operated(case, Method(form=form)))
     assert verify(case.model, tgd, tgd.tgd_plan).ok
     plain = remove_tgd(tgd).eval()
     expected = call(plain, case.inputs)
@@ -81,10 +81,10 @@ def test_branches_are_adapted_then_fused(lower):
 
 
 @in_both_forms
-def test_a_fused_network_is_adapted_like_any_other(lower):
+def test_a_fused_network_is_adapted_like_any_other(form):
     case = case_of("reparameterised blocks in branches")
     fused = Case(deployed(case.model), case.inputs)
-    tgd = trained(fused, operated(fused, Method(phi=0.5, lower=lower)))
+    tgd = trained(fused, operated(fused, Method(phi=0.5, form=form)))
     assert tgd.tgd_plan.layers == ("0", "1.fused", "2.fused", "3")
     assert verify(fused.model, tgd, tgd.tgd_plan).ok
     rows = tgd.tgd_plan.trainable("1.fused").tolist()
@@ -95,7 +95,7 @@ def test_a_fused_network_is_adapted_like_any_other(lower):
 @in_both_forms
 @pytest.mark.parametrize("method", ["matrix_exp", "cayley", "householder"])
 @pytest.mark.parametrize("features", [4, 6])
-def test_orthogonal_layers(method, features, lower):
+def test_orthogonal_layers(method, features, form):
     """As torch initialises them: its Householder form keeps signs on the diagonal, which are no weights."""
     torch.manual_seed(0)
     orthogonal = parametrizations.orthogonal(nn.Linear(4, features), orthogonal_map=method)
@@ -106,7 +106,7 @@ def test_orthogonal_layers(method, features, lower):
     name = "2.parametrizations.weight.original"
     assert plan.parameter_masks()[name].all(1).tolist() == plan.trainable("2").tolist()
     # Weight decay would shrink those signs to nothing, with TGD or without.
-    tgd = trained(case, apply_tgd(net, case.inputs, phi=0.7, lower=lower), decay=0)
+    tgd = trained(case, apply_tgd(net, case.inputs, phi=0.7, form=form), decay=0)
     assert verify(net, tgd, plan).ok
     frozen = ~plan.trainable("2")
     assert_equal_tensors([tgd.get_parameter(name)[frozen]], [net.get_parameter(name)[frozen]])

@@ -4,7 +4,6 @@ In short::
 
     net = apply_tgd(net, phi=0.3)
     optimizer = torch.optim.Adam(net.parameters())
-    guard(optimizer, net)
     train(net, optimizer)
     net = remove_tgd(net)
 """
@@ -14,11 +13,13 @@ from tgdsurgery.core.errors import (
     CaptureError,
     CheckpointError,
     ExampleInputError,
-    LiteralFormWarning,
+    LayersFormWarning,
     MapConflictError,
     PlanError,
+    PlanWarning,
     RewriteError,
     TGDError,
+    TGDWarning,
     UnsupportedOpError,
 )
 from tgdsurgery.core.plan import LayerPlan, TGDPlan
@@ -26,9 +27,12 @@ from tgdsurgery.core.records import ChannelMap, Layer, ParameterRows, Producer
 from tgdsurgery.mapping.channel_map import channel_map
 from tgdsurgery.mapping.rules.registry import register_rule
 from tgdsurgery.scoring.kse import kse
+from tgdsurgery.settings import TGDSettings
 from tgdsurgery.storage.delta import load_delta, save_delta
 from tgdsurgery.surgery.remove import remove_tgd
-from tgdsurgery.sweep.phi import SweepResult, SweepRow, sweep_phi
+from tgdsurgery.surgery.tgd_network import plan_of
+from tgdsurgery.sweep.phi import sweep_phi
+from tgdsurgery.sweep.result import SweepResult, SweepRow
 from tgdsurgery.training.audit import Audit, verify
 from tgdsurgery.training.optimizers import guard
 
@@ -40,22 +44,26 @@ __all__ = [
     "ExampleInputError",
     "Layer",
     "LayerPlan",
-    "LiteralFormWarning",
+    "LayersFormWarning",
     "MapConflictError",
     "ParameterRows",
     "PlanError",
+    "PlanWarning",
     "Producer",
     "RewriteError",
     "SweepResult",
     "SweepRow",
     "TGDError",
     "TGDPlan",
+    "TGDSettings",
+    "TGDWarning",
     "UnsupportedOpError",
     "apply_tgd",
     "channel_map",
     "guard",
     "kse",
     "load_delta",
+    "plan_of",
     "plan_tgd",
     "register_rule",
     "remove_tgd",

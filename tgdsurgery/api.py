@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 from torch import nn
 
-from tgdsurgery.core.arguments import Arguments
+from tgdsurgery.core.errors import PlanError, PlanWarning
 from tgdsurgery.core.plan import Flow, NormStats, Override, TGDPlan
-from tgdsurgery.core.records import ChannelMap
 from tgdsurgery.mapping.channel_map import map_model
+from tgdsurgery.mapping.collect import MappedModel
 from tgdsurgery.mapping.example_inputs import arguments_for
-from tgdsurgery.mapping.propagate import OnUnknown
-from tgdsurgery.scoring.decide import check_settings, make_plan
+from tgdsurgery.scoring.decide import make_plan
 from tgdsurgery.scoring.gather import score
-from tgdsurgery.surgery.apply import insert
-from tgdsurgery.surgery.apply import lower as lowered
+from tgdsurgery.settings import Form, OnUnknown, TGDSettings, check_choice
+from tgdsurgery.surgery.apply import compact_form, layers_form
 from tgdsurgery.training.optimizers import watch
+from tgdsurgery.training.ranks import agree_on
+
+# A plan with a smaller share of the filter parameters trains next to nothing.
+LITTLE = 0.01
 
 
 def plan_tgd(
@@ -33,12 +38,12 @@ def plan_tgd(
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
 ) -> TGDPlan:
-    """Score the kernels of a pretrained CNN and decide which to retrain; the model is not touched.
+    """Score the kernels of a pretrained CNN and decide which filters to retrain; the model is not touched.
 
     Args:
         model: any network whose forward runs: convs in 1 to 3 dimensions, transposed, grouped, linear layers.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found by
-            trying usual sizes if None. Small ones do: what feeds what does not depend on their size.
+            trying usual sizes if None. Small ones do: the channel map does not depend on their size.
         phi: the threshold in [0, 1]: feature maps with a KSE below it are retrained. A relative scale, per layer.
         budget: instead of phi, the largest share of filter parameters that may be trainable.
         overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.
@@ -46,16 +51,20 @@ def plan_tgd(
         alpha: weight of the kernel entropy.
         flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
-        on_unknown: "raise" at an op without a rule; "mix" keeps more kernels than needed instead.
+        on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
 
     Returns:
-        The plan; `print` shows it as a table, `to_json` stores it.
+        The plan. `print` shows it as a table, `to_json` stores it, `override` decides layers anew.
 
     Raises:
         CaptureError: the model does not run on the inputs, or none could be found.
         UnsupportedOpError: an op without a rule; see `register_rule`.
         MapConflictError: train and eval mode map the same layer differently.
         PlanError: a setting out of range, or an override that names nothing.
+
+    Warns:
+        PlanWarning: the plan trains less than 1 % of the filter parameters, or some layers stay frozen because
+            their parameters have `requires_grad=False`.
 
     Example:
         >>> from torch import nn
@@ -69,16 +78,16 @@ def plan_tgd(
     Reference:
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the plan: section 2.1, equations 1-3).
     """
-    settings = {"phi": phi, "budget": budget, "overrides": overrides, "k": k, "alpha": alpha}
-    arguments = arguments_for(model, example_inputs)
-    _, plan = _planned(model, arguments, on_unknown, flow=flow, norm_stats=norm_stats, **settings)
-    return plan
+    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown)
+    mapped = map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown)
+    return _planned(mapped, settings)
 
 
 def apply_tgd(
     model: nn.Module,
     example_inputs: object = None,
     *,
+    plan: TGDPlan | None = None,
     phi: float = 0.3,
     budget: float | None = None,
     overrides: Mapping[str, Override] | None = None,
@@ -87,28 +96,33 @@ def apply_tgd(
     flow: Flow = "masked",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
-    lower: bool = True,
+    form: Form = "compact",
 ) -> nn.Module:
-    """A copy of a pretrained CNN of which training moves only the kernels it hardly uses.
+    """A copy of a pretrained CNN in which training moves only the filters that the network hardly uses.
 
     The copy computes what the model computes, has the same `state_dict` keys and shapes, and trains in any
     loop, with an optimizer made from the copy's parameters (one made before raises RewriteError in `step`).
 
-    In the lowered form (the default) the trainable rows are the only Parameters and the frozen ones are
-    buffers, so no optimizer can move them, and a step is cheaper than ordinary fine-tuning. Layers that this
-    cannot be done to (computed or shared weights, classes of one's own) keep whole Parameters with masked
-    gradients: hand the optimizer to `guard` as well, so that weight decay and momentum cannot move those.
+    In the compact form (the default) the trainable rows are the only Parameters and the frozen ones are
+    buffers, so no optimizer can move them, and a step is cheaper than ordinary fine-tuning.
 
-    Args: all others are those of `plan_tgd`.
-        lower: False gives the literal form: TGD layers in the torch.fx graph, all Parameters whole. It
-            always needs `guard`.
+    Args: all others are those of `plan_tgd`, and make the plan if none is given.
+        plan: a plan of this model, from `plan_tgd` or a file. Give the stored plan when training goes on after
+            an interruption or on another machine: a score near the threshold can round differently there.
+        form: "compact", or "layers": the paper's TGD layers in the torch.fx graph, with whole Parameters. Every
+            `torch.optim` optimizer is made to keep the frozen entries; for others see `guard`.
 
     Returns:
-        The copy, with the plan as its `tgd_plan`; `remove_tgd` makes it a plain network again.
+        The copy. `plan_of` gives its plan; `remove_tgd` makes it a plain network again.
 
     Raises:
-        RewriteError: the model cannot be copied, or has TGD layers already.
-        CaptureError, UnsupportedOpError, MapConflictError, PlanError: as `plan_tgd`.
+        RewriteError: the model cannot be copied, has TGD layers already, or the plan does not fit it.
+        CaptureError, UnsupportedOpError, MapConflictError, PlanError: as `plan_tgd`. PlanError also if a plan is
+            given together with settings, or if the processes of a torch.distributed group have different plans.
+
+    Warns:
+        PlanWarning: as `plan_tgd`.
+        LayersFormWarning: the network cannot take the compact form, and is returned in the layers form.
 
     Example:
         >>> import torch
@@ -129,19 +143,55 @@ def apply_tgd(
     Reference:
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the layer: section 2.2, equation 4).
     """
-    settings = {"phi": phi, "budget": budget, "overrides": overrides, "k": k, "alpha": alpha}
+    check_choice("form", form, get_args(Form))
+    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown)
+    if plan is not None:
+        _refuse_settings(settings)
+        settings = replace(settings, on_unknown="mix" if plan.mixed else on_unknown)
     arguments = arguments_for(model, example_inputs)
-    channels, plan = _planned(model, arguments, on_unknown, flow=flow, norm_stats=norm_stats, **settings)
-    tgd = lowered(model, plan, channels, *arguments) if lower else insert(model, plan, *arguments)
+    mapped = map_model(model, arguments, on_unknown=settings.on_unknown)
+    if plan is None:
+        plan = _planned(mapped, settings)
+    agree_on(plan)
+    if form == "layers":
+        tgd = layers_form(model, plan, arguments)
+    else:
+        tgd = compact_form(model, plan, mapped.channels, arguments)
     watch(tgd, model)
     return tgd
 
 
-def _planned(
-    model: nn.Module, arguments: Arguments, on_unknown: OnUnknown, **settings: Any
-) -> tuple[ChannelMap, TGDPlan]:
-    names = ("phi", "budget", "flow", "norm_stats")
-    check_settings(overrides=settings["overrides"] or {}, **{name: settings[name] for name in names})
-    mapped = map_model(model, arguments, on_unknown=on_unknown)
-    scores = score(mapped, k=settings["k"], alpha=settings["alpha"])
-    return mapped.channels, make_plan(mapped.channels, scores, **settings)
+def _planned(mapped: MappedModel, settings: TGDSettings) -> TGDPlan:
+    scores = score(mapped, k=settings.k, alpha=settings.alpha)
+    plan = make_plan(mapped.channels, scores, settings)
+    for message in _remarks(plan):
+        warnings.warn(message, PlanWarning, stacklevel=3)
+    return plan
+
+
+def _remarks(plan: TGDPlan) -> list[str]:
+    """What the user should know of a plan before training with it."""
+    found = []
+    if plan.filter_share < LITTLE:
+        what = f"only {plan.filter_share:.2%}" if plan.filter_share else "none"
+        found.append(
+            f"This plan trains {what} of the filter parameters. Raise phi (it is {plan.phi:g}), or give budget=0.25."
+        )
+    if frozen := [entry.layer.name for entry in plan.entries if entry.layer.frozen_by_user]:
+        names = ", ".join(frozen[:3]) + (", ..." if len(frozen) > 3 else "")
+        found.append(
+            f"{len(frozen)} of {len(plan.entries)} layers stay frozen, because their parameters have "
+            f"requires_grad=False: {names}. Set it to True before planning to retrain some of their filters."
+        )
+    return found
+
+
+def _refuse_settings(settings: TGDSettings) -> None:
+    """Raise if a plan was given, and settings beside it."""
+    given: dict[str, Any] = vars(replace(settings, on_unknown="raise"))
+    other = [name for name, value in vars(TGDSettings()).items() if given[name] != value]
+    if other:
+        raise PlanError(
+            f"plan and {', '.join(other)} are both given.",
+            "Give one: the plan has its settings; plan.override changes single layers.",
+        )

@@ -39,7 +39,7 @@ from tgdsurgery import (
     verify,
 )
 
-FORMS = pytest.mark.parametrize("lower", [True, False], ids=["lowered", "literal"])
+FORMS = pytest.mark.parametrize("form", ["compact", "layers"])
 FLOWS = pytest.mark.parametrize("flow", ["masked", "full"])
 STEPS = 3
 
@@ -129,16 +129,16 @@ class AdapterContract:
         assert_equal(network.state_dict(), before)
 
     @FORMS
-    def test_forward_is_unchanged(self, lower: bool) -> None:
-        network, tgd = self.adapter.rewritten(lower=lower)
+    def test_forward_is_unchanged(self, form: str) -> None:
+        network, tgd = self.adapter.rewritten(form=form)
         inputs = self.adapter.example_inputs(1)
         with torch.no_grad():
             assert_equal(outputs(tgd.eval(), inputs), outputs(network.eval(), inputs))
 
     @FORMS
     @FLOWS
-    def test_training_moves_what_the_plan_says_and_nothing_else(self, lower: bool, flow: str) -> None:
-        network, tgd = self.adapter.trained(lower=lower, flow=flow)
+    def test_training_moves_what_the_plan_says_and_nothing_else(self, form: str, flow: str) -> None:
+        network, tgd = self.adapter.trained(form=form, flow=flow)
         plan, before, after = tgd.tgd_plan, network.state_dict(), tgd.state_dict()
         assert verify(network, tgd, plan).ok
         moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -148,8 +148,8 @@ class AdapterContract:
                 assert (rows.name in moved) == trains, rows.name
 
     @FORMS
-    def test_state_has_the_networks_names_and_goes_both_ways(self, lower: bool) -> None:
-        network, tgd = self.adapter.trained(lower=lower)
+    def test_state_has_the_networks_names_and_goes_both_ways(self, form: str) -> None:
+        network, tgd = self.adapter.trained(form=form)
         learnt = copy.deepcopy(tgd.state_dict())
         assert [(k, v.shape, v.dtype) for k, v in learnt.items()] == [
             (k, v.shape, v.dtype) for k, v in network.state_dict().items()
@@ -163,8 +163,8 @@ class AdapterContract:
         assert_equal(network.state_dict(), learnt)
 
     @FORMS
-    def test_removal_leaves_the_plain_network_with_what_was_learnt(self, lower: bool) -> None:
-        network, tgd = self.adapter.trained(lower=lower)
+    def test_removal_leaves_the_plain_network_with_what_was_learnt(self, form: str) -> None:
+        network, tgd = self.adapter.trained(form=form)
         plain, inputs = remove_tgd(tgd), self.adapter.example_inputs(1)
         kinds = {name: type(module) for name, module in network.named_modules()}
         assert {name: type(module) for name, module in plain.named_modules()} == kinds
@@ -179,8 +179,8 @@ class AdapterContract:
         assert_equal(load_delta(network, tmp_path / "rows.safetensors").state_dict(), tgd.state_dict())
 
     @FORMS
-    def test_trained_network_is_exported(self, lower: bool) -> None:
-        _, tgd = self.adapter.trained(lower=lower)
+    def test_trained_network_is_exported(self, form: str) -> None:
+        _, tgd = self.adapter.trained(form=form)
         inputs = self.adapter.example_inputs(0)
         program = torch.export.export(tgd, inputs)
         with torch.no_grad():

@@ -35,7 +35,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "code",
-    ["from tgdsurgery.rewrite import insert", "import tgdsurgery.kse", "from tgdsurgery import rewrite"],
+    ["from tgdsurgery.rewrite import layers_form", "import tgdsurgery.kse", "from tgdsurgery import rewrite"],
 )
 def test_a_private_import_is_found(package: Path, code: str) -> None:
     package.write_text(f"def late():\n    {code}\n", encoding="utf-8")
@@ -88,4 +88,4 @@ def _deaf(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 def test_a_loss_that_moves_too_much_or_too_little_is_found(loss: object) -> None:
     faulty = contract(loss=loss)
     with pytest.raises(AssertionError):
-        faulty.test_training_moves_what_the_plan_says_and_nothing_else(lower=True, flow="masked")
+        faulty.test_training_moves_what_the_plan_says_and_nothing_else(form="compact", flow="masked")

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgdsurgery import Producer, channel_map
-from tgdsurgery.cli.map import Run
-from tgdsurgery.cli.map import fold
+from tgdsurgery.cli.map import Run, fold
 
 
 def rows(text: str) -> list[list[str]]:
@@ -37,7 +36,7 @@ def test_json_has_every_channel(folder, network, tgd):
     found = channel_map(network)
     assert data["layer"] == "body"
     assert [entry["channel"] for entry in data["inputs"]] == list(range(6))
-    for role in ("producers", "carriers"):
+    for role in ("producers", "channel_layers"):
         given = [frozenset(Producer(**writer) for writer in entry[role]) for entry in data["inputs"]]
         assert tuple(given) == getattr(found, role)("body")
 

@@ -1,1 +1,1 @@
-"""The lowered form's layers."""
+"""The compact form's layers."""

@@ -21,7 +21,7 @@ STATISTICS = ("running_mean", "running_var")
 ROUNDING = {"rtol": 1e-10, "atol": 1e-10}
 
 # Each: the layer for 4 channels, the shape of its input, and the axis of the channels from the end.
-CARRIERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+CHANNEL_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "batch 1d": (lambda: nn.BatchNorm1d(4), (3, 4, 5), -2),
     "batch 1d of features": (lambda: nn.BatchNorm1d(4), (6, 4), -1),
     "batch 2d": (lambda: nn.BatchNorm2d(4), (3, 4, 5, 5), -3),
@@ -45,15 +45,15 @@ CARRIERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "prelu": (lambda: nn.PReLU(4), (3, 4, 5, 5), -3),
 }
 TRACKING = [
-    name for name, (make, *_) in CARRIERS.items() if getattr(make(), "running_mean", None) is not None
+    name for name, (make, *_) in CHANNEL_LAYERS.items() if getattr(make(), "running_mean", None) is not None
 ]
 masks = st.sampled_from([[bool(bits >> n & 1) for n in range(4)] for bits in range(15)])  # not all trainable
 
 
-def carrier(name: str) -> tuple[nn.Module, Tensor, int]:
+def channel_layer(name: str) -> tuple[nn.Module, Tensor, int]:
     """The layer with random parameters and statistics of its own, an input, and the channel axis."""
     torch.manual_seed(0)
-    make, shape, axis = CARRIERS[name]
+    make, shape, axis = CHANNEL_LAYERS[name]
     module = make().double()
     for _ in range(2):
         module(2 + 3 * torch.randn(shape, dtype=torch.float64))
@@ -63,12 +63,12 @@ def carrier(name: str) -> tuple[nn.Module, Tensor, int]:
     return module, torch.randn(shape, dtype=torch.float64), axis
 
 
-@pytest.mark.parametrize("name", CARRIERS)
+@pytest.mark.parametrize("name", CHANNEL_LAYERS)
 @given(mask=masks, stops=st.booleans(), training=st.booleans())
 def test_output_and_gradients_are_the_plain_ones_masked_by_hand(
     name: str, mask: list[bool], stops: bool, training: bool
 ):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     module.train(training)
     twin = twin_of(module, mask, channel_axis=axis, stops_gradient=stops, hold=False)
     weight = torch.randn_like(x)
@@ -86,17 +86,17 @@ def test_output_and_gradients_are_the_plain_ones_masked_by_hand(
 def test_held_channels_are_those_of_the_literal_form(
     name: str, channels_last: bool, mask: list[bool], stops: bool
 ):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     if channels_last and x.dim() == 4:
         x = x.to(memory_format=torch.channels_last)
-    literal = copy.deepcopy(module)
-    hold(literal, torch.tensor(mask), axis, STATISTICS)
+    layered = copy.deepcopy(module)
+    hold(layered, torch.tensor(mask), axis, STATISTICS)
     twin = twin_of(module, mask, channel_axis=axis, stops_gradient=stops)
     layer = TGDLayer(torch.tensor(mask), axis)
     weight = torch.randn_like(x)
     for _ in range(2):
         both = []
-        for net in (twin, literal):
+        for net in (twin, layered):
             net.zero_grad()
             leaf = x.clone().requires_grad_()
             y = net(leaf) if net is twin or not stops else layer(net(leaf))
@@ -108,7 +108,7 @@ def test_held_channels_are_those_of_the_literal_form(
         assert y.stride() == expected.stride()
         found = {name: p.grad for name, p in twin.named_parameters()}
         rows = {
-            name: p.grad[torch.tensor(mask)] for name, p in literal.named_parameters() if p.grad is not None
+            name: p.grad[torch.tensor(mask)] for name, p in layered.named_parameters() if p.grad is not None
         }
         assert_same_gradients(
             {**found, "x": torch.zeros_like(x) if by_input is None else by_input},
@@ -116,14 +116,14 @@ def test_held_channels_are_those_of_the_literal_form(
             **ROUNDING,
         )
     assert twin.state_dict().keys() == module.state_dict().keys()
-    for buffer, tensor in literal.named_buffers(recurse=False):
+    for buffer, tensor in layered.named_buffers(recurse=False):
         assert torch.equal(twin.get_buffer(buffer), tensor)
 
 
-@pytest.mark.parametrize("name", CARRIERS)
+@pytest.mark.parametrize("name", CHANNEL_LAYERS)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_an_activation_in_place_may_follow(name: str, channels_last: bool):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     if channels_last and x.dim() == 4:
         x = x.to(memory_format=torch.channels_last)
     twin = twin_of(module, [True, False, True, False], channel_axis=axis, stops_gradient=True)
@@ -138,9 +138,9 @@ def test_an_activation_in_place_may_follow(name: str, channels_last: bool):
 
 @pytest.mark.parametrize("hold", [True, False])
 @pytest.mark.parametrize("mask", [(True, False, False, True), (True, True, True, False), (False,) * 4])
-@pytest.mark.parametrize("name", CARRIERS)
+@pytest.mark.parametrize("name", CHANNEL_LAYERS)
 def test_an_empty_batch_is_that_of_the_plain_layer(name: str, mask: tuple[bool, ...], hold: bool):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     module.train()
     twin = twin_of(module, mask, channel_axis=axis, hold=hold)
     plain, nothing = copy.deepcopy(module), x[:0]
@@ -162,9 +162,9 @@ def test_an_empty_batch_is_that_of_the_plain_layer(name: str, mask: tuple[bool, 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mask", [(True, False, False, True), (True, True, True, False)])
-@pytest.mark.parametrize("name", sorted(CARRIERS.keys() - {"batch, not affine"}))
+@pytest.mark.parametrize("name", sorted(CHANNEL_LAYERS.keys() - {"batch, not affine"}))
 def test_autocast_has_the_plain_dtypes_and_outputs(name: str, mask: tuple[bool, ...], dtype: torch.dtype):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     module, x = module.float(), x.float()
     twin = twin_of(module, mask, channel_axis=axis, hold=False)
     outputs, gradients = [], []
@@ -186,11 +186,11 @@ def test_autocast_has_the_plain_dtypes_and_outputs(name: str, mask: tuple[bool, 
 @pytest.mark.parametrize("stops", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("mask", [(True, False, False, True), (True, True, True, False)])
-@pytest.mark.parametrize("name", CARRIERS)
+@pytest.mark.parametrize("name", CHANNEL_LAYERS)
 def test_gradients_of_gradients_are_the_plain_ones_masked_by_hand(
     name: str, mask: tuple[bool, ...], training: bool, stops: bool
 ):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     module.train(training)
     twin = twin_of(module, mask, channel_axis=axis, stops_gradient=stops, hold=False)
     shaped = torch.tensor(mask).view(-1, *[1] * (-axis - 1))
@@ -209,7 +209,7 @@ def test_gradients_of_gradients_are_the_plain_ones_masked_by_hand(
 
 @pytest.mark.parametrize("name", TRACKING)
 def test_gradients_of_gradients_of_held_norms(name: str):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     twin = twin_of(module, [True, False, True, False], channel_axis=axis, stops_gradient=False)
     statistics = {buffer: twin.get_buffer(buffer).clone() for buffer in STATISTICS}
 
@@ -222,7 +222,7 @@ def test_gradients_of_gradients_of_held_norms(name: str):
 
 
 def test_a_whole_frozen_norm_moves_no_statistics_and_lets_the_loss_through_if_told_so():
-    module, x, axis = carrier("batch 2d")
+    module, x, axis = channel_layer("batch 2d")
     before = copy.deepcopy(module.state_dict())
     frozen: dict[str, Any] = {"mask": [False] * 4, "channel_axis": axis}
     twin = twin_of(module, stops_gradient=False, **frozen)
@@ -236,9 +236,9 @@ def test_a_whole_frozen_norm_moves_no_statistics_and_lets_the_loss_through_if_to
 # torch's compiler makes an instance of the autograd function, which torch itself warns about.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 # Of a cumulative norm torch reads the number of batches in Python, which breaks the plain layer's graph as well.
-@pytest.mark.parametrize("name", sorted(CARRIERS.keys() - {"batch, cumulative"}))
+@pytest.mark.parametrize("name", sorted(CHANNEL_LAYERS.keys() - {"batch, cumulative"}))
 def test_it_compiles_without_a_break(name: str):
-    module, x, axis = carrier(name)
+    module, x, axis = channel_layer(name)
     twin = twin_of(module, [True, False, True, False], channel_axis=axis)
     other = copy.deepcopy(twin)
     y, expected = run(twin, x)

@@ -31,7 +31,7 @@ def described(module: nn.Module, name: str = "layer", channel_axis: int | None =
     channels = parameters[0].channels if parameters else module.num_features
     if channel_axis is None:
         channel_axis = -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
-    role: Any = "filter" if isinstance(module, _ConvNd | nn.Linear) else "carrier"
+    role: Any = "filter" if isinstance(module, _ConvNd | nn.Linear) else "channel"
     kind = type(module).__name__
     return Layer(
         name, role, kind, channels, parameters, statistics, (name,), channel_axis, groups, transposed

@@ -36,7 +36,7 @@ def trained(accelerator: Accelerator, **settings: Any) -> dict[str, Tensor | boo
 
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    results = {"lowered": trained(accelerator), "literal": trained(accelerator, lower=False)}
+    results = {"compact": trained(accelerator), "layers": trained(accelerator, form="layers")}
     report(folder, accelerator.process_index, results)
     leave()
 

@@ -30,7 +30,7 @@ WHOLE = StateDictOptions(full_state_dict=True)
 def in_pieces(net: nn.Module) -> nn.Module:
     """Some layers by themselves, as large networks need it, and the rest together."""
     mesh = dist.init_device_mesh("cpu", (WORLD,))
-    if isinstance(net, nn.Sequential):  # the literal form masks by hooks on the parameters that the root has
+    if isinstance(net, nn.Sequential):  # the layers form masks by hooks on the parameters that the root has
         for layer in (net[0], net[3], net[6]):
             fully_shard(layer, mesh=mesh)
     return fully_shard(net, mesh=mesh)
@@ -125,7 +125,7 @@ def main(folder: Path) -> None:
     results = {}
     for name, form in FORMS.items():
         tgd, optimizer, results[name] = trained(rank, world, **form)
-        if name == "lowered":
+        if name == "compact":
             results["resume"] = resumed(folder, rank, world, tgd, optimizer)
             results["loads"] = loads(tgd)
             results["removed"] = removed(tgd)

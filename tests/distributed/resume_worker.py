@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.distributed.launching import WORLD, leave, report
 from tests.distributed.subject import STEPS, batch, operated, optimizer_of, train
 
-FORMS: dict[str, dict[str, Any]] = {"lowered": {}, "literal": {"lower": False}}
+FORMS: dict[str, dict[str, Any]] = {"compact": {}, "layers": {"form": "layers"}}
 
 
 def replicated(form: dict[str, Any]) -> tuple[nn.Module, optim.Optimizer]:

@@ -34,15 +34,15 @@ def base(seed: int = 0) -> nn.Sequential:
     return randomise(net, seed).double()
 
 
-def operated(*, lower: bool = True, seed: int = 0, **settings: Any) -> nn.Module:
+def operated(*, form: str = "compact", seed: int = 0, **settings: Any) -> nn.Module:
     """The network with TGD; the batch norm is frozen whole, as its batch statistics are each process's own."""
     image = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
     overrides = {"4": "freeze", **settings.pop("overrides", {})}
-    return apply_tgd(base(seed), image, phi=0.8, overrides=overrides, lower=lower, **settings).train()
+    return apply_tgd(base(seed), image, phi=0.8, overrides=overrides, form=form, **settings).train()
 
 
 def optimizer_of(tgd: nn.Module, net: nn.Module | None = None) -> optim.Optimizer:
-    """Made from the parameters as they are now, wrapped or sharded; guarded, which the lowered form does not need."""
+    """Made from the parameters as they are now, wrapped or sharded; guarded, which the compact form does not need."""
     made = optim.SGD((net or tgd).parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
     if any(hasattr(module, "tgd_parameters") for module in tgd.modules()):
         guard(made, tgd)

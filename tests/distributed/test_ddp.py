@@ -14,10 +14,10 @@ from tests.laws.subjects import assert_equal_tensors
 from tgdsurgery import apply_tgd, remove_tgd
 
 FORMS: dict[str, dict[str, Any]] = {
-    "lowered": {},
-    "lowered, full flow": {"flow": "full"},
-    "literal": {"lower": False},
-    "literal, full flow": {"lower": False, "flow": "full"},
+    "compact": {},
+    "compact, full flow": {"flow": "full"},
+    "layers": {"form": "layers"},
+    "layers, full flow": {"form": False, "flow": "full"},
 }
 
 

@@ -11,9 +11,9 @@ from tests.distributed.subject import alone, base, operated
 from tests.laws.subjects import assert_equal_tensors
 
 FORMS: dict[str, dict[str, Any]] = {
-    "lowered": {},
-    "lowered, full flow": {"flow": "full"},
-    "literal": {"lower": False},
+    "compact": {},
+    "compact, full flow": {"flow": "full"},
+    "layers": {"form": "layers"},
 }
 
 
@@ -32,7 +32,7 @@ def test_fsdp(tmp_path):
             # The mean over two halves is the mean over all but for the order of the sums.
             torch.testing.assert_close(value, expected[key], rtol=1e-11, atol=1e-13)
     one, other = (rank["resume"] for rank in ranks)
-    assert_equal_tensors(one["loaded"], ranks[0]["lowered"]["state"])
+    assert_equal_tensors(one["loaded"], ranks[0]["compact"]["state"])
     assert_equal_tensors(one["resumed"], one["uninterrupted"])
     assert_equal_tensors(other["resumed"], one["resumed"])
     for rank in ranks:

@@ -15,7 +15,7 @@ def test_killed_and_resumed(tmp_path):
     assert "SIGKILL" in killed.stderr, killed.stderr[-8000:]
     ranks = launch("resume_worker", tmp_path)
     original = base().state_dict()
-    for how in ("lowered", "literal", "sharded"):
+    for how in ("compact", "layers", "sharded"):
         states = [rank[how]["resumed"] for rank in ranks]
         assert_equal_tensors(states[0], ranks[0][how]["uninterrupted"])
         assert_equal_tensors(states[1], states[0])

@@ -24,7 +24,7 @@ def partly_frozen(net: nn.Module, **settings: object) -> nn.Module:
 
 
 @in_both_forms
-def test_converted_before(lower):
+def test_converted_before(form):
     plain, synchronised = base(), convert(base())
     plan = plan_tgd(synchronised, batch(0), phi=0.8)
     expected = plan_tgd(plain, batch(0), phi=0.8)
@@ -32,7 +32,7 @@ def test_converted_before(lower):
     assert plan["4"].layer.type == "SyncBatchNorm"
     assert any(plan["4"].mask)
     assert not all(plan["4"].mask)
-    tgd = partly_frozen(synchronised, lower=lower)
+    tgd = partly_frozen(synchronised, form=form)
     assert isinstance(tgd.get_submodule("4"), nn.SyncBatchNorm)
     before, frozen = copy.deepcopy(tgd.state_dict()), frozen_part(tgd)
     optimizer = torch.optim.SGD(tgd.parameters(), lr=0.05, weight_decay=0.1)
@@ -46,10 +46,10 @@ def test_converted_before(lower):
 
 
 @in_both_forms
-def test_it_trains_as_batch_norm_does(lower):
+def test_it_trains_as_batch_norm_does(form):
     states = []
     for net in (base(), convert(base())):
-        tgd = partly_frozen(net, lower=lower)
+        tgd = partly_frozen(net, form=form)
         optimizer = torch.optim.SGD(tgd.parameters(), lr=0.05, momentum=0.9)
         guard(optimizer, tgd)
         train(tgd, optimizer, range(3))
@@ -60,8 +60,8 @@ def test_it_trains_as_batch_norm_does(lower):
 
 
 @in_both_forms
-def test_converted_afterwards_is_refused_at_the_first_forward(lower):
-    converted = convert(partly_frozen(base(), lower=lower))
+def test_converted_afterwards_is_refused_at_the_first_forward(form):
+    converted = convert(partly_frozen(base(), form=form))
     with pytest.raises(RewriteError, match="convert_sync_batchnorm on the model before"):
         converted(batch(0))
 
@@ -70,12 +70,12 @@ def test_a_norm_frozen_whole_cannot_be_converted_afterwards():
     frozen = {"overrides": {"4": "freeze"}}
     with pytest.raises(TypeError, match="as parameter 'weight'"):  # torch's own: it holds no Parameter
         convert(partly_frozen(base(), **frozen))
-    converted = convert(partly_frozen(base(), lower=False, **frozen))
+    converted = convert(partly_frozen(base(), form="layers", **frozen))
     with pytest.raises(RewriteError, match="convert_sync_batchnorm on the model before"):
         converted(batch(0))
 
 
 @in_both_forms
-def test_what_is_trained_whole_may_be_converted_afterwards(lower):
-    tgd = partly_frozen(base(), lower=lower, overrides={"4": "train"})
+def test_what_is_trained_whole_may_be_converted_afterwards(form):
+    tgd = partly_frozen(base(), form=form, overrides={"4": "train"})
     assert torch.equal(convert(copy.deepcopy(tgd))(batch(0)), tgd(batch(0)))

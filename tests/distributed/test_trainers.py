@@ -33,7 +33,7 @@ def test_lightning(tmp_path):
 def test_accelerate(tmp_path):
     pytest.importorskip("accelerate")
     ranks = launch("accelerate_worker", tmp_path)
-    for form, settings in (("lowered", {}), ("literal", {"lower": False})):
+    for form, settings in (("compact", {}), ("layers", {"form": "layers"})):
         one, other = (rank[form] for rank in ranks)
         assert one["frozen kept"], form
         assert other["frozen kept"], form

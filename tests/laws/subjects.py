@@ -20,7 +20,7 @@ REFUSED = {
 }
 ACCEPTED = tuple(name for name in TOPOLOGIES if name not in REFUSED)
 on_every_topology = pytest.mark.parametrize("name", ACCEPTED)
-in_both_forms = pytest.mark.parametrize("lower", [True, False], ids=["lowered", "literal"])
+in_both_forms = pytest.mark.parametrize("form", ["compact", "layers"])
 
 # High enough that every network of the catalogue has something trainable.
 PHI = 0.95
@@ -32,7 +32,7 @@ class Method(NamedTuple):
     phi: float = PHI
     flow: Any = "masked"
     norm_stats: Any = "hold"
-    lower: bool = True
+    form: str = "compact"
 
 
 CATALOGUE = Method()
@@ -41,7 +41,7 @@ methods = st.builds(
     phi=st.sampled_from([0.5, 0.2, 0.8, 1.0]),
     flow=st.sampled_from(["masked", "full"]),
     norm_stats=st.sampled_from(["hold", "batch"]),
-    lower=st.booleans(),
+    form=st.sampled_from(("compact", "layers")),
 )
 
 

@@ -19,7 +19,7 @@ from tests.laws.subjects import (
 from tests.strategies import Case, call, cases, leaves
 from tests.topologies import case_of
 
-# In the literal form equal only to the original with the same parameters frozen: see `with_flags_of`.
+# In the layers form equal only to the original with the same parameters frozen: see `with_flags_of`.
 FOLDED = {"unfold and fold"}
 
 
@@ -52,15 +52,15 @@ def test_random_networks_in_training_with_batch_statistics(case, method):
 
 @on_every_topology
 @in_both_forms
-def test_catalogue_in_evaluation(name, lower):
-    assert_same_forward(case_of(name), Method(lower=lower), same_flags=name in FOLDED and not lower)
+def test_catalogue_in_evaluation(name, form):
+    assert_same_forward(case_of(name), Method(form=form), same_flags=name in FOLDED and not form)
 
 
 @on_every_topology
 @in_both_forms
-def test_catalogue_in_training_with_batch_statistics(name, lower):
+def test_catalogue_in_training_with_batch_statistics(name, form):
     assert_same_forward(
-        case_of(name).train(), Method(norm_stats="batch", lower=lower), same_flags=name in FOLDED
+        case_of(name).train(), Method(norm_stats="batch", form=form), same_flags=name in FOLDED
     )
 
 

@@ -9,7 +9,7 @@ from tests.laws.subjects import ACCEPTED, REFUSED
 from tests.oracles.interventions import (
     Influence,
     assert_same_influence,
-    carriers_by_intervention,
+    channel_layers_by_intervention,
     producers_by_intervention,
 )
 from tests.strategies import Case, cases
@@ -28,8 +28,8 @@ def producers(found: ChannelMap) -> Influence:
     return {name: found.producers(name) for name in found.consumers}
 
 
-def carriers(found: ChannelMap) -> Influence:
-    return {name: found.carriers(name) for name in found.consumers}
+def channel_layers(found: ChannelMap) -> Influence:
+    return {name: found.channel_layers(name) for name in found.consumers}
 
 
 def by_intervention(case: Case) -> Influence:
@@ -39,17 +39,17 @@ def by_intervention(case: Case) -> Influence:
     return {**evaluated, **trained}
 
 
-def carriers_everywhere(case: Case, found: ChannelMap) -> Influence:
-    """Carriers in evaluation, where stored statistics count too; and of layers that run in training only."""
-    trained = carriers_by_intervention(case.train(), found.layers)
-    return {**trained, **carriers_by_intervention(case.train(False), found.layers)}
+def channel_layers_everywhere(case: Case, found: ChannelMap) -> Influence:
+    """Channel layers in evaluation, where stored statistics count too; and of layers that run in training only."""
+    trained = channel_layers_by_intervention(case.train(), found.layers)
+    return {**trained, **channel_layers_by_intervention(case.train(False), found.layers)}
 
 
 def assert_true_map(case: Case) -> None:
-    """Raise unless the map's producers and carriers are exactly those that interventions find."""
+    """Raise unless the map's producers and channel layers are exactly those that interventions find."""
     found = channel_map(case.model, case.inputs)
     assert_same_influence(producers(found), by_intervention(case))
-    assert_same_influence(carriers(found), carriers_everywhere(case, found))
+    assert_same_influence(channel_layers(found), channel_layers_everywhere(case, found))
 
 
 @given(case=cases(smooth=True))

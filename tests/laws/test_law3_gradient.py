@@ -47,14 +47,14 @@ def test_random_networks(case, method, training):
 @on_every_topology
 @pytest.mark.parametrize("flow", ["masked", "full"])
 @in_both_forms
-def test_catalogue_in_training(name, flow, lower):
-    assert_true_gradients(case_of(name).train(), Method(flow=flow, lower=lower))
+def test_catalogue_in_training(name, flow, form):
+    assert_true_gradients(case_of(name).train(), Method(flow=flow, form=form))
 
 
 @on_every_topology
 @in_both_forms
-def test_catalogue_in_evaluation(name, lower):
-    assert_true_gradients(case_of(name), Method(lower=lower))
+def test_catalogue_in_evaluation(name, form):
+    assert_true_gradients(case_of(name), Method(form=form))
 
 
 def watched(case: Case) -> Case:
@@ -94,8 +94,8 @@ PENALISED = ("chain", "global residual", "residual stages", "u-net", "squeeze an
 def forms_agree(case: Case, flow: str, train: Callable[[nn.Module], Tensor]) -> None:
     """Raise unless a loss moves both forms, and in the same way."""
     found = []
-    for lower in (True, False):
-        tgd = operated(case, Method(flow=flow, lower=lower))
+    for form in ("compact", "layers"):
+        tgd = operated(case, Method(flow=flow, form=form))
         train(tgd).backward()
         found.append(gradients(tgd))
     assert any(gradient.any() for gradient in found[0].values())
@@ -131,8 +131,8 @@ def test_the_memory_format_changes_no_gradient(name, flow):
 
 def test_a_layer_frozen_whole_lets_the_loss_reach_the_layers_before_it():
     case = case_of("chain").double()
-    for lower in (True, False):
-        tgd = operated(case, Method(lower=lower))
+    for form in ("compact", "layers"):
+        tgd = operated(case, Method(form=form))
         scalar_loss(call(tgd, case.inputs)).backward()
         assert not gradients(tgd)["6.weight"].any()
         assert gradients(tgd)["0.weight"][tgd.tgd_plan.trainable("0")].any()

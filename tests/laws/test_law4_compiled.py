@@ -38,8 +38,8 @@ def assert_frozen_stay_compiled(name: str, method: Method, backend: str) -> None
 
 @pytest.mark.parametrize("flow", ["masked", "full"])
 @in_both_forms
-def test_aot_autograd(lower, flow):
-    assert_frozen_stay_compiled("residual stages", Method(phi=0.5, lower=lower, flow=flow), "aot_eager")
+def test_aot_autograd(form, flow):
+    assert_frozen_stay_compiled("residual stages", Method(phi=0.5, form=form, flow=flow), "aot_eager")
 
 
 @needs_a_compiler

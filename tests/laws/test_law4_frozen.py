@@ -87,22 +87,22 @@ def test_random_networks(case, method, optimizer):
 
 @on_every_topology
 @in_both_forms
-def test_catalogue(name, lower):
-    assert_frozen_stay(case_of(name).train(), Method(lower=lower), "AdamW")
+def test_catalogue(name, form):
+    assert_frozen_stay(case_of(name).train(), Method(form=form), "AdamW")
 
 
 @pytest.mark.parametrize("flow", ["masked", "full"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @in_both_forms
-def test_optimizers(optimizer, flow, lower):
-    assert_frozen_stay(case_of("residual stages").train(), Method(phi=0.5, flow=flow, lower=lower), optimizer)
+def test_optimizers(optimizer, flow, form):
+    assert_frozen_stay(case_of("residual stages").train(), Method(phi=0.5, flow=flow, form=form), optimizer)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_without_the_guard_decay_and_momentum_would_move_them(optimizer):
     """What the guard is for; where this holds no more, the tests above show nothing."""
     case = case_of("residual stages").train()
-    tgd = operated(case, Method(phi=0.5, lower=False))
+    tgd = operated(case, Method(phi=0.5, form="layers"))
     before = frozen_part(tgd)
     made = OPTIMIZERS[optimizer](tgd.parameters())
     trained(tgd, case, made)
@@ -143,7 +143,7 @@ def test_state_from_before():
     case = case_of("chain").train()
     old = optim.Adam(case.model.parameters(), lr=0.1)
     trained(case.model, case, old)
-    tgd = operated(case, Method(lower=False))
+    tgd = operated(case, Method(form="layers"))
     new = optim.Adam(tgd.parameters(), lr=0.1)
     new.load_state_dict(old.state_dict())
     guard(new, tgd)
@@ -168,10 +168,10 @@ def test_average_of_weights():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @in_both_forms
-def test_mixed_precision(lower, dtype):
+def test_mixed_precision(form, dtype):
     """With a step in between whose gradients overflow: the scaler skips it."""
     case = case_of("residual stages").train()
-    tgd = operated(case, Method(lower=lower))
+    tgd = operated(case, Method(form=form))
     before = frozen_part(tgd)
     made = OPTIMIZERS["AdamW"](tgd.parameters())
     guard(made, tgd)

@@ -27,10 +27,10 @@ from tgdsurgery import guard
 RESUMABLE = ("momentum", "AdamW", "fused AdamW", "RMSprop", "NAdam", "LBFGS")
 
 
-def subject(lower: bool = True, **settings: Any) -> tuple[Case, nn.Module]:
+def subject(form: str = "compact", **settings: Any) -> tuple[Case, nn.Module]:
     """A network with norms, in training mode, and the same with TGD."""
     case = case_of("residual stages").train()
-    return case, operated(case, Method(phi=0.5, lower=lower, **settings))
+    return case, operated(case, Method(phi=0.5, form=form, **settings))
 
 
 def guarded(tgd: nn.Module, name: str = "AdamW") -> optim.Optimizer:
@@ -66,9 +66,9 @@ def test_random_networks_under_stochastic_weight_averaging(case, method, use_buf
 
 @pytest.mark.parametrize("use_buffers", [False, True])
 @in_both_forms
-def test_stochastic_weight_averaging(lower, use_buffers):
+def test_stochastic_weight_averaging(form, use_buffers):
     """And the statistics that torch's `update_bn` gathers afterwards are those of the trainable channels."""
-    case, tgd = subject(lower)
+    case, tgd = subject(form)
     before, state = frozen_part(tgd), copy.deepcopy(tgd.state_dict())
     optimizer = guarded(tgd, "momentum")
     average, schedule = AveragedModel(tgd, use_buffers=use_buffers), SWALR(optimizer, swa_lr=0.05)
@@ -86,18 +86,18 @@ def test_stochastic_weight_averaging(lower, use_buffers):
 
 @pytest.mark.parametrize("name", ["residual stages", "norms with statistics"])
 @in_both_forms
-def test_new_statistics_are_those_of_a_plain_network(name, lower):
+def test_new_statistics_are_those_of_a_plain_network(name, form):
     """With `norm_stats="batch"` no channel is held: `update_bn` gives what it gives for the same plain weights."""
     case = case_of(name).train()
-    tgd, plain = operated(case, Method(norm_stats="batch", lower=lower)), copy.deepcopy(case.model)
+    tgd, plain = operated(case, Method(norm_stats="batch", form=form)), copy.deepcopy(case.model)
     for net in (tgd, plain):
         update_bn([case.inputs] * 2, net)
     assert_equal_tensors(tgd.state_dict(), plain.state_dict())
 
 
 @in_both_forms
-def test_exponential_average(lower):
-    case, tgd = subject(lower)
+def test_exponential_average(form):
+    case, tgd = subject(form)
     before, state = frozen_part(tgd), copy.deepcopy(tgd.state_dict())
     average = AveragedModel(tgd, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     optimizer = guarded(tgd)
@@ -108,9 +108,9 @@ def test_exponential_average(lower):
 
 
 @in_both_forms
-def test_exponential_average_by_hand(lower):
+def test_exponential_average_by_hand(form):
     """On the tensors of a `state_dict`, which goes back by `load_state_dict`."""
-    case, tgd = subject(lower)
+    case, tgd = subject(form)
     before, state = frozen_part(tgd), copy.deepcopy(tgd.state_dict())
     average, optimizer = copy.deepcopy(tgd), guarded(tgd)
     for _ in range(3):
@@ -197,9 +197,9 @@ def test_random_networks_go_on_as_if_never_stopped(case, method, name, how):
 @pytest.mark.parametrize("how", RESUMED)
 @pytest.mark.parametrize("name", RESUMABLE)
 @in_both_forms
-def test_training_goes_on_as_if_never_stopped(name, how, lower):
+def test_training_goes_on_as_if_never_stopped(name, how, form):
     case = case_of("residual stages").train()
-    assert_resumed_is_uninterrupted(case, Method(phi=0.5, lower=lower), name, how)
+    assert_resumed_is_uninterrupted(case, Method(phi=0.5, form=form), name, how)
 
 
 # Activations computed again, weights as arguments ------------------------------------------------------------
@@ -239,16 +239,16 @@ def test_random_networks_with_activation_checkpoints(case, method, use_reentrant
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("name", ["residual stages", "u-net", "norms with statistics", "linear layers only"])
 @in_both_forms
-def test_activation_checkpoints(name, use_reentrant, lower):
+def test_activation_checkpoints(name, use_reentrant, form):
     case = case_of(name).train()
-    assert_checkpointing_changes_nothing(case, Method(phi=0.5, lower=lower), use_reentrant=use_reentrant)
+    assert_checkpointing_changes_nothing(case, Method(phi=0.5, form=form), use_reentrant=use_reentrant)
 
 
 @pytest.mark.parametrize("flow", ["masked", "full"])
 @in_both_forms
-def test_functional_call(lower, flow):
+def test_functional_call(form, flow):
     """Weights as arguments of a function, and their gradients by `torch.func.grad`."""
-    case, tgd = subject(lower, flow=flow)
+    case, tgd = subject(form, flow=flow)
     before, state = frozen_part(tgd), copy.deepcopy(tgd.state_dict())
     reference = copy.deepcopy(tgd)
     scalar_loss(reference(case.inputs)).backward()

@@ -46,5 +46,5 @@ def test_random_networks(case, method):
 
 @on_every_topology
 @in_both_forms
-def test_catalogue(name, lower):
-    assert assert_trainable_move(case_of(name).train(), Method(lower=lower))
+def test_catalogue(name, form):
+    assert assert_trainable_move(case_of(name).train(), Method(form=form))

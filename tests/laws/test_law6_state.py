@@ -91,20 +91,20 @@ def test_random_networks_can_be_copied(case, method, how, training):
 
 @on_every_topology
 @in_both_forms
-def test_catalogue_has_the_same_state(name, lower):
-    assert_same_state(case_of(name), Method(lower=lower))
+def test_catalogue_has_the_same_state(name, form):
+    assert_same_state(case_of(name), Method(form=form))
 
 
 @on_every_topology
 @in_both_forms
-def test_catalogue_can_be_copied(name, lower):
-    assert_true_copy(case_of(name).train(), Method(lower=lower), "deepcopy")
+def test_catalogue_can_be_copied(name, form):
+    assert_true_copy(case_of(name).train(), Method(form=form), "deepcopy")
 
 
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in UNPICKLABLE])
 @in_both_forms
-def test_catalogue_can_be_stored(name, lower):
-    assert_true_copy(case_of(name).train(), Method(lower=lower), "torch.save")
+def test_catalogue_can_be_stored(name, form):
+    assert_true_copy(case_of(name).train(), Method(form=form), "torch.save")
 
 
 @pytest.mark.parametrize("name", UNPICKLABLE)

@@ -62,14 +62,14 @@ def test_random_networks(case, method, training):
 
 @on_every_topology
 @in_both_forms
-def test_catalogue(name, lower):
-    assert_removed(case_of(name).train(), Method(lower=lower))
+def test_catalogue(name, form):
+    assert_removed(case_of(name).train(), Method(form=form))
 
 
 @on_every_topology
 @in_both_forms
-def test_catalogue_with_parameters_masked(name, lower):
-    assert_removed(case_of(name).train(), Method(flow="full", lower=lower))
+def test_catalogue_with_parameters_masked(name, form):
+    assert_removed(case_of(name).train(), Method(flow="full", form=form))
 
 
 @given(case=cases(), method=methods)

@@ -28,7 +28,7 @@ def scores_by_hand(model: nn.Module, found: ChannelMap) -> dict[Producer, float]
     for consumer in found.consumers:
         layer = found.layers[consumer]
         weight = model.get_parameter(layer.parameters[0].name).detach()
-        sets = [a | b for a, b in zip(found.producers(consumer), found.carriers(consumer), strict=True)]
+        sets = [a | b for a, b in zip(found.producers(consumer), found.channel_layers(consumer), strict=True)]
         for read, score in zip(sets, scores_of_inputs(weight, sets, layer), strict=True):
             for producer in read:
                 best[producer] = max(score, best.get(producer, score))

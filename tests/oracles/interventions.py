@@ -3,7 +3,7 @@
 A world gives every call of every filter layer a random output, whatever it reads, and norms random
 statistics. In such a world a filter can only be felt by the consumers it reaches without passing another
 filter. So: run the world, change the output of one filter, run again, and see which channels of which
-consumers' inputs are not bit for bit what they were. Carriers likewise, by changing the parameters of one of
+consumers' inputs are not bit for bit what they were. Channel layers likewise, by changing the parameters of one of
 their channels.
 """
 
@@ -121,12 +121,12 @@ def producers_by_intervention(case: Case) -> Influence:
     return _frozen(found)
 
 
-def carriers_by_intervention(case: Case, layers: Mapping[str, Layer]) -> Influence:
-    """For every consumer and each of its input channels, the carriers' channels on the way, by experiment.
+def channel_layers_by_intervention(case: Case, layers: Mapping[str, Layer]) -> Influence:
+    """For every consumer and each of its input channels, the channel layers' channels on the way, by experiment.
 
     Args:
         case: the network.
-        layers: the map's layers; of a carrier, only which entries belong to which channel is used.
+        layers: the map's layers; of a channel layer, only which entries belong to which channel is used.
     """
     model, inputs = prepared(case.double())  # a small influence is not rounded away
     found: dict[str, list[set[Producer]]] = {}
@@ -181,7 +181,7 @@ def _frozen(found: dict[str, list[set[Producer]]]) -> Influence:
 
 @contextmanager
 def _channel_changed(model: nn.Module, layer: Layer, channel: int, world: World) -> Iterator[None]:
-    """The entries of one channel of a carrier changed: parameters, and statistics where it keeps them."""
+    """The entries of one channel of a channel layer changed: parameters, and statistics where it keeps them."""
     tensors = dict(
         [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     )

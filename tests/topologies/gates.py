@@ -127,7 +127,7 @@ class LayerScaleBias(nn.Module):
 
 @topology("scalar gains")
 class ScalarGains(nn.Module):
-    """A residual branch scaled by one number, which is a carrier's only channel."""
+    """A residual branch scaled by one number, which is a channel layer's only channel."""
 
     def __init__(self) -> None:
         super().__init__()

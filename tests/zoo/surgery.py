@@ -7,6 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from tgdsurgery import TGDSettings
 from tgdsurgery.core.plan import Flow, TGDPlan
 from tgdsurgery.core.records import ChannelMap, LayerScores
 from tgdsurgery.mapping.channel_map import map_model
@@ -18,7 +19,7 @@ BUDGET = 0.25
 # KSE of larger networks takes up to minutes; their scores are drawn. The benchmark computes them.
 LARGE = 8_000_000
 # Networks above are tried in the default form only: what differs from their smaller kin is the numbers of layers and
-# channels. The benchmark makes the literal form of all but the giants.
+# channels. The benchmark makes the layers form of all but the giants.
 HUGE = 30_000_000
 
 
@@ -31,7 +32,10 @@ def planned(net: nn.Module, image: Tensor) -> tuple[dict[Flow, TGDPlan], Channel
     """For either flow a plan by which a quarter of the filter parameters are trainable, and their map."""
     mapped = map_model(net, arguments_for(net, image))
     scores = score(mapped) if parameters(net) < LARGE else _drawn(mapped.channels)
-    plans = {flow: make_plan(mapped.channels, scores, budget=BUDGET, flow=flow) for flow in get_args(Flow)}
+    plans = {
+        flow: make_plan(mapped.channels, scores, TGDSettings(budget=BUDGET, flow=flow))
+        for flow in get_args(Flow)
+    }
     return plans, mapped.channels
 
 

@@ -15,7 +15,7 @@ from tests.strategies.case import call, leaves
 from tests.zoo.networks import GIANTS, NETWORKS
 from tests.zoo.surgery import BUDGET, HUGE, LARGE, parameters, planned
 from tgdsurgery import (
-    LiteralFormWarning,
+    LayersFormWarning,
     UnsupportedOpError,
     apply_tgd,
     channel_map,
@@ -23,7 +23,7 @@ from tgdsurgery import (
     remove_tgd,
     verify,
 )
-from tgdsurgery.surgery.apply import insert, lower
+from tgdsurgery.surgery.apply import compact_form, layers_form
 from tgdsurgery.surgery.compact.base import Compact
 
 # Networks that are refused, and the module where: every layer's kernel is mixed by the input there, so that no
@@ -42,17 +42,17 @@ def test_there_and_back(name):
     plans, channels = planned(net, image)
     assert 0 < plans["masked"].share < 1
     if parameters(net) < HUGE:
-        assert_there_and_back(insert(net, plans["masked"], image), net, image)
-    assert_there_and_back(lowered(net, plans["masked"], channels, image), net, image)
+        assert_there_and_back(layers_form(net, plans["masked"], image), net, image)
+    assert_there_and_back(compacted(net, plans["masked"], channels, image), net, image)
     if parameters(net) < LARGE:
-        lowered(net, plans["full"], channels, image)
+        compacted(net, plans["full"], channels, image)
 
 
-def lowered(net, plan, channels, image):
-    """The lowered form, whose outputs and gradients are those of the literal one in both modes, or it says so."""
+def compacted(net, plan, channels, image):
+    """The compact form, whose outputs and gradients are those of the layers form in both modes, or it says so."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", LiteralFormWarning)
-        tgd = lower(net, plan, channels, image)
+        warnings.simplefilter("error", LayersFormWarning)
+        tgd = compact_form(net, plan, channels, image)
     assert any(isinstance(module, Compact) for module in tgd.modules())
     return tgd
 
@@ -85,7 +85,7 @@ def assert_there_and_back(tgd, net, image):
 
 
 @in_both_forms
-def test_the_backbone_inside_a_detector(lower):
+def test_the_backbone_inside_a_detector(form):
     """The heads, and what chooses boxes by their scores, are no part of the map; they train and run around it."""
     torch.manual_seed(0)
     make = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_fpn
@@ -93,7 +93,7 @@ def test_the_backbone_inside_a_detector(lower):
     images = [torch.rand(3, 64, 64) for _ in range(2)]
     boxes = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 50.0]]), "labels": torch.tensor([1])} for _ in images]
     plain = copy.deepcopy(detector)
-    detector.backbone = apply_tgd(detector.backbone, torch.rand(1, 3, 64, 64), budget=BUDGET, lower=lower)
+    detector.backbone = apply_tgd(detector.backbone, torch.rand(1, 3, 64, 64), budget=BUDGET, form=form)
     plan, before = detector.backbone.tgd_plan, copy.deepcopy(detector.backbone.state_dict())
     with torch.no_grad():
         for found, expected in zip(detector(images), plain(images), strict=True):

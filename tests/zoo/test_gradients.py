@@ -33,11 +33,11 @@ GRADIENTS = {
 @pytest.mark.parametrize("flow", ["masked", "full"])
 @in_both_forms
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_are_those_of_hand_masked_autograd(name, lower, flow):
+def test_gradients_are_those_of_hand_masked_autograd(name, form, flow):
     planned_at, trained_at = GRADIENTS[name]
     net, image = NETWORKS[name].make(planned_at)
     case = Case(randomise(net, seed=0), image).double().train()
-    tgd = operated(case, Method(phi=0.5, flow=flow, lower=lower))
+    tgd = operated(case, Method(phi=0.5, flow=flow, form=form))
     there = Case(case.model, NETWORKS[name].make(trained_at)[1]).double()
     expected = hand_masked_step(there, tgd.tgd_plan)
     scalar_loss(call(tgd, there.inputs)).backward()

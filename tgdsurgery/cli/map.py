@@ -1,4 +1,4 @@
-"""`tgd map`: which filters feed each input channel of a layer, and which carriers are on the way."""
+"""`tgd map`: which filters feed each input channel of a layer, and which channel layers are on the way."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Run:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry per input channel.")
 @debug_option
 def map_command(*, model: str, input_shape: Sequence[tuple[int, ...]], layer: str, as_json: bool) -> None:
-    """Show which filters feed each input channel of a layer, and which carriers are on the way.
+    """Show which filters feed each input channel of a layer, and which channel layers are on the way.
 
-    Filters reach the layer without passing another filter; carriers (norms, PReLU, layer scale) are what
+    Filters reach the layer without passing another filter; channel layers (norms, PReLU, layer scale) are what
     they pass on the way.
     """
     net = load_model(model)
@@ -126,27 +126,27 @@ def _spans(channels: Sequence[int]) -> str:
 
 
 def _show(found: ChannelMap, layer: str) -> None:
-    pairs = zip(found.producers(layer), found.carriers(layer), strict=True)
+    pairs = zip(found.producers(layer), found.channel_layers(layer), strict=True)
     rows = []
-    for run in fold(producers | carriers for producers, carriers in pairs):
+    for run in fold(producers | channel_layers for producers, channel_layers in pairs):
         ordered = [name for name in found.layers if name in run.first]
         filters = [run.writers(name) for name in ordered if found.layers[name].role == "filter"]
-        carriers = [run.writers(name) for name in ordered if found.layers[name].role == "carrier"]
-        rows.append((run.channels, "\n".join(filters) or "network input", "\n".join(carriers) or "-"))
-    shown = report.table(("channel", "filters", "carriers"), rows, title=f"Inputs of {layer}")
+        channel_layers = [run.writers(name) for name in ordered if found.layers[name].role == "channel"]
+        rows.append((run.channels, "\n".join(filters) or "network input", "\n".join(channel_layers) or "-"))
+    shown = report.table(("channel", "filters", "channel layers"), rows, title=f"Inputs of {layer}")
     for column in shown.columns:
         column.justify = "left"
     show(shown)
 
 
 def _as_json(found: ChannelMap, layer: str) -> str:
-    pairs = zip(found.producers(layer), found.carriers(layer), strict=True)
+    pairs = zip(found.producers(layer), found.channel_layers(layer), strict=True)
     inputs = [
         {
             "channel": channel,
             "producers": [producer._asdict() for producer in sorted(producers)],
-            "carriers": [carrier._asdict() for carrier in sorted(carriers)],
+            "channel_layers": [channel_layer._asdict() for channel_layer in sorted(channel_layers)],
         }
-        for channel, (producers, carriers) in enumerate(pairs)
+        for channel, (producers, channel_layers) in enumerate(pairs)
     ]
     return json.dumps({"layer": layer, "inputs": inputs}, indent=1)

@@ -18,7 +18,7 @@ from tgdsurgery.cli.plan import parse_override
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.errors import TGDError
 from tgdsurgery.core.plan import Override
-from tgdsurgery.sweep.phi import plot_format
+from tgdsurgery.sweep.result import plot_format
 
 PHIS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tgdsurgery.core.errors import ExampleInputError
+from tgdsurgery.core.torch_private import tree_leaves, tree_map_only
 
 
 class Arguments(NamedTuple):

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from tgdsurgery.core.errors import CaptureError, RewriteError
+from tgdsurgery.core.torch_private import tree_leaves
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -54,5 +54,13 @@ class CheckpointError(TGDError):
     """A file that is missing, damaged, not a checkpoint, or would run code when loaded."""
 
 
-class LiteralFormWarning(UserWarning):
-    """The lowered form was asked for, and the literal form is what came: as correct, but no cheaper."""
+class TGDWarning(UserWarning):
+    """Base of all warnings of this package."""
+
+
+class PlanWarning(TGDWarning):
+    """A plan that trains nothing or next to nothing, or layers that stay frozen because the user froze them."""
+
+
+class LayersFormWarning(TGDWarning):
+    """The compact form was asked for, but the network is in the layers form: as correct, but no cheaper."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tgdsurgery.core.torch_private import under_functorch
+
 # Integers of the size of a number.
 BITS = {
     torch.float64: torch.int64,
@@ -31,7 +33,7 @@ def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
 def zeroed(gradient: Tensor, mask: Tensor) -> Tensor:
     """The gradient where the mask (broadcastable) is True, and zero, not a product with zero, elsewhere."""
     bits = BITS.get(gradient.dtype)
-    if bits is None or gradient.requires_grad or torch._C._are_functorch_transforms_active():
+    if bits is None or gradient.requires_grad or under_functorch():
         return torch.where(mask, gradient, 0)
     # The same by the bits of the numbers, several times faster on a CPU; but nothing to differentiate.
     return gradient.view(bits).bitwise_and(mask.to(bits).neg()).view(gradient.dtype)

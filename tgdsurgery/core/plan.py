@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,12 +20,9 @@ from tgdsurgery.core.records import Layer, ParameterRows
 from tgdsurgery.core.tables import as_text, table
 
 Flow = Literal["masked", "full"]
-
-
 NormStats = Literal["hold", "batch"]
-
-
-PLAN_FORMAT = "tgdsurgery-plan-1"
+Override = float | Literal["train", "freeze"]
+PLAN_FORMAT = "tgdsurgery-plan-2"
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,18 @@ class LayerPlan:
         """Number of trainable channels."""
         return sum(self.mask)
 
+    def decided(self, rule: Override) -> LayerPlan:
+        """The same layer under "train", "freeze" or a phi. What the user froze before stays frozen."""
+        if self.layer.frozen_by_user or rule == "freeze":
+            mask = [False] * len(self.scores)
+        elif isinstance(rule, str):
+            mask = [True] * len(self.scores)
+        else:  # a channel that reaches no consumer has no score, and is below nothing
+            mask = [score is not None and score < rule for score in self.scores]
+        return replace(self, mask=tuple(mask))
+
     def trainable_entries(self) -> int:
-        """Number of parameter entries that belong to trainable channels."""
+        """Number of parameter entries that training moves."""
         return self.layer.entries_of(self.trainable)
 
     def entries(self) -> int:
@@ -59,9 +68,10 @@ class TGDPlan:
     """Which channels of which layers are retrained: the result of scoring, and all that the rewriting needs.
 
     Prints as a table and goes to JSON and back. Args are the settings it was made with and:
-        entries: one per filter layer and carrier, in execution order.
+        entries: one per filter layer and channel layer, in execution order.
         unmapped: parameters that belong to no layer, with their number of entries; frozen.
         mixed: ops without a rule that were let through by `on_unknown="mix"`.
+        overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.
     """
 
     phi: float
@@ -73,6 +83,7 @@ class TGDPlan:
     entries: tuple[LayerPlan, ...]
     unmapped: Mapping[str, int] = field(default_factory=dict)
     mixed: tuple[str, ...] = ()
+    overrides: Mapping[str, Override] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TGDPlan:
         """Itself: nothing in it changes, and networks are copied with their plan."""
@@ -80,7 +91,7 @@ class TGDPlan:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of every filter layer and carrier, in execution order."""
+        """Names of every filter layer and channel layer, in execution order."""
         return tuple(self._by_name)
 
     def __getitem__(self, name: str) -> LayerPlan:
@@ -112,6 +123,7 @@ class TGDPlan:
             mask = torch.tensor(entry.mask, dtype=torch.bool)
             for rows in entry.layer.parameters:
                 own = mask[collapsed(rows.owner())].expand(rows.shape)
+                own = own if rows.requires_grad else torch.zeros((), dtype=torch.bool).expand(rows.shape)
                 masks[rows.name] = masks[rows.name] & own if rows.name in masks else own
         return masks  # type: ignore[return-value]
 
@@ -120,6 +132,42 @@ class TGDPlan:
         """Share of the network's parameter entries that are trainable, in [0, 1]."""
         total = sum(entry.entries() for entry in self.entries) + sum(self.unmapped.values())
         return sum(entry.trainable_entries() for entry in self.entries) / max(total, 1)
+
+    @property
+    def filter_share(self) -> float:
+        """Share of the parameter entries of filter layers that are trainable, in [0, 1]: what `budget` bounds."""
+        filters = [entry for entry in self.entries if entry.layer.role == "filter"]
+        return sum(e.trainable_entries() for e in filters) / max(sum(e.entries() for e in filters), 1)
+
+    def override(self, overrides: Mapping[str, Override]) -> TGDPlan:
+        """A new plan in which some layers are decided anew, from the same scores.
+
+        phi stays what it is, also where a budget picked it: the new plan keeps to no budget.
+
+        Args:
+            overrides: layer name or module prefix -> "train", "freeze" or a phi of its own. They are added to
+                the plan's earlier overrides; the longest name wins.
+
+        Raises:
+            PlanError: a name that is no layer and no prefix of one, or a value out of range.
+
+        Example:
+            >>> from tgdsurgery.core.records import ParameterRows
+            >>> layer = Layer("fc", "filter", "Linear", 2, (ParameterRows("fc.weight", (2, 1)),))
+            >>> plan = TGDPlan(0.3, None, 5, 1.0, "masked", "hold", (LayerPlan(layer, (0.1, 0.9), (True, False)),))
+            >>> plan.override({"fc": "train"}).trainable("fc").tolist()
+            [True, True]
+        """
+        check_overrides(overrides)
+        check_names(overrides, self.layers)
+        rules = {**self.overrides, **overrides}
+        entries = tuple(e.decided(rule_of(e.layer.name, rules, self.phi)) for e in self.entries)
+        return replace(self, entries=entries, overrides=rules, budget=None)
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for equal plans, and for no others: to compare plans on several machines."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     def to_json(self) -> str:
         """The plan as JSON text; `TGDPlan.from_json` reads it back to an equal plan."""
@@ -137,6 +185,7 @@ class TGDPlan:
             if data.pop("format") != PLAN_FORMAT:
                 raise ValueError("unknown format")
             data["entries"] = tuple(_entry(raw) for raw in data["entries"])
+            check_overrides(data["overrides"])
             data["mixed"] = tuple(data["mixed"])
             return cls(**data)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -187,4 +236,35 @@ def _entry(raw: dict[str, Any]) -> LayerPlan:
     return LayerPlan(Layer(**layer), scores, tuple(bool(value) for value in raw["mask"]))
 
 
-Override = float | Literal["train", "freeze"]
+def rule_of(layer: str, overrides: Mapping[str, Override], phi: float) -> Override:
+    """What decides over a layer: the override with the longest name that covers it, or else phi."""
+    names = [name for name in overrides if _covers(name, layer)]
+    return overrides[max(names, key=len)] if names else phi
+
+
+def check_share(name: str, value: object, also: str = "") -> None:
+    """Raise a PlanError unless the value is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise PlanError(f"{name} is {value!r}.", f"Give a number from 0 to 1{also}.")
+
+
+def check_overrides(overrides: Mapping[str, object]) -> None:
+    """Raise a PlanError at a value that is neither a word nor a phi."""
+    for name, value in overrides.items():
+        if value not in ("train", "freeze"):
+            check_share(f"the override of {name!r}", value, also=', "train" or "freeze"')
+
+
+def check_names(overrides: Mapping[str, object], layers: Collection[str]) -> None:
+    """Raise a PlanError at an override that names no layer and no prefix of one."""
+    for name in overrides:
+        if not any(_covers(name, layer) for layer in layers):
+            near = get_close_matches(name, layers, n=3, cutoff=0.3) or list(layers)[:3]
+            raise PlanError(
+                f"The override {name!r} names no layer and no prefix of one.",
+                f"Near names: {', '.join(near)}.",
+            )
+
+
+def _covers(name: str, layer: str) -> bool:
+    return layer == name or layer.startswith(f"{name}.")

@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import LongTensor, Tensor
 
-Role = Literal["filter", "carrier"]
+Role = Literal["filter", "channel"]
 
 
 class Producer(NamedTuple):
-    """One output channel of one layer: a filter, or a carrier's channel."""
+    """One output channel of one layer: a filter, or a channel layer's channel."""
 
     layer: str
     channel: int
@@ -32,12 +32,14 @@ class ParameterRows:
         shape: the parameter's shape.
         axis: the axis that counts the channels (1 for a transposed conv, whose weight is (C, N/g, *K)).
         groups: groups of a transposed conv; 1 otherwise.
+        requires_grad: False if the user froze the parameter before the plan was made.
     """
 
     name: str
     shape: tuple[int, ...]
     axis: int = 0
     groups: int = 1
+    requires_grad: bool = True
 
     @property
     def numel(self) -> int:
@@ -67,11 +69,11 @@ class ParameterRows:
 
 @dataclass(frozen=True)
 class Layer:
-    """A filter layer (conv, transposed conv, linear) or a carrier (norm affine, PReLU, layer scale).
+    """A filter layer (conv, transposed conv, linear) or a channel layer (norm affine, PReLU, layer scale).
 
     Args:
         name: the module's name, or the parameter's where the layer is no module of its own.
-        role: "filter" or "carrier".
+        role: "filter" or "channel".
         type: class name of the module that ran it, for display.
         channels: N, the number of output channels.
         parameters: its parameters and how their entries belong to channels; weight first.
@@ -93,19 +95,25 @@ class Layer:
     groups: int = 1
     transposed: bool = False
 
+    @property
+    def frozen_by_user(self) -> bool:
+        """Whether none of its parameters requires a gradient."""
+        return bool(self.parameters) and not any(rows.requires_grad for rows in self.parameters)
+
     def entries_of(self, channels: int) -> int:
-        """Number of parameter entries that belong to so many of its channels."""
-        return round(sum(rows.numel for rows in self.parameters) / self.channels * channels)
+        """Number of parameter entries that training moves if so many of its channels are trainable."""
+        movable = sum(rows.numel for rows in self.parameters if rows.requires_grad)
+        return round(movable / self.channels * channels)
 
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """For every consumer and each of its input channels: the producers that reach it, and the carriers on the way.
+    """Per consumer and input channel: the producers that reach it, and the channel layers on the way.
 
     Args:
-        layers: every filter layer and carrier by name, in execution order.
+        layers: every filter layer and channel layer by name, in execution order.
         inputs: for each consumer, one index into `sets` per input channel (per input feature of a linear layer).
-        sets: the distinct sets of producers and carriers.
+        sets: the distinct sets of producers and channel layers.
         unmapped: parameters that belong to no layer, with their number of entries; they are never trained.
         mixed: ops without a rule that were let through by `on_unknown="mix"`.
     """
@@ -129,10 +137,10 @@ class ChannelMap:
         filters, _ = self._split
         return tuple(filters[index] for index in self.inputs[name])
 
-    def carriers(self, name: str) -> tuple[frozenset[Producer], ...]:
-        """Per input channel of `name`, the carriers' channels it passed through."""
-        _, carriers = self._split
-        return tuple(carriers[index] for index in self.inputs[name])
+    def channel_layers(self, name: str) -> tuple[frozenset[Producer], ...]:
+        """Per input channel of `name`, the channel layers' channels it passed through."""
+        _, channel_layers = self._split
+        return tuple(channel_layers[index] for index in self.inputs[name])
 
     @cached_property
     def _split(self) -> tuple[list[frozenset[Producer]], list[frozenset[Producer]]]:

@@ -25,11 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from tgdsurgery.core.copying import own_randomness
 from tgdsurgery.core.errors import CaptureError, TGDError, UnsupportedOpError
+from tgdsurgery.core.torch_private import (
+    TorchDispatchMode,
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+    without_torch_function,
+)
 from tgdsurgery.mapping.exits import Exits
 from tgdsurgery.mapping.nodes import alias_root, op_of, written
 
@@ -136,7 +141,7 @@ class _Recorder(TorchDispatchMode):
                 "(copy.deepcopy or pickle of a tensor), which cannot be followed.",
                 "Use clone().",
             )
-        with torch._C.DisableTorchFunction():  # what is done here is not the model's
+        with without_torch_function():  # what is done here is not the model's
             self._forget_the_dead()
             # Looked up before the call, which may resize or free what it is given.
             node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
@@ -225,7 +230,7 @@ class _Recorder(TorchDispatchMode):
     def _leaving(self) -> Callable[..., None]:
         def leave(module: nn.Module, args: object, output: object) -> None:
             name = self.stack.pop()
-            with torch._C.DisableTorchFunction():
+            with without_torch_function():
                 if isinstance(output, Tensor) and (node := self._nodes.get(self._key(output))) is not None:
                     node.meta["returned_by"].append(name)
 

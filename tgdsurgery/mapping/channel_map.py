@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import get_args
 
 from torch import nn
 
 from tgdsurgery.core.arguments import Arguments, repeated
 from tgdsurgery.core.copying import copy_model, refuse_unfit
-from tgdsurgery.core.errors import CaptureError, MapConflictError, PlanError
-from tgdsurgery.core.records import ChannelMap, Producer
+from tgdsurgery.core.errors import CaptureError, MapConflictError
+from tgdsurgery.core.records import ChannelMap, Layer, Producer
 from tgdsurgery.mapping.capture import capture
 from tgdsurgery.mapping.collect import Collector, MappedModel
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.mapping.labels import LabelTable
-from tgdsurgery.mapping.propagate import OnUnknown, propagate
+from tgdsurgery.mapping.propagate import propagate
+from tgdsurgery.settings import OnUnknown, check_choice
 
 
 def channel_map(
@@ -52,8 +54,7 @@ def channel_map(
 
 def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown = "raise") -> MappedModel:
     """The channel map of `model` in eval and in train mode, which must agree, and its consumers' weights."""
-    if on_unknown not in get_args(OnUnknown):
-        raise PlanError(f"on_unknown is {on_unknown!r}.", 'It can be "raise" or "mix".')
+    check_choice("on_unknown", on_unknown, get_args(OnUnknown))
     refuse_unfit(model)
     with _without_cycle_collection():
         return _mapped(model, arguments, on_unknown)
@@ -102,7 +103,7 @@ def _merged(evaluated: MappedModel, trained: MappedModel, model: nn.Module) -> M
                     f"{_short(only_trained)} only in train, {_short(only_evaluated)} only in eval.",
                     "Remove the difference between the two modes, or apply TGD to the submodules that agree.",
                 )
-    layers = {**second.layers, **first.layers}
+    layers = _with_flags({**second.layers, **first.layers}, model)
     mapped = {rows.name for layer in layers.values() for rows in layer.parameters}
     whole = ChannelMap(
         layers={name: layers[name] for name in dict.fromkeys([*first.layers, *second.layers])},
@@ -112,6 +113,16 @@ def _merged(evaluated: MappedModel, trained: MappedModel, model: nn.Module) -> M
         mixed=tuple(sorted({*first.mixed, *second.mixed})),
     )
     return MappedModel(whole, {**trained.weights, **evaluated.weights})
+
+
+def _with_flags(layers: Mapping[str, Layer], model: nn.Module) -> dict[str, Layer]:
+    """The layers, with the parameters marked that the user has frozen."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    marked = dict(layers)
+    for name, layer in layers.items() if frozen else ():
+        rows = (replace(rows, requires_grad=rows.name not in frozen) for rows in layer.parameters)
+        marked[name] = replace(layer, parameters=tuple(rows))
+    return marked
 
 
 def _short(producers: frozenset[Producer]) -> str:

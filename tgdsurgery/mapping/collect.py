@@ -8,16 +8,16 @@ from itertools import chain
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.records import ChannelMap, Layer, ParameterRows, Producer
+from tgdsurgery.core.torch_private import NormBase
 from tgdsurgery.mapping.labels import Block
 from tgdsurgery.mapping.propagate import Propagation
-from tgdsurgery.mapping.rules.registry import KernelCall
+from tgdsurgery.mapping.rules.registry import FilterCall
 
 # Modules whose output is their input, channel by channel, with their own parameters on it.
-_CARRIER_MODULES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+_CHANNEL_LAYERS = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Collector:
         self.found = found
         self.after = after
         self.modules = dict(model.named_modules())
-        self.calls: dict[str, list[KernelCall]] = {}
-        for call in found.kernels:
+        self.calls: dict[str, list[FilterCall]] = {}
+        for call in found.filter_calls:
             self.calls.setdefault(call.layer, []).append(call)
         self.rows: dict[str, dict[str, ParameterRows]] = {}  # layer -> its parameters
         self.owner: dict[str, str] = {}  # parameter -> its layer
@@ -86,7 +86,7 @@ class Collector:
             self.owner.update(dict.fromkeys(own, name))
         for parameter, rows in self.found.parameters.items():
             if parameter not in self.owner and parameter not in torn:
-                owner = self._bias_owner(parameter, rows.shape) or self._carrier_name(parameter)
+                owner = self._bias_owner(parameter, rows.shape) or self._channel_layer_name(parameter)
                 self.rows.setdefault(owner, {})[parameter] = rows
                 self.owner[parameter] = owner
 
@@ -97,7 +97,7 @@ class Collector:
         layer = self.owner.get(weight) if "bias" in leaf else None
         return layer if layer in self.calls and [self._count(layer)] == list(shape) else None
 
-    def _carrier_name(self, parameter: str) -> str:
+    def _channel_layer_name(self, parameter: str) -> str:
         """The module, if this is all a norm or PReLU has; else the parameter itself."""
         head, _, leaf = parameter.rpartition(".")
         is_module = leaf in ("weight", "bias", *STATISTICS) and head and head not in self.calls
@@ -121,7 +121,7 @@ class Collector:
         where = {str(call.node.meta["module"]) for call in calls} if calls else {name} & self.modules.keys()
         layer = Layer(
             name=name,
-            role="filter" if calls else "carrier",
+            role="filter" if calls else "channel",
             type=" ".join(sorted(type(self.modules[path]).__name__ for path in where)) or "Parameter",
             channels=self._count(name),
             parameters=tuple(row for row in rows if row.name.rpartition(".")[2] not in STATISTICS),
@@ -138,11 +138,11 @@ class Collector:
 
     def _axes(self, layer: Layer, path: str) -> set[int | None]:
         """The channel axes of what module `path` returned; None where that is not this layer's output."""
-        if layer.role == "carrier" and not isinstance(self.modules[path], _CARRIER_MODULES):
+        if layer.role == "channel" and not isinstance(self.modules[path], _CHANNEL_LAYERS):
             return {None}
         if layer.role == "filter" and any(
             call.layer != layer.name and f"{call.node.meta['module']}.".startswith(f"{path}." if path else "")
-            for call in self.found.kernels
+            for call in self.found.filter_calls
         ):
             return {None}  # A block that calls this filter, among others, by torch.nn.functional.
         returned = [node for node in self.found.returned if path in node.meta["returned_by"]]
@@ -176,7 +176,7 @@ class Collector:
                     return False
         return True
 
-    def _reached(self, calls: Sequence[KernelCall]) -> list[int]:
+    def _reached(self, calls: Sequence[FilterCall]) -> list[int]:
         united = calls[0].inputs
         for call in calls[1:]:
             united = self.found.table.union(united, call.inputs)
@@ -214,7 +214,7 @@ class Collector:
         return self._singles[layer, count]
 
 
-def _weight(calls: Sequence[KernelCall]) -> ConsumerWeight:
+def _weight(calls: Sequence[FilterCall]) -> ConsumerWeight:
     """All filters a consumer was run with; attention's packed projections are run slice by slice."""
     distinct = {call.channels: call.weight for call in calls}
     weights = list(distinct.values())

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
 
 from tgdsurgery.core.errors import UnsupportedOpError
+from tgdsurgery.core.torch_private import tree_leaves
 from tgdsurgery.mapping.labels import collapse
 from tgdsurgery.mapping.nodes import place_of
 

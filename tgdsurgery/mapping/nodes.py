@@ -6,8 +6,8 @@ from operator import getitem
 from typing import Any
 
 from torch import fx
-from torch._ops import OpOverload
-from torch.utils._pytree import tree_leaves
+
+from tgdsurgery.core.torch_private import OpOverload, tree_leaves
 
 
 def op_of(node: fx.Node) -> OpOverload:

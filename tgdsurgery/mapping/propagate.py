@@ -9,24 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from operator import getitem
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tgdsurgery.core.errors import UnsupportedOpError
 from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.records import ParameterRows
+from tgdsurgery.core.torch_private import tree_leaves, tree_map_only
 from tgdsurgery.mapping.capture import Capture
 from tgdsurgery.mapping.exits import refuse_exit
 from tgdsurgery.mapping.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
 from tgdsurgery.mapping.nodes import alias_root, aliases, op_of, place_of, written
 from tgdsurgery.mapping.rules.check import fits, labels_by
-from tgdsurgery.mapping.rules.registry import Call, KernelCall, Traced, find_rule, mix_all
+from tgdsurgery.mapping.rules.registry import Call, FilterCall, Traced, find_rule, mix_all
 from tgdsurgery.mapping.unwritten import refuse_unwritten
-
-OnUnknown = Literal["raise", "mix"]
+from tgdsurgery.settings import OnUnknown
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Propagation:
     table: LabelTable
     parameters: dict[str, ParameterRows] = field(default_factory=dict)
     rows: dict[str, list[str]] = field(default_factory=dict)
-    kernels: list[KernelCall] = field(default_factory=list)
+    filter_calls: list[FilterCall] = field(default_factory=list)
     returned: dict[fx.Node, Tensor] = field(default_factory=dict)
     mixed: set[str] = field(default_factory=set)
 
@@ -147,7 +146,7 @@ class _Interpreter:
 
     def _op(self, node: fx.Node) -> Any:
         op = op_of(node)
-        call = Call(node, self.found.table, self.found.parameters, self.found.rows, self.found.kernels)
+        call = Call(node, self.found.table, self.found.parameters, self.found.rows, self.found.filter_calls)
         if (op.is_view or torch.Tag.inplace_view in op.tags) and not _changes_dtype(node):
             return self._view(node)
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), partial(self._traced, reader=node))

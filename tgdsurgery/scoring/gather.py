@@ -1,7 +1,7 @@
 """KSE gathered onto producers: a consumer's weights score its inputs, and so the filters that feed them.
 
 A feature map read by several consumers takes the largest score: it is kept if any of them needs it.
-Carriers are scored the same way, from the consumers downstream of them.
+Channel layers are scored the same way, from the consumers downstream of them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from tgdsurgery.core.errors import CheckpointError, PlanError, RewriteError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.surgery.entries import trainable_entries
 from tgdsurgery.surgery.remove import remove_tgd
-from tgdsurgery.surgery.tgd_network import tgd_form, unwrapped
+from tgdsurgery.surgery.tgd_network import plan_of, unwrapped
 
 DELTA_FORMAT = "tgdsurgery-delta-1"
 
@@ -75,7 +75,7 @@ def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() != SUFFIX:
         raise CheckpointError(f"{path} has no suffix of a delta.", f"Name it {path.stem}{SUFFIX}.")
-    plan: TGDPlan = vars(tgd_form(tgd_model))["tgd_plan"]
+    plan = plan_of(tgd_model)
     plain = remove_tgd(tgd_model)
     entries = _entries(plain, _state(plain), plan)
     values = {

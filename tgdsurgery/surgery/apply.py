@@ -6,16 +6,16 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any
 
 from torch import nn
 
+from tgdsurgery.core.arguments import as_arguments
 from tgdsurgery.core.copying import copy_model
-from tgdsurgery.core.errors import LiteralFormWarning
+from tgdsurgery.core.errors import LayersFormWarning
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.records import ChannelMap
 from tgdsurgery.surgery.compact.swap import compact, obstacles
-from tgdsurgery.surgery.equivalence import Arguments, difference
+from tgdsurgery.surgery.equivalence import difference
 from tgdsurgery.surgery.layers.graph import graph_form
 from tgdsurgery.surgery.layers.tgd_layer import attach
 from tgdsurgery.surgery.mount import mount
@@ -27,9 +27,7 @@ from tgdsurgery.surgery.validate import layers_of, refuse
 MOST = 0.7
 
 
-def insert(
-    model: nn.Module, plan: TGDPlan, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
-) -> nn.Module:
+def layers_form(model: nn.Module, plan: TGDPlan, example_inputs: object) -> nn.Module:
     """A copy of `model` with a TGD layer after each layer that the plan freezes in part.
 
     With `flow="masked"` it is a torch.fx graph (`TGDGraphModule`), after its outputs and gradients were
@@ -49,8 +47,7 @@ def insert(
     Args:
         model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
         plan: which channels are trainable. The result has it as `tgd_plan`.
-        example_inputs: the forward's positional arguments as a tuple, or the only one.
-        example_kwargs: the forward's keyword arguments.
+        example_inputs: what the model is called with, as in `apply_tgd`.
 
     Raises:
         RewriteError: the plan does not fit the model; or the model cannot be copied, is wrapped, or has
@@ -63,25 +60,24 @@ def insert(
     mount(net, plan)
     graph = None
     if plan.flow == "masked" and not hooked:
-        graph = graph_form(net, *_arguments(example_inputs, example_kwargs))
+        graph = graph_form(net, as_arguments(example_inputs))
     return attach(net) if graph is None else graph
 
 
-def lower(
+def compact_form(
     model: nn.Module,
     plan: TGDPlan,
     channels: ChannelMap,
-    example_inputs: Any,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_inputs: object,
 ) -> nn.Module:
     """A copy of `model`, of the same class, in which only trainable rows are Parameters.
 
-    Every layer that can be is made compact (see `tgdsurgery.compact`): its frozen rows become buffers, and its
+    Every layer that can be is made compact (see `tgdsurgery.surgery.compact`): its frozen rows become buffers, and its
     backward computes what the trainable rows need. A layer that cannot be (computed or shared weights, hooks,
-    classes of one's own, functional calls) keeps its Parameters, with TGD layers and masks as in `insert`.
+    classes of one's own, functional calls) keeps its Parameters, with TGD layers and masks as in `layers_form`.
 
-    The result is run once, in eval and in train mode, beside the literal form: outputs and gradients must
-    agree. Where they do not (a forward that reads a layer's weight itself), all layers take the literal form,
+    The result is run once, in eval and in train mode, beside the layers form: outputs and gradients must
+    agree. Where they do not (a forward that reads a layer's weight itself), all layers take the layers form,
     and a warning says so.
 
     Args:
@@ -90,30 +86,29 @@ def lower(
         channels: the map that the plan was made from; it says which inputs of a layer lead back to
             something trainable. The gradient of the others is not computed, if the run above shows that
             nothing is lost by it.
-        example_inputs: the forward's positional arguments as a tuple, or the only one.
-        example_kwargs: the forward's keyword arguments.
+        example_inputs: what the model is called with, as in `apply_tgd`.
 
     Raises:
-        RewriteError, CaptureError: as `insert`.
+        RewriteError, CaptureError: as `layers_form`.
     """
     refuse(model, plan)
-    arguments = _arguments(example_inputs, example_kwargs)
+    arguments = as_arguments(example_inputs)
     chosen = _compactable(model, plan)
     nothing_known: dict[str, tuple[bool, ...]] = {}
-    literal = partial(_lowered, model, plan, (), nothing_known)
+    layered = partial(_compacted, model, plan, (), nothing_known)
     if not chosen:
-        return literal()
+        return layered()
     for needs in (needed_inputs(channels, plan), nothing_known):
-        lowered = partial(_lowered, model, plan, chosen, needs)
-        if (reason := difference(literal, lowered, arguments)) is None:
-            return lowered()
+        compacted = partial(_compacted, model, plan, chosen, needs)
+        if (reason := difference(layered, compacted, arguments)) is None:
+            return compacted()
     warnings.warn(
-        f"The lowered form of this {type(model).__name__} is not the same network: {reason}. It is in the "
-        "literal form now, which costs a full step; its optimizer needs guard().",
-        LiteralFormWarning,
+        f"The compact form of this {type(model).__name__} is not the same network: {reason}. It is in the "
+        "layers form now, which costs a full step; its optimizer needs guard().",
+        LayersFormWarning,
         stacklevel=3,
     )
-    return literal()
+    return layered()
 
 
 def _compactable(model: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
@@ -123,7 +118,7 @@ def _compactable(model: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
     return tuple(layer.name for layer in alone if layer.name not in cannot)
 
 
-def _lowered(
+def _compacted(
     model: nn.Module, plan: TGDPlan, chosen: Collection[str], needs: Mapping[str, tuple[bool, ...]]
 ) -> nn.Module:
     net = copy_model(model)
@@ -144,10 +139,6 @@ def _lowered(
 
 def _worth_telling(needs: tuple[bool, ...] | None) -> tuple[bool, ...] | None:
     return None if needs is None or sum(needs) > MOST * len(needs) else needs
-
-
-def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
-    return inputs if isinstance(inputs, tuple) else (inputs,), kwargs or {}
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
+from tgdsurgery.core.arguments import Arguments
 from tgdsurgery.core.copying import own_randomness
+from tgdsurgery.core.torch_private import tree_flatten, tree_map_only
 from tgdsurgery.surgery.compact.base import full_parameters
-
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
-
 
 Outcome = tuple[list[Any], Any, dict[str, Tensor]]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.masking import collapsed
 from tgdsurgery.core.norm_statistics import norm_of
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.records import Layer
+from tgdsurgery.core.torch_private import PRESERVED
 from tgdsurgery.surgery.compact import restore
 from tgdsurgery.surgery.compact.base import frozen_buffers
 from tgdsurgery.surgery.entries import trainable_entries

@@ -9,7 +9,7 @@ from tgdsurgery.core.records import ChannelMap, Producer
 def needed_inputs(channels: ChannelMap, plan: TGDPlan) -> dict[str, tuple[bool, ...]]:
     """For every consumer: at which input channels its gradient can reach anything trainable.
 
-    A filter layer that is frozen whole lets the loss reach what is before it; so does a carrier, but only to the
+    A filter layer that is frozen whole lets the loss reach what is before it; so does a channel layer, but only to the
     filters that it passed. Where a channel comes from the network's own input, the gradient may be asked for
     outside. Coupling by the statistics of a norm over channels is not in a channel map: check before use.
     """

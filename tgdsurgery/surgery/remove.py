@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import fx, nn
-from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 
 from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.sharding import is_sharded
+from tgdsurgery.core.torch_private import PRESERVED
 from tgdsurgery.surgery.compact.base import frozen_buffers
 from tgdsurgery.surgery.layers.graph import TGDGraphModule
 from tgdsurgery.surgery.mount import IGNORED_BY_DDP, dismount
@@ -21,7 +21,7 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
     before. Wrappers (DDP, DataParallel, torch.compile) are looked through.
 
     Raises:
-        RewriteError: `tgd_model` is not a network that `insert` or `lower` returned, or FSDP2 keeps it in pieces.
+        RewriteError: `tgd_model` is no TGD network, or FSDP2 keeps it in pieces.
     """
     net = tgd_form(tgd_model)
     if any(is_sharded(parameter) for parameter in net.parameters()):

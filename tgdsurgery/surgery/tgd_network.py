@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from tgdsurgery.core.errors import RewriteError
+from tgdsurgery.core.plan import TGDPlan
 
 
 def tgd_form(model: nn.Module) -> nn.Module:
-    """The network that `insert` or `lower` returned, wrapped or not.
+    """The TGD network itself, which may be wrapped.
 
     Raises:
         RewriteError: `model` is no such network.
@@ -19,6 +20,25 @@ def tgd_form(model: nn.Module) -> nn.Module:
     raise RewriteError(
         f"This {type(net).__name__} has no TGD layers.", "Give the network that apply_tgd returned."
     )
+
+
+def plan_of(tgd_model: nn.Module) -> TGDPlan:
+    """The plan of a TGD network, also inside DDP, DataParallel or torch.compile.
+
+    Args:
+        tgd_model: what `apply_tgd` returned, wrapped or not.
+
+    Raises:
+        RewriteError: `tgd_model` is no TGD network.
+
+    Example:
+        >>> from tgdsurgery import apply_tgd
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
+        >>> plan_of(nn.DataParallel(apply_tgd(net, phi=0.5))).phi
+        0.5
+    """
+    plan: TGDPlan = vars(tgd_form(tgd_model))["tgd_plan"]
+    return plan
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from tgdsurgery.surgery.layers.tgd_layer import TGD, attach
 def without_flagged(model: nn.Module, plan: TGDPlan) -> nn.Module:
     """A copy of the model, in evaluation mode, in which the channels that the plan retrains are zero.
 
-    Where the literal form has a TGD layer, this has a layer of zeros: after each filter and each carrier that is
+    Where the layers form has a TGD layer, this has a layer of zeros: after each filter and each channel layer that is
     a module. Zeros in the weights would not do: a norm without affine parameters turns a map of zeros into
     another constant, tied weights are another layer's too, and computed ones (spectral norm) would change for
     all filters. Only layers that are no module get their parameters' rows set to zero, where all layers that

@@ -12,7 +12,7 @@ from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.sharding import gathered
 from tgdsurgery.core.tables import as_text, table
-from tgdsurgery.surgery.tgd_network import unwrapped
+from tgdsurgery.surgery.tgd_network import plan_of, unwrapped
 
 # Integers of an element's size: equal integers are equal bits, whatever the type means by them.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -52,9 +52,10 @@ class Audit:
         return as_text(table(("tensor", "frozen", "changed"), rows, title="TGD audit", caption=verdict))
 
 
-def verify(
-    before: nn.Module | Mapping[str, Tensor], after: nn.Module | Mapping[str, Tensor], plan: TGDPlan
-) -> Audit:
+Network = nn.Module | Mapping[str, Tensor]
+
+
+def verify(before: Network, after: Network, plan: TGDPlan | None = None) -> Audit:
     """Compare what the plan freezes, bit for bit (a NaN equals the same NaN, 0.0 is not -0.0).
 
     Running statistics count only with `norm_stats="hold"`; with "batch" they are meant to move. Where FSDP2
@@ -63,11 +64,20 @@ def verify(
     Args:
         before: the network, or its `state_dict`, before training (plain or rewritten: the keys are the same).
         after: the same after training.
-        plan: what was to be frozen.
+        plan: what was to be frozen; that of the TGD network among the two if None.
 
     Raises:
-        RewriteError: one of the two lacks a tensor of the plan, or has another shape or dtype.
+        RewriteError: one of the two lacks a tensor of the plan, or has another shape or dtype; or no plan is
+            given and neither is a TGD network.
+
+    Example:
+        >>> from tgdsurgery import apply_tgd
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
+        >>> tgd = apply_tgd(net, phi=0.5)
+        >>> verify(net, tgd).ok
+        True
     """
+    plan = plan or _plan_among(after, before)
     one, other = _state(before), _state(after)
     masks = dict(plan.parameter_masks())
     for name in plan.unmapped:
@@ -78,6 +88,17 @@ def verify(
         held = [(name, plan.trainable(e.layer.name)) for e in plan.entries for name in e.layer.statistics]
         statistics = [_row(name, mask, one, other) for name, mask in held if not mask.all()]
     return Audit(tuple(parameters), tuple(statistics))
+
+
+def _plan_among(*networks: Network) -> TGDPlan:
+    """The plan of the first TGD network among these."""
+    for network in networks:
+        if isinstance(network, nn.Module) and "tgd_plan" in vars(unwrapped(network)):
+            return plan_of(network)
+    raise RewriteError(
+        "Neither of the two is a TGD network, so nothing says what was to be frozen.",
+        "Pass the plan: verify(before, after, plan).",
+    )
 
 
 def _row(name: str, trainable: Tensor, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> AuditRow:
@@ -92,7 +113,7 @@ def _row(name: str, trainable: Tensor, one: Mapping[str, Tensor], other: Mapping
     return AuditRow(name, int((~trainable).sum()), int(changed.sum()))
 
 
-def _state(network: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _state(network: Network) -> Mapping[str, Tensor]:
     return unwrapped(network).state_dict() if isinstance(network, nn.Module) else network
 
 

@@ -68,7 +68,7 @@ def guard(optimizer: Optimizer, tgd_model: nn.Module) -> Guard:
     A frozen entry's gradient is zero, but weight decay, momentum, and the state of an optimizer that was
     used before move it all the same. The guard copies the frozen entries before `step` runs, and puts them
     back after it. It works with every optimizer of `torch.optim` and all that build on its `Optimizer`, and
-    with a GradScaler; with FSDP2, shard the model first. In the lowered form only the layers that could not
+    with a GradScaler; with FSDP2, shard the model first. In the compact form only the layers that could not
     be made compact need it: in all others, frozen entries are no parameters.
 
     Args:
@@ -81,11 +81,11 @@ def guard(optimizer: Optimizer, tgd_model: nn.Module) -> Guard:
     Example:
         >>> from tgdsurgery.core.plan import LayerPlan, TGDPlan
         >>> from tgdsurgery.core.records import Layer, ParameterRows
-        >>> from tgdsurgery.surgery.apply import insert
+        >>> from tgdsurgery.surgery.apply import layers_form
         >>> layer = Layer("0", "filter", "Linear", 2, (ParameterRows("0.weight", (2, 1)),), (), ("0",), -1)
         >>> entry = LayerPlan(layer, (0.1, 0.9), (True, False))
         >>> plan = TGDPlan(0.3, None, 5, 1.0, "masked", "hold", (entry,))
-        >>> net = insert(nn.Sequential(nn.Linear(1, 2, bias=False)), plan, torch.ones(1, 1))
+        >>> net = layers_form(nn.Sequential(nn.Linear(1, 2, bias=False)), plan, torch.ones(1, 1))
         >>> _ = torch.nn.init.ones_(net.get_parameter("0.weight"))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.5, weight_decay=1.0)
         >>> with guard(optimizer, net):

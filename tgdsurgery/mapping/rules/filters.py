@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.mapping.nodes import alias_root, aliases
-from tgdsurgery.mapping.rules.registry import Call, KernelCall, Traced, rule_for
+from tgdsurgery.mapping.rules.registry import Call, FilterCall, Traced, rule_for
 
 
 def is_weight(tensor: Traced) -> bool:
@@ -170,8 +170,8 @@ def _fresh(call: Call, inputs: Tensor, weight: _Weight, bias: Traced | None, axi
         parameters += _row_parameters(call, bias.labels.reshape(-1), channels, known=set())
     parameters = list(dict.fromkeys(parameters))
     layer = _layer_name(call, parameters, weight.source)
-    call.kernels.append(
-        KernelCall(
+    call.filter_calls.append(
+        FilterCall(
             layer=layer,
             node=call.node,
             inputs=inputs,
@@ -287,6 +287,6 @@ def _layer_name(call: Call, parameters: Sequence[ParameterRows], source: fx.Node
         layer = direct or call.node.meta["module"] or name or call.node.name
     # One weight along both axes (tied encoder and decoder): two layers, each with filters of its own.
     turned = any(
-        known.layer == layer and known.parameters[:1] != tuple(parameters[:1]) for known in call.kernels
+        known.layer == layer and known.parameters[:1] != tuple(parameters[:1]) for known in call.filter_calls
     )
     return f"{layer}.T" if turned else layer

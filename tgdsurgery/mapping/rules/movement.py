@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
+from tgdsurgery.core.torch_private import tree_map_only
 from tgdsurgery.mapping.labels import EMPTY
 from tgdsurgery.mapping.rules.registry import (
     Call,

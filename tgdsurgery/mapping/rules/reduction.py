@@ -43,21 +43,15 @@ def norm(call: Call, tensor: Traced, order: Any = 2, dim: Any = None, *args: Any
 @rule_for(
     "_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"
 )
-@rule_for("softmax", "log_softmax")
-def along(call: Call, tensor: Traced, dim: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Each element depends on all others along `dim`, and stays at its place."""
-    return call.table.reduce(tensor.labels, [dim])
-
-
-@rule_for("sort", "msort")
-def sort(call: Call, tensor: Traced, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
-    """Any element along `dim` may come out at any place of it."""
+@rule_for("softmax", "log_softmax", "sort", "msort")
+def along(call: Call, tensor: Traced, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
+    """Along `dim`, each output element may depend on every input element."""
     return call.table.reduce(tensor.labels, [dim])
 
 
 @rule_for("topk", "kthvalue")
 def select_largest(call: Call, tensor: Traced, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
-    """As `sort`, with k places."""
+    """Any element along `dim` may come out at any of the k places."""
     united = call.table.reduce(tensor.labels, [dim])
     return united if united.dim() == len(call.shape) else united.squeeze(dim)
 

@@ -9,12 +9,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch._library.custom_ops import CustomOpDef
-from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tgdsurgery.core.errors import UnsupportedOpError
 from tgdsurgery.core.records import ParameterRows
+from tgdsurgery.core.torch_private import (
+    CustomOpDef,
+    OpOverload,
+    OpOverloadPacket,
+    is_op,
+    tree_leaves,
+    tree_map_only,
+)
 from tgdsurgery.mapping.labels import EMPTY, LabelTable, collapse
 from tgdsurgery.mapping.nodes import op_of
 
@@ -49,7 +54,7 @@ class Traced:
 
 
 @dataclass(frozen=True)
-class KernelCall:
+class FilterCall:
     """One run of a filter layer: what reached its inputs, and what its outputs are made of.
 
     Args:
@@ -84,14 +89,14 @@ class Call:
         table: the sets behind the labels.
         parameters: every parameter that was read, by name, with the rows that are its writers.
         rows: names of the parameters that share a block of rows, by the block's name.
-        kernels: where a rule of a filter layer leaves its `KernelCall`.
+        kernels: where a rule of a filter layer leaves its `FilterCall`.
     """
 
     node: fx.Node
     table: LabelTable
     parameters: Mapping[str, ParameterRows]
     rows: Mapping[str, Sequence[str]]
-    kernels: list[KernelCall]
+    filter_calls: list[FilterCall]
 
     @property
     def op(self) -> OpOverload:
@@ -142,7 +147,7 @@ def _name_of(op: object) -> str:
         op = op._opoverload
     if isinstance(op, (OpOverload, OpOverloadPacket)):
         return op._schema.name if isinstance(op, OpOverload) else op._qualified_op_name
-    if isinstance(op, str) and "::" in op and torch._C._jit_get_schemas_for_operator(op):
+    if isinstance(op, str) and "::" in op and is_op(op):
         return op
     raise UnsupportedOpError(
         f"There is no op {op!r}.",

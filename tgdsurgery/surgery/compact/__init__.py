@@ -1,4 +1,4 @@
-"""The lowered form's layers: torch's own layers whose only Parameters are the trainable rows.
+"""The compact form's layers: torch's own layers whose only Parameters are the trainable rows.
 
 `obstacles` says which layers of a network cannot be made compact, `compact` does it, `restore` undoes it.
 """

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from tgdsurgery.core.torch_private import ConvNd, ConvTransposeNd
 from tgdsurgery.surgery.compact.backward_conv import Convolution, Geometry, WholeConvolution
 from tgdsurgery.surgery.compact.channels import run
 from tgdsurgery.surgery.compact.filter_base import CompactFilter
@@ -23,7 +23,7 @@ WHOLE = ("rows", "unneeded")
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-class CompactConv(CompactFilter, _ConvNd):
+class CompactConv(CompactFilter, ConvNd):
     """Conv1d, Conv2d, Conv3d."""
 
     weight: Any
@@ -103,7 +103,7 @@ class CompactConv(CompactFilter, _ConvNd):
         return len({count for count in self._rows_per_group() if count}) <= 1
 
 
-class CompactConvTranspose(CompactConv, _ConvTransposeNd):
+class CompactConvTranspose(CompactConv, ConvTransposeNd):
     """ConvTranspose1d, ConvTranspose2d, ConvTranspose3d."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:

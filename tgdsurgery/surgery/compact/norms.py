@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tgdsurgery.core.masking import mask_gradient
+from tgdsurgery.core.torch_private import BatchNorm, InstanceNorm, check_batch_size
 from tgdsurgery.surgery.compact.backward_norm import Normalised
 from tgdsurgery.surgery.compact.base import Compact
 from tgdsurgery.surgery.compact.channels import Select, run
@@ -19,7 +18,7 @@ from tgdsurgery.surgery.compact.channels import Select, run
 GATHERED = 0.6
 
 
-class CompactCarrier(Compact):
+class CompactChannelLayer(Compact):
     """Layers that are cheap enough for the plain backward, or whose channels need each other in it."""
 
     def _index_tensors(self) -> dict[str, Any]:
@@ -39,7 +38,7 @@ class CompactCarrier(Compact):
         return full("weight"), full("bias")
 
 
-class CompactGroupNorm(CompactCarrier, nn.GroupNorm):
+class CompactGroupNorm(CompactChannelLayer, nn.GroupNorm):
     """GroupNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ class CompactGroupNorm(CompactCarrier, nn.GroupNorm):
         return self.masked(F.group_norm(self.stopped(x), self.num_groups, *self.joined(), self.eps))
 
 
-class CompactLayerNorm(CompactCarrier, nn.LayerNorm):
+class CompactLayerNorm(CompactChannelLayer, nn.LayerNorm):
     """LayerNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ class CompactLayerNorm(CompactCarrier, nn.LayerNorm):
         return self.masked(F.layer_norm(self.stopped(x), shape, *self.joined(), self.eps))
 
 
-class CompactRMSNorm(CompactCarrier, nn.RMSNorm):
+class CompactRMSNorm(CompactChannelLayer, nn.RMSNorm):
     """RMSNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ class CompactRMSNorm(CompactCarrier, nn.RMSNorm):
         return self.masked(F.rms_norm(self.stopped(x), shape, self.full("weight"), self.eps))
 
 
-class CompactPReLU(CompactCarrier, nn.PReLU):
+class CompactPReLU(CompactChannelLayer, nn.PReLU):
     """PReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ class CompactPReLU(CompactCarrier, nn.PReLU):
         return self.masked(F.prelu(self.stopped(x), self.full("weight")))
 
 
-class CompactNorm(CompactCarrier):
+class CompactNorm(CompactChannelLayer):
     """Norms that normalise each channel by itself: the backward is compact.
 
     They may keep running statistics. In training, frozen channels can use the stored ones.
@@ -155,7 +154,7 @@ class CompactNorm(CompactCarrier):
     @torch.no_grad()
     def _held(self, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `_moved`, but frozen channels are normalised by the stored statistics, which stay."""
-        F._verify_batch_size(x.size())  # type: ignore[attr-defined]
+        check_batch_size(x.size())
         moving = [self._repeated(each[self.index("rows")], x) for each in self._stored()]
         mean, var = self._of_batch(part, *moving, momentum=self._momentum())
         mixed_mean = self._placed(self._repeated(self.running_mean, x), mean)
@@ -168,7 +167,7 @@ class CompactNorm(CompactCarrier):
     @torch.no_grad()
     def _held_whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `_held`, with the mean and variance of all channels, of the frozen ones the stored."""
-        F._verify_batch_size(x.size())  # type: ignore[attr-defined]
+        check_batch_size(x.size())
         moving = [each.clone() for each in self._stored()]
         found = self._of_batch(x, *moving, momentum=self._momentum())
         rows = self.index("rows")
@@ -237,7 +236,7 @@ class CompactNorm(CompactCarrier):
         raise NotImplementedError
 
 
-class CompactBatchNorm(CompactNorm, _BatchNorm):
+class CompactBatchNorm(CompactNorm, BatchNorm):
     """BatchNorm1d, BatchNorm2d, BatchNorm3d."""
 
     weight: Any
@@ -264,7 +263,7 @@ class CompactBatchNorm(CompactNorm, _BatchNorm):
         return 0.0 if self.momentum is None else self.momentum
 
 
-class CompactInstanceNorm(CompactNorm, _InstanceNorm):
+class CompactInstanceNorm(CompactNorm, InstanceNorm):
     """InstanceNorm1d, InstanceNorm2d, InstanceNorm3d."""
 
     weight: Any

@@ -1,16 +1,17 @@
-"""The literal form as a torch.fx graph: traced, checked, and kept in step with the network it came from."""
+"""The layers form as a torch.fx graph: traced, checked, and kept in step with the network it came from."""
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, fx, nn
 
+from tgdsurgery.core.arguments import Arguments
 from tgdsurgery.core.copying import copy_model, own_randomness
 from tgdsurgery.surgery.equivalence import same_results
 from tgdsurgery.surgery.layers.held_norm import HeldNorm
@@ -55,14 +56,14 @@ class TGDGraphModule(fx.GraphModule):
         return _retraced, (self.source(),)
 
 
-def graph_form(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TGDGraphModule | None:
+def graph_form(net: nn.Module, arguments: Arguments) -> TGDGraphModule | None:
     """The graph of `net`; None where it has none, or where that is not the same model on the given inputs."""
     graph = traced(net)
     if graph is None:
         return None
     try:
         candidate = TGDGraphModule(copy_model(net), copy.deepcopy(graph))
-        same = same_results(attach(copy_model(net)), candidate, (args, kwargs))
+        same = same_results(attach(copy_model(net)), candidate, arguments)
         candidate.graph.owning_module = None  # a circle, which would keep this copy in memory for a while
     except Exception:  # a wrong graph raises anything, and so does a network that cannot run in train mode
         return None

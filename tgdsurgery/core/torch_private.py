@@ -1,0 +1,65 @@
+"""Every name of torch that is not public, in one place: a new torch is checked against this file alone.
+
+What torch keeps private as attributes of its public classes (`nn.Module._parameters`, say) cannot be listed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvNd
+from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only
+
+__all__ = [
+    "PRESERVED",
+    "BatchNorm",
+    "ConvNd",
+    "ConvTransposeNd",
+    "CustomOpDef",
+    "InstanceNorm",
+    "NormBase",
+    "OpOverload",
+    "OpOverloadPacket",
+    "TorchDispatchMode",
+    "check_batch_size",
+    "default_store",
+    "is_op",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "under_functorch",
+    "without_torch_function",
+]
+
+without_torch_function: Any = torch._C.DisableTorchFunction
+
+
+def under_functorch() -> bool:
+    """Whether a transform of torch.func is running."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def is_op(name: str) -> bool:
+    """Whether torch knows an op of this qualified name."""
+    return bool(torch._C._jit_get_schemas_for_operator(name))
+
+
+def check_batch_size(shape: torch.Size) -> None:
+    """Raise torch's own error if batch norm cannot train on this shape."""
+    nn.functional._verify_batch_size(shape)  # type: ignore[attr-defined]
+
+
+def default_store() -> Any:
+    """The key-value store of the default process group."""
+    return distributed.distributed_c10d._get_default_store()

@@ -1,0 +1,59 @@
+"""The settings of a plan: one frozen record behind the keyword arguments of the API, checked when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from tgdsurgery.core.errors import PlanError
+from tgdsurgery.core.plan import Flow, NormStats, Override, check_overrides, check_share
+
+OnUnknown = Literal["raise", "mix"]
+Form = Literal["compact", "layers"]
+
+
+@dataclass(frozen=True)
+class TGDSettings:
+    """How a plan is made. The defaults are those of `plan_tgd` and `apply_tgd`.
+
+    Args:
+        phi: the threshold in [0, 1]: feature maps with a KSE below it are retrained. A relative scale, per layer.
+        budget: instead of phi, the largest share of filter parameters that may be trainable.
+        overrides: layer name or module prefix -> "train", "freeze" or a phi of its own; the longest name wins.
+        k: nearest neighbours in the kernel entropy.
+        alpha: weight of the kernel entropy.
+        flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
+        norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
+        on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
+
+    Raises:
+        PlanError: a value out of range; the message names it.
+
+    >>> TGDSettings(phi=0.5).flow
+    'masked'
+    """
+
+    phi: float = 0.3
+    budget: float | None = None
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    k: int = 5
+    alpha: float = 1.0
+    flow: Flow = "masked"
+    norm_stats: NormStats = "hold"
+    on_unknown: OnUnknown = "raise"
+
+    def __post_init__(self) -> None:
+        check_share("phi", self.phi)
+        if self.budget is not None:
+            check_share("budget", self.budget)
+        check_overrides(self.overrides)
+        check_choice("flow", self.flow, get_args(Flow))
+        check_choice("norm_stats", self.norm_stats, get_args(NormStats))
+        check_choice("on_unknown", self.on_unknown, get_args(OnUnknown))
+
+
+def check_choice(name: str, value: object, kinds: tuple[str, ...]) -> None:
+    """Raise a PlanError unless the value is one of these words."""
+    if value not in kinds:
+        raise PlanError(f"{name} is {value!r}.", f"It can be {' or '.join(map(repr, kinds))}.")
