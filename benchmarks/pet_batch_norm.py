@@ -52,30 +52,30 @@ TEXT = """\
 
 Made by `make bench-pet` from [its results](../benchmarks/results/pet_batch_norm.json); do not edit. {setting}.
 
-The TGD paper has a batch norm after all but the first and the last convolution. A prototype trained worse with them, in
-batches of 8, so this tries what could matter. A v1-net of widths {widths} is trained on the v1 images of
-{train} simulated patients for {steps} steps of Adam: with batch norms in the paper's places or with none (and biases
-instead), each {seeds} times with other first weights and patches. *Last*: the last convolution starts at zero, so that
-an untrained network returns its input, or as torch draws it. *Rate*: the paper's constant {constant:g}, or one cycle,
+The TGD paper has a batch norm after every convolution but the first and the last. A prototype trained worse with them,
+in batches of 8. This page tries what could matter. A v1-net of widths {widths} is trained on the v1 images of {train}
+simulated patients for {steps} steps of Adam: with batch norms in the paper's places, or with biases instead. Each is
+trained {seeds} times with other first weights and patches. *Last*: the last convolution starts at zero, so that an
+untrained network returns its input, or as torch draws it. *Rate*: the paper's constant {constant:g}, or one cycle,
 which rises to {peak:g} over the first tenth of the steps and falls along a cosine. A batch of 16 sees twice as many
 patches as one of 8.
 
-RMSE in SUV over the body, against the full-count image, on the v1 images of {test} other patients; ± is the standard
-deviation over the seeds. A seed draws the same patches for all, so differences are paired. The noisy images themselves
-have {noisy:.4f}.
+The error is the RMSE in SUV over the body, against the full-count image, on the v1 images of {test} other patients. ±
+is the standard deviation over the seeds. A seed draws the same patches for all, so differences are paired. The noisy
+images themselves have {noisy:.4f}.
 
 {table}
 
 ## What each choice changes
 
 The mean difference of the RMSE over all combinations of the other choices, with 95% intervals over the seeds (paired
-t); in bold where they leave out 0. Negative is better.
+t). Bold: the interval does not contain 0. Negative is better.
 
 {effects}
 
-The smallest error with batch norms, {best:.4f}, comes with {best_way}; the smallest without, {plain:.4f},
-with {plain_way}. `tgd pet train`, `demo` and `study` train with batch norms, batches of 16,
-the last convolution at zero and one cycle: {used:.4f} here.
+The smallest error with batch norms is {best:.4f}, with {best_way}. The smallest without is {plain:.4f}, with
+{plain_way}. `tgd pet train`, `demo` and `study` use batch norms, batches of 16, a last convolution that starts at zero,
+and one cycle: {used:.4f} here.
 """
 LAST = {True: "zero", False: "drawn"}
 RATE = {True: "one cycle", False: "constant"}

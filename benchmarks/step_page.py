@@ -19,22 +19,21 @@ Result = Mapping[str, Any]
 TEXT = """\
 # What a training step costs
 
-Made by `make bench-step` from [its results](../benchmarks/results/step.json); do not edit.
-{setting}.
+Made by `make bench-step` from [its results](../benchmarks/results/step.json); do not edit. {setting}.
 
 A step is forward, backward and a fused Adam on one batch, in CPU seconds of one thread. A full step and two other ways
-to fine-tune the network take turns, a step each, round after round; the ratio is that to the full step of the same
-round, the median with the quartiles.
+to fine-tune take turns, one step each, round after round. The ratio is to the full step of the same round: the median,
+with the quartiles.
 
 * *full*: ordinary fine-tuning. *forward*: only its forward pass.
 * *last layers*: everything before the last three filter layers is frozen, as in the paper's FT-net.
 * *LoRA*: adapters of rank {rank} on every convolution without groups (PEFT).
-* *layers*, *compact*: TGD with this share of the channels of every layer trainable, `flow="masked"`. Layers that no
-  layer reads are frozen, as in the paper; at the share 1 everything is trained.
+* *layers*, *compact*: the two forms of TGD with this share of the channels of every layer trainable, `flow="masked"`.
+  Layers whose output no layer reads are frozen, as in the paper. At share 1 everything is trained.
 * *bound*: `f + (1 - f) (a + a^2) / 2`, where f is the forward's share of a full step and a the share of trainable
-  channels: the forward, and of the backward only what these channels need.
-* *memory*: what torch's allocator holds at most during a step beyond what it held before: activations, gradients,
-  buffers of the backward. *state*: the optimizer's. Both as ratios to the full step's.
+  channels. That is the forward pass, and only the part of the backward pass that these channels need.
+* *memory*: what torch's allocator holds at most during a step, beyond what it held before: activations, gradients and
+  buffers of the backward. *state*: the optimizer's. Both are ratios to the full step's.
 
 ## In short
 
@@ -42,42 +41,45 @@ round, the median with the quartiles.
 
 ## Goals
 
-The worst share of each network counts. *Bound*: see above; shares up to 0.5. Why goals are missed: next section.
+The worst share of each network counts. *Bound*: see above, for shares up to 0.5. The next section says why goals are
+missed.
 
 {goals}
 
 ## Where the time of a step goes
 
-Shares of the CPU time of a full step, and of a compact step at 0.25, by kind of op. *Products*: the multiplications of
-a compact step in convolutions and linear layers over those of a full one; none where convolutions have groups, which
-torch does not count. Where the time ratio is above that of the products, the step waits for memory or for Python, not
-for arithmetic.
+Shares of the CPU time of a full step, and of a compact step at 0.25, by kind of op. *Products*: the multiplications in
+convolutions and linear layers of a compact step over those of a full one; empty where convolutions have groups, which
+torch does not count. If the time ratio is above that of the products, the step waits for memory or for Python, not for
+arithmetic.
 
 {profile}
 
-What keeps a compact step from its bound:
+What keeps a compact step above its bound:
 
-* The forward is that of all channels; so are activations, pooling, sums and concatenations, in both directions. In
+* The forward pass computes all channels. So do activations, pooling, sums and concatenations, in both directions. In
   networks of many small layers (EfficientNet) they are a large part of the step.
-* Gathering and scattering channels costs a pass over the feature map each, writing the trainable rows into the whole
-  weight a pass over these. Where a weight meets few pixels (ResNet's last stage on small images) that shows.
-* Kernels work on blocks of 8 or 16 channels: 4 trainable channels of 16, as in the first stages of MONAI's U-Net, take
-  as long as 16.
-* Norms without parameters are in no plan, and a PReLU that all channels share is one channel, frozen whole: theirs is
-  the plain backward of all channels, and what it keeps in memory. So is that of group, layer and RMS norms, whose
-  channels need each other. In MONAI's U-Net that is nearly all activations: only the optimizer's memory is saved there.
-* Where arithmetic is fast in relation to memory, the passes weigh more: ratios differ between machines.
-* Residual networks read sums: a channel of a sum needs its gradient if any of its producers is trainable, which the
-  bound does not know. In ResNet-50 that costs little arithmetic: see the products.
-* With nearly all channels trainable (0.9) little is left to save, but the passes remain: the step can cost more than a
-  full one, in either form, and the gathered copies take memory beside the whole feature maps. Two rules keep it small:
-  batch norms with more than 0.6 of their channels trainable take the backward of all channels instead of gathering
-  them, and convolutions of which more than 0.7 of the input channels need a gradient compute that of all.
-  Convolutions whose groups have unequal numbers of trainable channels take the plain backward too. Layers that are
-  trainable whole are plain layers, and cost nothing extra.
-* In evaluation mode a compact layer calls the plain layer's kernel on one weight, after some Python that finds whether
-  that weight is up to date (*per layer* in the table of goals), which takes longer between kernels that fill the caches
-  than by itself. With many small layers and small images that is percents; `remove_tgd` gives a network without it.
+* Gathering channels and scattering them costs one pass over the feature map each. Writing the trainable rows into the
+  whole weight costs one pass over the weight. This shows where a weight meets few pixels (ResNet's last stage on small
+  images).
+* Torch's kernels work on blocks of 8 or 16 channels. 4 trainable channels of 16, as in the first stages of MONAI's
+  U-Net, take as long as 16.
+* Some layers compute the plain backward of all channels, and keep in memory what it needs: norms without parameters,
+  which are in no plan; a PReLU whose one parameter is shared by all channels, which is frozen whole; and group, layer
+  and RMS norms, whose channels need each other. In MONAI's U-Net these are nearly all activations, so only the
+  optimizer's memory is saved there.
+* Where arithmetic is fast compared with memory, the passes weigh more. So ratios differ between machines.
+* Residual networks read sums. A channel of a sum needs its gradient if any of its producers is trainable, which the
+  bound ignores. In ResNet-50 that costs little arithmetic: see the products.
+* At share 0.9 there is little left to save, but the passes remain. The step can cost more than a full one, in either
+  form, and the gathered copies take memory in addition to the whole feature maps. Two rules limit this. Batch norms
+  with more than 0.6 of their channels trainable compute the backward of all channels instead of gathering. Convolutions
+  that need a gradient for more than 0.7 of their input channels compute it for all. Convolutions whose groups have
+  unequal numbers of trainable channels take the plain backward too. Layers that are trainable whole are plain layers
+  and cost nothing extra.
+* In evaluation mode a compact layer calls the plain layer's kernel on one weight. Before that, some Python checks that
+  the weight is up to date (*per layer* in the table of goals). It takes longer between kernels that fill the caches
+  than alone. With many small layers and small images that is a few percent. `remove_tgd` gives a network without it.
 
 ## All ways
 
@@ -93,8 +95,9 @@ def write_page() -> None:
 
 def page(found: Mapping[str, Any]) -> str:
     """The whole page as Markdown."""
-    results = found["networks"]
-    measured: dict[str, Result] = {name: r for name, r in results.items() if "error" not in r}
+    measured: dict[str, Result] = {
+        name: renamed(result) for name, result in found["networks"].items() if "error" not in result
+    }
     return TEXT.format(
         setting=", ".join(f"{name} {value}" for name, value in found["setting"].items()),
         rank=found["setting"]["rank"],
@@ -113,8 +116,8 @@ def page(found: Mapping[str, Any]) -> str:
             ),
             [summary(name, result) for name, result in measured.items()],
         )
-        + "\n\nTime ratios, in brackets to the bound. *Evaluation*: the compact network's forward against the plain "
-        "one's, in evaluation mode; after `remove_tgd` it is the plain one's.",
+        + "\n\nTime ratios; in brackets, divided by the bound. *Evaluation*: the compact network's forward against the "
+        "plain one's, in evaluation mode. After `remove_tgd` it is the plain one's.",
         goals=markdown(("goal", *measured), goals(measured)),
         profile=markdown(
             ("network", "step", "products", *next(iter(measured.values()))["profile"]["full"]),
@@ -133,6 +136,16 @@ def page(found: Mapping[str, Any]) -> str:
     )
 
 
+def renamed(found: Any) -> Any:
+    """The forms in results of before they got their names of today: literal is layers, lowered is compact."""
+    if not isinstance(found, dict):
+        return found
+    return {
+        key.replace("literal", "layers").replace("lowered", "compact"): renamed(value)
+        for key, value in found.items()
+    }
+
+
 def bound(result: Result, share: float) -> float:
     """The bound of a step at a share of trainable channels."""
     forward: float = result["ratios"]["forward"][1]
@@ -142,12 +155,12 @@ def bound(result: Result, share: float) -> float:
 def goals(measured: Mapping[str, Result]) -> list[list[str]]:
     """Each goal, and for each network the figure that decides; in bold where it is missed."""
 
-    def compacted(result: Result, share: str) -> float:
+    def compact(result: Result, share: str) -> float:
         found: float = result["ratios"][f"compact {share}"][1]
         return found
 
     def of_bound(result: Result) -> float:
-        return max(compacted(result, share) / bound(result, float(share)) for share in ("0.1", "0.25", "0.5"))
+        return max(compact(result, share) / bound(result, float(share)) for share in ("0.1", "0.25", "0.5"))
 
     def memory(result: Result, *shares: str) -> float:
         full = result["memory"]["full"]["step_bytes"]
@@ -165,8 +178,8 @@ def goals(measured: Mapping[str, Result]) -> list[list[str]]:
         return lambda name: most if name == "DnCNN" else None
 
     return [
-        line("time at 0.25: 0.46", lambda r: compacted(r, "0.25"), denoiser(0.46)),
-        line("time at 0.5: 0.64", lambda r: compacted(r, "0.5"), denoiser(0.64)),
+        line("time at 0.25: 0.46", lambda r: compact(r, "0.25"), denoiser(0.46)),
+        line("time at 0.5: 0.64", lambda r: compact(r, "0.5"), denoiser(0.64)),
         line(
             "time over bound: 1.1 (DnCNN), 1.25",
             of_bound,
@@ -174,11 +187,11 @@ def goals(measured: Mapping[str, Result]) -> list[list[str]]:
         ),
         line(
             "time up to 0.5: 1.02",
-            lambda r: max(compacted(r, share) for share in SHARES[:3]),
+            lambda r: max(compact(r, share) for share in SHARES[:3]),
             lambda name: 1.02,
         ),
-        line("time at 0.9: 1.02", lambda r: compacted(r, "0.9"), lambda name: 1.02),
-        line("time at 1: 1.02", lambda r: compacted(r, "1"), lambda name: 1.02),
+        line("time at 0.9: 1.02", lambda r: compact(r, "0.9"), lambda name: 1.02),
+        line("time at 1: 1.02", lambda r: compact(r, "1"), lambda name: 1.02),
         line("memory at 0.25: 0.8", lambda r: memory(r, "0.25"), lambda name: 0.8),
         line("memory at any share: 1", lambda r: memory(r, *SHARES), lambda name: 1.0),
         line("evaluation: 1.01", lambda r: r["evaluation"]["compact 0.25"][1], lambda name: 1.01),
@@ -201,8 +214,15 @@ def summary(name: str, result: Result) -> list[str]:
     shape = "x".join(map(str, result["shape"]))
     memory = result["memory"]["compact 0.25"]["step_bytes"] / result["memory"]["full"]["step_bytes"]
     shares = [ratio(share) for share in SHARES]
-    layered = f"{result['ratios']['layers 0.25'][1]:.2f}"
-    return [name, shape, *shares, layered, f"{memory:.2f}", f"{result['evaluation']['compact 0.25'][1]:.3f}"]
+    in_layers = f"{result['ratios']['layers 0.25'][1]:.2f}"
+    return [
+        name,
+        shape,
+        *shares,
+        in_layers,
+        f"{memory:.2f}",
+        f"{result['evaluation']['compact 0.25'][1]:.3f}",
+    ]
 
 
 def ways(result: Result) -> str:

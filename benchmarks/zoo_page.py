@@ -18,26 +18,26 @@ Result = Mapping[str, Any]
 TEXT = """\
 # The zoo: on which networks it works
 
-Made by `make bench-zoo` from [its results](../benchmarks/results/zoo.json); do not edit.
-{setting}.
+Made by `make bench-zoo` from [its results](../benchmarks/results/zoo.json); do not edit. {setting}.
 
-Random weights, the smallest input that a network takes, a batch of two (of one where that is large and no batch norm
-needs two); `make zoo` tests the laws on the same networks, in both forms up to 30 million parameters, in the compact
-form above.
-Times are CPU seconds on one thread:
+[Networks](networks.md) says in words what works and what does not.
+
+Weights are random. The input is the smallest that the network takes, in a batch of two, or of one where that is large
+and no batch norm needs two. `make zoo` tests the laws on the same networks: both forms up to 30 million parameters,
+only the compact form above. Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;
 * *map*: recording two runs, one in evaluation and one in training mode, and following every channel through them;
 * *scores*: KSE of all layers;
-* *insert*: the layers form, its outputs and gradients compared with the original's; the *form* is a torch.fx
-  graph, or a copy of the model with its own classes where no graph can be all of its forward (not made of the two
-  with more than 600 million parameters);
+* *insert*: making the layers form and comparing its outputs and gradients with the original's. The *form* is a torch.fx
+  graph, or a copy of the model with its own classes where a graph cannot hold all of its forward. It was not made for
+  the two networks with more than 600 million parameters;
 * *MiB*: how far the memory grows for map, scores and plan;
-* *peer*: building the dependency graph of Torch-Pruning, the nearest equivalent of the map. It is quicker: it looks at
-  one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
+* *peer*: building the dependency graph of Torch-Pruning, the nearest equivalent of the map. It is quicker, because it
+  looks at one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
 
-The network that is refused mixes the kernels of layer upon layer by its input; the error says where, and what to do.
-CPU seconds depend on what else the machine does: take them as good to a factor of two.
+The network that is refused lets its input mix the kernels of layer upon layer. The error says where, and what to do.
+CPU seconds depend on what else the machine does: they may be off by a factor of two.
 
 ## In short
 
@@ -45,11 +45,11 @@ CPU seconds depend on what else the machine does: take them as good to a factor 
 
 ## Large networks at their native size
 
-One image. The aim is a few seconds on one core and 2048 MiB in all (*total*: with Python, torch and the network itself)
-for map and scores; in bold what takes more than 10 seconds or that memory. The map needs two runs of the network, which
-take nearly half of its time for EfficientNet-B7 at 600 pixels; a channel map does not depend on the size of the input,
-so that a small one serves (the same network below). KSE grows with the number of pairs of kernels: ResNet-152 has many
-of 512 x 512, VGG-16 a linear layer of 4096 x 25088.
+One image. Map and scores should take a few seconds on one core, and 2048 MiB in all (*total*: with Python, torch and
+the network itself). Bold: more than 10 seconds, or more than that memory. The map runs the network twice, which is
+nearly half of its time for EfficientNet-B7 at 600 pixels. A channel map does not depend on the size of the input, so a
+small input does the same (see the same network below). KSE grows with the number of pairs of kernels: ResNet-152 has
+many layers of 512 x 512, VGG-16 a linear layer of 4096 x 25088.
 
 {native}
 
