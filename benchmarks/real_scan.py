@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tgd_pet.denoising import denoise
-from tgd_pet.images import read_image
+from tgd_pet.images.suv import SUV
 from tgd_pet.network import load_network
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "real_scan.png"
@@ -58,7 +58,7 @@ def draw(before: np.ndarray, after: np.ndarray, voxel: tuple[float, float], path
 @click.option("--out", default=PICTURE, type=click.Path(path_type=Path), help="The picture.")
 def main(scan: Path, network: Path, out: Path) -> None:
     """Denoise SCAN with NETWORK, as `tgd pet denoise` does, and draw both."""
-    image = read_image(scan)
+    image = SUV.read(scan)
     sizes = nib.affines.voxel_sizes(image.affine)
     before = image.axial()
     draw(before, denoise(load_network(network), before), (sizes[0], sizes[2]), out)
