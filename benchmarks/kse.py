@@ -27,9 +27,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from benchmarks.measuring import RESULTS, forget_peak, peak_mib, setting, write_json
+from benchmarks.measuring import RESULTS, forget_peak, peak_mib, print_table, setting, write_json
 from tgdsurgery import kse
-from tgdsurgery.core.tables import as_text, table
 
 K = 5
 Shape = tuple[int, ...]  # (N, C, height, width)
@@ -163,7 +162,7 @@ def main(out: Path, threads: int, repeats: int, queries: int) -> None:
     wall = wall_seconds(repeats)
     caption += f"\nAll {whole(timings).layers} layers, on the clock: {wall:.2f} s."
     rows = [timing.cells() for timing in (*timings, whole(timings))]
-    print(as_text(table(COLUMNS, rows, title="KSE of a ResNet-50", caption=caption)))
+    print_table("KSE of a ResNet-50", COLUMNS, rows, caption)
     layers = [asdict(timing) for timing in timings]
     write_json(
         out,

@@ -11,6 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -61,6 +65,16 @@ def in_a_child(work: Callable[..., dict[str, Any]], *args: object, limit: float)
     finally:
         child.kill()
         child.join()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> None:
+    """A table on the terminal; all columns but the first are numbers."""
+    shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        shown.add_row(*map(str, row))
+    Console(width=110).print(shown)
 
 
 def write_json(path: Path, data: object) -> None:

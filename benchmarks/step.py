@@ -46,13 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import in_a_child, setting, write_json
 from benchmarks.step_page import RESULTS, write_page
-from tgdsurgery.core.plan import TGDPlan
-from tgdsurgery.mapping.channel_map import map_model
-from tgdsurgery.mapping.example_inputs import arguments_for
-from tgdsurgery.scoring.decide import make_plan
-from tgdsurgery.scoring.gather import score
-from tgdsurgery.surgery.apply import compact_form, layers_form
-from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery import TGDPlan, apply_tgd, plan_tgd
 
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LIMIT = 1200.0  # seconds per network
@@ -194,18 +188,18 @@ def groups(subject: Subject) -> Iterator[dict[str, Way]]:
     net = subject.make().train().to(memory_format=layout)
     x = torch.rand(subject.shape).to(memory_format=layout)
     example = (x[(slice(2), slice(None), *[slice(32)] * (x.dim() - 2))],)
-    mapped = map_model(net, arguments_for(net, example))
-    scores = score(mapped)
-    plan = make_plan(mapped.channels, scores)
+    plan = plan_tgd(net, example)
 
     def beside_full(**found: nn.Module) -> dict[str, Way]:
         return {name: Way(each, x) for name, each in {"full": copy.deepcopy(net), **found}.items()}
 
     yield beside_full(**{"last layers": last_layers(net, plan), "LoRA": lora(net)})
     for share in SHARES:
-        at = make_plan(mapped.channels, scores, overrides=at_share(plan, share))
-        layered, compacted = layers_form(net, at, example), compact_form(net, at, mapped.channels, example)
-        yield beside_full(**{f"layers {share:g}": layered, f"compact {share:g}": compacted})
+        at = plan.override(at_share(plan, share))
+        forms = {
+            f"{form} {share:g}": apply_tgd(net, example, plan=at, form=form) for form in ("layers", "compact")
+        }
+        yield beside_full(**forms)
 
 
 def measure(name: str, rounds: int) -> Result:
@@ -251,7 +245,7 @@ def evaluated(found: Mapping[str, Way], rounds: int) -> Result:
         way.forward()
     seconds = taking_turns({name: way.forward for name, way in runs.items()}, EVALUATIONS * rounds)
     more = statistics.median(a - b for a, b in zip(seconds[PROFILED], seconds["full"], strict=True))
-    layers = sum(isinstance(module, Compact) for module in found[PROFILED].net.modules())
+    layers = sum(type(module).__name__.startswith("Compact") for module in found[PROFILED].net.modules())
     result = {name: ratios(each, seconds["full"]) for name, each in seconds.items()}
     return result | {"per_layer_us": round(1e6 * more / layers, 1)}
 

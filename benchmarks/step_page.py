@@ -95,9 +95,7 @@ def write_page() -> None:
 
 def page(found: Mapping[str, Any]) -> str:
     """The whole page as Markdown."""
-    measured: dict[str, Result] = {
-        name: renamed(result) for name, result in found["networks"].items() if "error" not in result
-    }
+    measured: dict[str, Result] = {n: r for n, r in found["networks"].items() if "error" not in r}
     return TEXT.format(
         setting=", ".join(f"{name} {value}" for name, value in found["setting"].items()),
         rank=found["setting"]["rank"],
@@ -134,16 +132,6 @@ def page(found: Mapping[str, Any]) -> str:
         ),
         networks="\n\n".join(f"### {name}\n\n{ways(result)}" for name, result in measured.items()),
     )
-
-
-def renamed(found: Any) -> Any:
-    """The forms in results of before they got their names of today: literal is layers, lowered is compact."""
-    if not isinstance(found, dict):
-        return found
-    return {
-        key.replace("literal", "layers").replace("lowered", "compact"): renamed(value)
-        for key, value in found.items()
-    }
 
 
 def bound(result: Result, share: float) -> float:

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measuring import RESULTS, setting, write_json
+from benchmarks.measuring import RESULTS, markdown, print_table, setting, write_json
 from tgdsurgery import apply_tgd
-from tgdsurgery.core.tables import as_text, table
 
 WORLD = 2
 SHARES = (0.1, 0.25, 0.5)
@@ -92,7 +91,7 @@ class Traffic:
     buffers: int
     of_full: float
 
-    def cells(self) -> tuple[object, ...]:
+    def cells(self) -> tuple[str, ...]:
         sizes = (f"{size / 2**20:.2f}" for size in (self.gradients, self.buffers))
         return (self.network, self.training, f"{self.trainable:.1%}", *sizes, f"{self.of_full:.1%}")
 
@@ -133,12 +132,6 @@ def measure(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def markdown(rows: list[Traffic]) -> str:
-    """The table of docs/training.md."""
-    lines = [COLUMNS, ("---",) * 2 + ("---:",) * 4, *(row.cells() for row in rows)]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "traffic.json")
 def main(out: Path) -> None:
@@ -151,8 +144,9 @@ def main(out: Path) -> None:
         f"{', '.join(f'{name} {value}' for name, value in used.items())}; float32, random weights, one step.\n"
         "Trainable: share of all parameters. Gradients are summed over processes, buffers are sent to all."
     )
-    print(as_text(table(COLUMNS, [row.cells() for row in rows], title="Sent in a step", caption=caption)))
-    print(markdown(rows))
+    cells = [row.cells() for row in rows]
+    print_table("Sent in a step", COLUMNS, cells, caption)
+    print(markdown(COLUMNS, cells))
     write_json(out, {"setting": used, "rows": [asdict(row) for row in rows]})
 
 

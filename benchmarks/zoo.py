@@ -5,11 +5,11 @@ a process of its own each, one thread, CPU seconds (steadier than the clock on a
 
 * forward: one plain forward pass of the batch, the second of two;
 * map: `channel_map`, which records a run in evaluation and one in training mode;
-* scores: KSE of all layers;
-* insert: the copy with TGD layers, compared with the original's outputs and gradients;
+* plan: `plan_tgd`, which maps the network and scores all its layers;
+* apply: `apply_tgd` with that plan, in the layers form, compared with the original's outputs and gradients;
 * Torch-Pruning: building its dependency graph, the peer's equivalent of the map.
 
-Memory is the growth of the resident memory while map, scores and plan are made (Linux only).
+Memory is the growth of the resident memory in `plan_tgd` (Linux only).
 Results are written after every network; a run that was stopped goes on where it was.
 
 Run `make bench-zoo`; `python -m benchmarks.zoo_page` only rewrites docs/zoo.md from the results.
@@ -31,11 +31,7 @@ from torch import nn
 from benchmarks.measuring import forget_peak, in_a_child, peak_mib, setting, write_json
 from benchmarks.zoo_page import RESULTS, write_page
 from tests.zoo.networks import GIANTS, NETWORKS
-from tgdsurgery.mapping.channel_map import map_model
-from tgdsurgery.mapping.example_inputs import arguments_for
-from tgdsurgery.scoring.decide import make_plan
-from tgdsurgery.scoring.gather import score
-from tgdsurgery.surgery.apply import layers_form
+from tgdsurgery import apply_tgd, channel_map, plan_tgd
 
 BUDGET = 0.25
 NATIVE = {
@@ -77,20 +73,20 @@ def ours(name: str, size: int | None) -> Result:
         watch = Stopwatch()
         net(image)
     result["forward"] = watch()
+    channel_map(net, image)
+    result["map"] = watch()
     forget_peak()
     before = peak_mib()
-    mapped = map_model(net, arguments_for(net, image))
-    result["map"] = watch()
-    scores = score(mapped)
-    result["scores"] = watch()
-    plan = make_plan(mapped.channels, scores, budget=BUDGET)
+    watch()
+    plan = plan_tgd(net, image, budget=BUDGET)
+    result["plan"] = watch()
     result["mib"], result["total_mib"] = round(peak_mib() - before), round(peak_mib())
     result |= {"layers": len(plan.entries), "share": plan.share, "unmapped": len(plan.unmapped)}
     if name in GIANTS:
         return result
     watch()
-    tgd = layers_form(net, plan, (image,), {})
-    result["insert"] = watch()
+    tgd = apply_tgd(net, image, plan=plan, form="layers")
+    result["apply"] = watch()
     result["form"] = "graph" if isinstance(tgd, torch.fx.GraphModule) else "copy"
     return result
 

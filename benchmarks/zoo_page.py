@@ -28,11 +28,11 @@ only the compact form above. Times are CPU seconds on one thread:
 
 * *forward*: one forward pass of the batch;
 * *map*: recording two runs, one in evaluation and one in training mode, and following every channel through them;
-* *scores*: KSE of all layers;
-* *insert*: making the layers form and comparing its outputs and gradients with the original's. The *form* is a torch.fx
-  graph, or a copy of the model with its own classes where a graph cannot hold all of its forward. It was not made for
-  the two networks with more than 600 million parameters;
-* *MiB*: how far the memory grows for map, scores and plan;
+* *plan*: `plan_tgd`, which maps the network and scores all its layers;
+* *apply*: `apply_tgd` with that plan and `form="layers"`, which makes the layers form and compares its outputs and
+  gradients with the original's. The *form* is a torch.fx graph, or a copy of the model with its own classes where a
+  graph cannot hold all of its forward. It was not made for the two networks with more than 600 million parameters;
+* *MiB*: how far the memory grows in `plan_tgd`;
 * *peer*: building the dependency graph of Torch-Pruning, the nearest equivalent of the map. It is quicker, because it
   looks at one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
 
@@ -45,7 +45,7 @@ CPU seconds depend on what else the machine does: they may be off by a factor of
 
 ## Large networks at their native size
 
-One image. Map and scores should take a few seconds on one core, and 2048 MiB in all (*total*: with Python, torch and
+One image. A plan should take a few seconds on one core, and 2048 MiB in all (*total*: with Python, torch and
 the network itself). Bold: more than 10 seconds, or more than that memory. The map runs the network twice, which is
 nearly half of its time for EfficientNet-B7 at 600 pixels. A channel map does not depend on the size of the input, so a
 small input does the same (see the same network below). KSE grows with the number of pairs of kernels: ResNet-152 has
@@ -58,7 +58,7 @@ many layers of 512 x 512, VGG-16 a linear layer of 4096 x 25088.
 {networks}
 """
 SECONDS, MIB = 10, 2048  # what planning a large network may take
-COLUMNS = ("network", "parameters", "forward", "map", "scores", "insert", "MiB", "form", "peer")
+COLUMNS = ("network", "parameters", "forward", "map", "plan", "apply", "MiB", "form", "peer")
 
 
 def write_page() -> None:
@@ -92,7 +92,7 @@ def page(found: Mapping[str, Any]) -> str:
             + [_summary("all", list(small.values()))],
         ),
         native=markdown(
-            (*COLUMNS, "map + scores", "total"),
+            (*COLUMNS, "plan s", "total"),
             [[*_row(name, result), *_aim(result)] for name, result in native.items()],
         ),
         networks=markdown(COLUMNS, [_row(name, result) for name, result in small.items()]),
@@ -125,13 +125,13 @@ def _row(name: str, result: Result) -> list[str]:
     seen = f"{peer['seconds']:.2f}" if "seconds" in peer else f"failed: {peer['error'].partition(':')[0]}"
     if "error" in result:
         return [name, *[""] * 6, f"refused: {result['error'].partition(':')[0]}", seen]
-    times = [f"{result[key]:.2f}" if key in result else "" for key in ("forward", "map", "scores", "insert")]
+    times = [f"{result[key]:.2f}" if key in result else "" for key in ("forward", "map", "plan", "apply")]
     size = f"{result['parameters'] / 1e6:.1f} M"
     return [name, size, *times, str(result["mib"]), result.get("form", ""), seen]
 
 
 def _aim(result: Result) -> list[str]:
-    seconds, total = result["map"] + result["scores"], result["total_mib"]
+    seconds, total = result["plan"], result["total_mib"]
     return [
         f"**{seconds:.1f}**" if seconds > SECONDS else f"{seconds:.1f}",
         f"**{total}**" if total > MIB else str(total),

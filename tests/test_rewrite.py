@@ -557,7 +557,7 @@ class TestGraphForm:
                 return {"y": y, "pair": (y + extra, 2.0)}
 
         net = Named()
-        tgd = layers_form(net, plan_for(net, {"conv": [1, 0, 1, 0]}), (X,), {"extra": torch.ones(())})
+        tgd = layers_form(net, plan_for(net, {"conv": [1, 0, 1, 0]}), {"x": X, "extra": torch.ones(())})
         assert isinstance(tgd, TGDGraphModule)
         assert torch.equal(tgd(X, extra=2)["pair"][0], net(X, extra=2)["pair"][0])
 

@@ -149,14 +149,14 @@ def apply_tgd(
         _refuse_settings(settings)
         settings = replace(settings, on_unknown="mix" if plan.mixed else on_unknown)
     arguments = arguments_for(model, example_inputs)
-    mapped = map_model(model, arguments, on_unknown=settings.on_unknown)
     if plan is None:
-        plan = _planned(mapped, settings)
+        mapped = map_model(model, arguments, on_unknown=settings.on_unknown)
+        plan, channels = _planned(mapped, settings), mapped.channels
+    elif form == "compact":
+        channels = map_model(model, arguments, on_unknown=settings.on_unknown).channels
     agree_on(plan)
-    if form == "layers":
-        tgd = layers_form(model, plan, arguments)
-    else:
-        tgd = compact_form(model, plan, mapped.channels, arguments)
+    compact = form == "compact"
+    tgd = compact_form(model, plan, channels, arguments) if compact else layers_form(model, plan, arguments)
     watch(tgd, model)
     return tgd
 

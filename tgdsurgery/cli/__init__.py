@@ -6,6 +6,7 @@ Nothing heavy is imported here: a command's module, and with it torch, is loaded
 from __future__ import annotations
 
 import traceback
+import warnings
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -63,9 +64,11 @@ class TGDGroup(click.Group):
         return adapter and LazyCommand(adapter, f"Adapter from {adapter.module.partition('.')[0]}.")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; what it raises becomes a message on stderr and an exit code."""
+        """Runs the command; warnings and errors become one line each on stderr, errors an exit code too."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
@@ -90,6 +93,10 @@ def _missing_extra(adapter: EntryPoint, error: ImportError) -> AdapterError:
     return AdapterError(
         f"The adapter {adapter.name!r} cannot be loaded: {error}.", f"Try: pip install {needed}"
     )
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from tgdsurgery.cli.kernels import BINS, SORTS, LayerRow, chosen, kernel_row, ke
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import MODEL, debug_option, input_shape_option
 from tgdsurgery.cli.output import progress, show
-from tgdsurgery.core import tables as report
+from tgdsurgery.core import tables
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.storage.checkpoints import read_state_dict
@@ -113,7 +113,7 @@ def _show(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan 
         notes = (
             f"{share} of the {scored:,} filters that a layer reads score below {phi:g}, by the channel map."
         )
-    shown = report.table(columns, cells, title=f"KSE of {checkpoint.name}", caption=notes)
+    shown = tables.table(columns, cells, title=f"KSE of {checkpoint.name}", caption=notes)
     shown.pad_edge = False  # so that the names of a ResNet-50 fit into 80 columns
     show(shown)
     if plan is not None:
@@ -122,7 +122,7 @@ def _show(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan 
 
 def _bars(row: LayerRow, phi: float) -> Text:
     """The histogram; the bins below phi stand out."""
-    bars = Text(report.histogram(row.histogram), style="dim")
+    bars = Text(tables.histogram(row.histogram), style="dim")
     bars.stylize("not dim yellow", 0, sum(index / BINS < phi for index in range(BINS)))
     return bars
 

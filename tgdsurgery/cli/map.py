@@ -13,7 +13,7 @@ from tgdsurgery import channel_map
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option, nearest
 from tgdsurgery.cli.output import show
-from tgdsurgery.core import tables as report
+from tgdsurgery.core import tables
 from tgdsurgery.core.records import ChannelMap, Producer
 
 Writers = dict[str, tuple[int, ...]]  # layer -> its channels that reach one input channel
@@ -133,7 +133,7 @@ def _show(found: ChannelMap, layer: str) -> None:
         filters = [run.writers(name) for name in ordered if found.layers[name].role == "filter"]
         channel_layers = [run.writers(name) for name in ordered if found.layers[name].role == "channel"]
         rows.append((run.channels, "\n".join(filters) or "network input", "\n".join(channel_layers) or "-"))
-    shown = report.table(("channel", "filters", "channel layers"), rows, title=f"Inputs of {layer}")
+    shown = tables.table(("channel", "filters", "channel layers"), rows, title=f"Inputs of {layer}")
     for column in shown.columns:
         column.justify = "left"
     show(shown)
