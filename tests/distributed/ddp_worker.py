@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.distributed.launching import leave, report
 from tests.distributed.subject import STEPS, operated, optimizer_of, train
 from tests.distributed.test_ddp import FORMS
-from tgdsurgery import remove_tgd, verify
+from tgdsurgery import PlanError, remove_tgd, verify
 
 
 def trained(rank: int, world: int, **settings: Any) -> dict[str, Any]:
@@ -30,21 +32,23 @@ def trained(rank: int, world: int, **settings: Any) -> dict[str, Any]:
     }
 
 
-def refusal(rank: int) -> str:
-    """What DDP says of networks made from other weights on every machine."""
+def refusal(make: Callable[[], object], kind: type[Exception]) -> str:
+    """What the error says that `make` raises; nothing if it raises none."""
     try:
-        DistributedDataParallel(operated(seed=rank))
-    except RuntimeError as error:
+        make()
+    except kind as error:
         return str(error)
     return ""
 
 
 def main(folder: Path) -> None:
+    early = operated(seed=int(os.environ["RANK"]))  # without a group, plans are not compared
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     results: dict[str, Any] = {name: trained(rank, world, **form) for name, form in FORMS.items()}
     results["norm in part"] = trained(rank, world, overrides={"4": 0.8})
-    results["other weights"] = refusal(rank)
+    results["other weights"] = refusal(lambda: operated(seed=rank), PlanError)
+    results["other shapes"] = refusal(lambda: DistributedDataParallel(early), RuntimeError)
     report(folder, rank, results)
     leave()
 
