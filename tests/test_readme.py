@@ -158,7 +158,7 @@ def test_the_pages_of_benchmarks_are_made_from_their_results(made: ModuleType) -
 
 def test_the_readme_has_the_figures_of_the_last_runs() -> None:
     text = flat(README)
-    steps = {name: result for name, result in results("step")["networks"].items()}
+    steps = results("step")["networks"]
     denoiser, resnet = (steps[name]["ratios"]["compact 0.25"][1] for name in ("DnCNN", "ResNet-50"))
     assert f"takes {denoiser:.2f} of the time of full fine-tuning, a ResNet-50's {resnet:.2f}" in text
     networks, operated = zoo()

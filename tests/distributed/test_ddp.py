@@ -17,7 +17,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "compact": {},
     "compact, full flow": {"flow": "full"},
     "layers": {"form": "layers"},
-    "layers, full flow": {"form": False, "flow": "full"},
+    "layers, full flow": {"form": "layers", "flow": "full"},
 }
 
 
