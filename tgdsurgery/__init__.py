@@ -1,4 +1,4 @@
-"""Retrain only the kernels a pretrained CNN hardly uses, and keep all others bit for bit.
+"""Retrain only the filters that a pretrained CNN hardly uses, and keep all others bit for bit.
 
 In short::
 

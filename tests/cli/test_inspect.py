@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tgdsurgery import kse, plan_tgd
-from tgdsurgery.cli.kernels import kernels
+from tgdsurgery.cli.layer_rows import weights_in
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.storage.checkpoints import write_state_dict
 
@@ -137,7 +137,7 @@ def test_weight_norm_counts_as_the_weight_it_makes(norm, layer):
         magnitude = next(p for name, p in layer.named_parameters() if name.endswith(("_g", "original0")))
         magnitude *= torch.rand_like(magnitude) + 1
     before = {f"net.{name}": tensor.clone() for name, tensor in layer.state_dict().items()}
-    found = kernels(before)
+    found = weights_in(before)
     assert found.keys() == {"net"}
     layer(torch.ones(1, 3, *(4,) * (layer.weight.ndim - 2)))  # the hook makes the weight anew
     torch.testing.assert_close(found["net"], layer.weight)  # the same product in another order
@@ -146,12 +146,12 @@ def test_weight_norm_counts_as_the_weight_it_makes(norm, layer):
 
 def test_spectral_norm_counts_as_a_weight():
     layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
-    assert kernels({f"net.{k}": v for k, v in layer.state_dict().items()}).keys() == {"net"}
+    assert weights_in({f"net.{k}": v for k, v in layer.state_dict().items()}).keys() == {"net"}
 
 
 def test_what_is_no_kernel():
     state = {"steps": torch.ones(2, 2, dtype=torch.long), "bias": torch.ones(3), "empty": torch.ones(0, 3)}
-    assert kernels({**state, "table": torch.ones(2, 3)}).keys() == {"table"}
+    assert weights_in({**state, "table": torch.ones(2, 3)}).keys() == {"table"}
 
 
 def test_with_a_model_the_scores_are_those_of_the_plan(folder, network, tgd):
@@ -200,7 +200,7 @@ def test_bad_files(folder, assert_refused):
         "cut.pt": "cut.pt is damaged or cut off.",
         "text.pt": "text.pt is not a checkpoint.",
         "net.onnx": "Supported are .safetensors and .pt",
-        "flat.pt": "flat.pt holds no kernels",
+        "flat.pt": "flat.pt holds no weights of filters",
         "none.pt": "none.pt holds no tensors by name.",
         "nan.pt": "Layer conv: KSE cannot score weights that are infinite or NaN.",
     }.items():

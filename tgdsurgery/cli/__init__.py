@@ -109,4 +109,4 @@ def _one_line(error: Exception) -> str:
 @click.version_option(package_name="tgdsurgery", prog_name="tgd")
 @debug_option
 def main() -> None:
-    """Retrain only the kernels a pretrained CNN hardly uses (Targeted Gradient Descent)."""
+    """Retrain only the filters that a pretrained CNN hardly uses (Targeted Gradient Descent)."""

@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from tgdsurgery import plan_tgd
-from tgdsurgery.cli.kernels import BINS, SORTS, LayerRow, chosen, kernel_row, kernels, plan_rows
+from tgdsurgery.cli.layer_rows import BINS, SORTS, LayerRow, chosen, plan_rows, weight_row, weights_in
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import MODEL, debug_option, input_shape_option
 from tgdsurgery.cli.output import progress, show
@@ -68,13 +68,13 @@ def inspect_command(
 
 
 def _rows_of_checkpoint(checkpoint: Path, layers: Sequence[str], phi: float) -> list[LayerRow]:
-    weights = kernels(read_state_dict(checkpoint))
+    weights = weights_in(read_state_dict(checkpoint))
     if not weights:
         raise CheckpointError(
-            f"{checkpoint} holds no kernels, only tensors of one axis.", "Name another file."
+            f"{checkpoint} holds no weights of filters, only tensors of one axis.", "Name another file."
         )
     names = chosen(weights, layers)
-    return [kernel_row(name, weights[name], phi) for name in progress(names, "Scoring")]
+    return [weight_row(name, weights[name], phi) for name in progress(names, "Scoring")]
 
 
 def _as_json(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan | None) -> str:

@@ -35,7 +35,7 @@ class ExampleInputError(CaptureError):
 
 
 class UnsupportedOpError(TGDError):
-    """The channel map met an op that no rule describes, or a wrong rule; guessing would freeze wrong kernels."""
+    """The channel map met an op that no rule describes, or a wrong rule; guessing would freeze wrong filters."""
 
 
 class MapConflictError(TGDError):

@@ -1,4 +1,4 @@
-"""The scores of a checkpoint's or a plan's layers, one row each."""
+"""The scores of the layers of a checkpoint or a plan, one table row for each layer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class LayerRow:
         return {**asdict(self), "share": self.share, "histogram": self.histogram}
 
 
-def kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights among the tensors of a checkpoint, by layer: floating-point and of two axes or more.
 
     Weight norm's two tensors become the one weight that they stand for.
@@ -81,7 +81,7 @@ def kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {WEIGHT_NAME.sub("", name): tensor for name, tensor in found.items()}
 
 
-def kernel_row(layer: str, weight: Tensor, phi: float) -> LayerRow:
+def weight_row(layer: str, weight: Tensor, phi: float) -> LayerRow:
     """The scores of the input channels that a weight (N, C, *K) reads."""
     try:
         scores = tuple(kse(weight).tolist())
