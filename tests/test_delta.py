@@ -257,7 +257,7 @@ def test_only_the_forms_they_are_made_for_are_taken(saved):
 
 
 class Remembering(nn.Conv2d):
-    """A layer with state that is no tensor."""
+    """A layer with state that is not a tensor."""
 
     def get_extra_state(self) -> dict[str, int]:
         return {"calls": 3}
@@ -268,7 +268,7 @@ class Remembering(nn.Conv2d):
 
 def test_state_that_is_no_tensor_is_refused(tmp_path):
     tgd = apply_tgd(nn.Sequential(Remembering(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)), IMAGES)
-    with pytest.raises(CheckpointError, match=r"keeps '0\._extra_state', which is no tensor"):
+    with pytest.raises(CheckpointError, match=r"keeps '0\._extra_state', which is not a tensor"):
         save_delta(tgd, tmp_path / "delta.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -312,7 +312,7 @@ class Payload:
 
 def test_other_files_are_refused_and_never_run(tmp_path):
     path = tmp_path / "delta.safetensors"
-    for target, problem in ((path, "does not exist"), (tmp_path, "does not exist, or is no file")):
+    for target, problem in ((path, "does not exist"), (tmp_path, "does not exist, or is not a file")):
         with pytest.raises(CheckpointError, match=problem):
             load_delta(base(), target)
     path.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))

@@ -52,7 +52,7 @@ def test_example_inputs_fit_the_parameters():
         ("no_such_package.nets:make", "No module named 'no_such_package'."),
         ("broken.py:make", "broken.py cannot be imported: SyntaxError:"),
         ("network:mak", "network has no 'mak'. Did you mean make?"),
-        ("network:number", "network:number is no function but int."),
+        ("network:number", "network:number is not a function but int."),
         ("network:fails", "network:fails() failed: ValueError: on two lines."),
         ("network:needs_arguments", "missing 1 required positional argument: 'width'."),
         ("network:returns_number", "network:returns_number() returned no module but int."),

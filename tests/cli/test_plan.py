@@ -40,9 +40,9 @@ def test_bad_options(folder, assert_refused):
     for options, problem in (
         (["--phi", "0.3", "--budget", "0.2"], "--phi and --budget are both given."),
         (["--phi", "3"], "phi is 3.0."),
-        (["--override", "up"], "'up' is no override. Write NAME=train, NAME=freeze or NAME=0.5"),
+        (["--override", "up"], "'up' is not an override. Write NAME=train, NAME=freeze or NAME=0.5"),
         (["--override", "nothing=train"], "'nothing'"),
-        (["--input-shape", "1x0x3"], "'1x0x3' is no input shape. Write it like 1x3x64x64"),
+        (["--input-shape", "1x0x3"], "'1x0x3' is not an input shape. Write it like 1x3x64x64"),
         (["--input-shape", "2x5x16x16"], "to have 1 channels, but got 5 channels instead."),
         (["-o", "none/plan.json"], "The folder of none/plan.json does not exist."),
     ):

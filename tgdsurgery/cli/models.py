@@ -21,7 +21,7 @@ FORM = "Write package.module:factory or path/to/file.py:factory."
 
 
 class FactoryError(ArgumentError):
-    """A `--model` that cannot be imported or makes no module, or an `--evaluate` that is no function."""
+    """A `--model` that cannot be imported or makes no module, or an `--evaluate` that is not a function."""
 
 
 def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
@@ -46,11 +46,11 @@ def load_function(reference: str) -> Callable[..., object]:
     """The function that `package.module:name` or `path/to/file.py:name` names.
 
     Raises:
-        FactoryError: it cannot be imported, has no such name, or that is no function.
+        FactoryError: it cannot be imported, has no such name, or that is not a function.
     """
     found = _named(reference, "function", FORM.replace("factory", "function"))
     if not callable(found) or isinstance(found, nn.Module):
-        raise FactoryError(f"{reference} is no function but {type(found).__name__}.", "Name a function.")
+        raise FactoryError(f"{reference} is not a function but {type(found).__name__}.", "Name a function.")
     return found
 
 
@@ -116,7 +116,7 @@ def _make(factory: str, source: object) -> nn.Module:
         return source
     if not callable(source):
         raise FactoryError(
-            f"{factory} is no function but {type(source).__name__}.",
+            f"{factory} is not a function but {type(source).__name__}.",
             "Name a function that returns the model.",
         )
     try:

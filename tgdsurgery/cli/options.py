@@ -30,7 +30,7 @@ def parse_shape(value: str) -> tuple[int, ...]:
     """The sizes in `1x3x64x64`."""
     sizes = value.lower().split("x")
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ArgumentError(f"{value!r} is no input shape.", "Write it like 1x3x64x64, batch first.")
+        raise ArgumentError(f"{value!r} is not an input shape.", "Write it like 1x3x64x64, batch first.")
     return tuple(int(size) for size in sizes)
 
 

@@ -25,7 +25,7 @@ def parse_override(value: str) -> tuple[str, Override]:
         return name, cast(Override, rule) if rule in ("train", "freeze") else float(rule)
     except ValueError:
         raise ArgumentError(
-            f"{value!r} is no override.", "Write NAME=train, NAME=freeze or NAME=0.5 (a phi of its own)."
+            f"{value!r} is not an override.", "Write NAME=train, NAME=freeze or NAME=0.5 (a phi of its own)."
         ) from None
 
 
@@ -82,7 +82,7 @@ def plan_command(
         raise ArgumentError("--phi and --budget are both given.", "Give one; the budget finds its own phi.")
     settings: dict[str, Any] = {} if phi is None else {"phi": phi}
     net = load_model(model, checkpoint)
-    # Opened first: a place that cannot be written to is no news to get after the work.
+    # Opened first, so that a path that cannot be written to fails before the work.
     with nullcontext() if output is None else replacing(output) as temporary:
         plan = plan_tgd(
             net,

@@ -32,7 +32,7 @@ def parse_phis(value: str) -> list[float]:
     try:
         return [float(part) for part in value.split(",")]
     except ValueError:
-        raise ArgumentError(f"{value!r} are no thresholds.", "Write them like 0.1,0.2,0.3") from None
+        raise ArgumentError(f"{value!r} are not thresholds.", "Write them like 0.1,0.2,0.3") from None
 
 
 @click.command("sweep")
@@ -85,7 +85,7 @@ def sweep_command(
     net, evaluate = load_model(model, checkpoint), load_function(evaluation)
     if plot is not None:
         _check_picture(plot)
-    # Opened first: a place that cannot be written to is no news to get after the work.
+    # Opened first, so that a path that cannot be written to fails before the work.
     with nullcontext() if output is None else replacing(output) as temporary:
         with _Measured(evaluation, evaluate, networks=1 + len(phis)) as measured:
             result = sweep_phi(

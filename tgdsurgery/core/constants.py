@@ -1,4 +1,4 @@
-"""Tensors of a module that are part of the method and not of its state: masks and indices."""
+"""Masks and indices of a module: tensors that belong to the method, not to the state."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ ConstantsT = TypeVar("ConstantsT", bound="Constants")
 
 
 class Constants(nn.Module):
-    """A module with tensors that go wherever it goes, and that nothing else touches.
+    """A module with tensors that move with it and that nothing else changes.
 
-    They are no buffers: averages of weights work on those (an index of 5 comes out of `AveragedModel` as a 4),
+    They are not buffers: averages of weights work on those (an index of 5 comes out of `AveragedModel` as a 4),
     DDP sends them in every step, and after `to_empty` they are lost.
 
     >>> module = Constants()

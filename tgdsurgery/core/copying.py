@@ -1,4 +1,4 @@
-"""Working on a copy, with random numbers of one's own: how the caller's model stays as it is."""
+"""Work on a copy and with a private random state, so that the caller's model stays as it is."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def copy_model(model: ModuleT) -> ModuleT:
 
 
 def _empty(model: nn.Module) -> dict[int, Any]:
-    """Copies of the empty dicts of hooks, for `copy.deepcopy`, to which they are most of the work."""
+    """Copies of the empty dicts of hooks: `copy.deepcopy` spends most of its time on those."""
     found = (value for module in model.modules() for value in vars(module).values())
     return {id(value): OrderedDict() for value in found if type(value) is OrderedDict and not value}
 
@@ -57,7 +57,7 @@ def _computed(model: nn.Module) -> dict[int, Any]:
 
 
 def refuse_unfit(model: nn.Module) -> None:
-    """Raise if the model cannot be looked into: TGD was applied to it, it is TorchScript, or it has no weights yet."""
+    """Raise if the model cannot be used: TGD was applied to it, it is TorchScript, or it has no weights yet."""
     if any("tgd_plan" in vars(module) for module in model.modules()):
         raise RewriteError("TGD has been applied to this model already.", "Undo it with remove_tgd first.")
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose: what went wrong, and what to do about it.
+"""Every error and warning of the package: what went wrong, and what to do about it.
 
 All of them are :class:`TGDError`, so one ``except`` catches them. The message ends with the remedy;
 ``exit_code`` is what the command line returns.

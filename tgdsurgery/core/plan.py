@@ -149,7 +149,7 @@ class TGDPlan:
                 the plan's earlier overrides; the longest name wins.
 
         Raises:
-            PlanError: a name that is no layer and no prefix of one, or a value out of range.
+            PlanError: a name that is neither a layer nor a prefix of one, or a value out of range.
 
         Example:
             >>> from tgdsurgery.core.records import ParameterRows

@@ -72,12 +72,12 @@ class Layer:
     """A filter layer (conv, transposed conv, linear) or a channel layer (norm affine, PReLU, layer scale).
 
     Args:
-        name: the module's name, or the parameter's where the layer is no module of its own.
+        name: the module's name, or the parameter's name if no module of its own runs the layer.
         role: "filter" or "channel".
         type: class name of the module that ran it, for display.
         channels: N, the number of output channels.
         parameters: its parameters and how their entries belong to channels; weight first.
-        statistics: names of its running mean and variance (N,), for norms that keep them.
+        statistics: names of its running mean and variance (N,), if it keeps them.
         modules: the modules whose output *is* this layer's output; empty for a functional call.
         channel_axis: axis of the channels in that output, counted from the end (-3 for conv2d).
         groups: groups of the conv.

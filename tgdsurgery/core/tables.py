@@ -18,7 +18,7 @@ def table(
 ) -> Table:
     """A `rich` table: the first column is left-aligned, all others right-aligned.
 
-    Cells are shown as they are: square brackets in a layer's name are no markup.
+    Cells are shown as they are: square brackets in a layer's name do not count as markup.
 
     Args:
         columns: headings, one per column.

@@ -1,6 +1,6 @@
-"""KSE gathered onto producers: a consumer's weights score its inputs, and so the filters that feed them.
+"""Assign the scores of input channels to the filters that produce them.
 
-A feature map read by several consumers takes the largest score: it is kept if any of them needs it.
+If several consumers read a channel, the highest score counts: the filter is kept if any of them needs it.
 Channel layers are scored the same way, from the consumers downstream of them.
 """
 

@@ -54,8 +54,8 @@ def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
         path: a .safetensors file; replaced only when all is written.
 
     Raises:
-        RewriteError: `tgd_model` is no TGD network.
-        CheckpointError: the file cannot be written, or the network has state that is no tensor.
+        RewriteError: `tgd_model` is not a TGD network.
+        CheckpointError: the file cannot be written, or the network has state that is not a tensor.
 
     Example:
         >>> import tempfile
@@ -129,7 +129,7 @@ def _state(net: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"The network keeps {name!r}, which is no tensor.",
+                f"The network keeps {name!r}, which is not a tensor.",
                 "Save all of it: torch.save after remove_tgd.",
             )
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -178,7 +178,7 @@ def _contents(metadata: Mapping[str, str], values: Mapping[str, Tensor]) -> str:
 def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
     """Values, plan, and the fingerprint of the base."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist, or is no file.", "Check the path.")
+        raise CheckpointError(f"{path} does not exist, or is not a file.", "Check the path.")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -190,7 +190,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
             f"{path} is damaged, cut off or no safetensors file.", "Copy it again."
         ) from error
     if metadata.get("format") != DELTA_FORMAT:
-        raise CheckpointError(f"{path} is no delta of format {DELTA_FORMAT}.", "Give what save_delta wrote.")
+        raise CheckpointError(
+            f"{path} is not a delta of format {DELTA_FORMAT}.", "Give what save_delta wrote."
+        )
     contents = metadata.pop("contents", None)
     try:
         if contents == _contents(metadata, values):

@@ -17,7 +17,7 @@ def without_flagged(model: nn.Module, plan: TGDPlan) -> nn.Module:
     Where the layers form has a TGD layer, this has a layer of zeros: after each filter and each channel layer that is
     a module. Zeros in the weights would not do: a norm without affine parameters turns a map of zeros into
     another constant, tied weights are another layer's too, and computed ones (spectral norm) would change for
-    all filters. Only layers that are no module get their parameters' rows set to zero, where all layers that
+    all filters. Only layers without a module of their own get their parameters' rows set to zero, where all layers that
     share them agree.
 
     Args:

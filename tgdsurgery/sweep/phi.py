@@ -41,7 +41,7 @@ def sweep_phi(
 
     A channel is left out where the TGD layer would stand: its feature map is zero as it leaves the filter,
     and zero again as it leaves each norm or other channel layer that is flagged (a norm would turn the zero into its
-    shift). A layer that is no module gets its parameters' rows set to zero instead. What is not flagged stays
+    shift). A layer without a module of its own gets its parameters' rows set to zero instead. What is not flagged stays
     as it is. Layers with the override "train" are left in: they are retrained whatever phi is.
 
     Args:
