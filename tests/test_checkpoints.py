@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -285,3 +288,131 @@ def test_replacing_keeps_a_link_and_forgets_a_failed_body(tmp_path):
         fail()
     assert (tmp_path / "real.txt").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["link.txt", "real.txt"]
+
+
+class TestSmallFilesThatClaimMuch:
+    """A file under 100 MB is read in little memory and time, or refused."""
+
+    def refuse(self, path: Path, match: str) -> None:
+        with pytest.raises(CheckpointError, match=match) as raised:
+            read_state_dict(path)
+        assert len(str(raised.value)) < 2000
+
+    def test_an_expanded_tensor(self, tmp_path):
+        torch.save({"w": torch.ones(1).expand(1 << 18, 3072)}, tmp_path / "net.pt")
+        self.refuse(tmp_path / "net.pt", r"claims 3,221,225,472 bytes of weights.*clone")
+
+    def test_many_views_of_the_same_memory(self, tmp_path):
+        whole = torch.ones(2**20)
+        torch.save({f"w{i}": whole[i:] for i in range(60)}, tmp_path / "net.pt")
+        self.refuse(tmp_path / "net.pt", "bytes of weights")
+
+    def test_a_packed_archive(self, tmp_path):
+        torch.save({"w": torch.zeros(2**26)}, tmp_path / "net.pt")
+        with (
+            zipfile.ZipFile(tmp_path / "net.pt") as plain,
+            zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for name in plain.namelist():
+                packed.writestr(name, plain.read(name))
+        assert (tmp_path / "packed.pt").stat().st_size < 2**20
+        self.refuse(tmp_path / "packed.pt", r"claims .* bytes of data")
+
+    def test_a_mapping_that_holds_itself(self, tmp_path):
+        circle: dict[str, object] = {"epoch": 3}
+        circle["self"] = circle
+        torch.save(circle, tmp_path / "net.pt")
+        self.refuse(tmp_path / "net.pt", "no tensors by name")
+        circle["w"] = torch.ones(2)
+        torch.save(circle, tmp_path / "net.pt")
+        assert_same(read_state_dict(tmp_path / "net.pt"), {"w": torch.ones(2)})
+
+    def test_names_that_are_long(self, tmp_path):
+        name = "a" * 2**21
+        torch.save({f"{name}{i}": {"w": torch.ones(2)} for i in range(3)}, tmp_path / "net.pt")
+        self.refuse(tmp_path / "net.pt", "several sets of weights")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(3, 3).to_sparse(),
+        lambda: torch.ones(3, 3).to_sparse_csr(),
+        lambda: torch.ones(3, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.ones(2)]),
+    ],
+    ids=["sparse", "csr", "meta", "nested"],
+)
+def test_tensors_without_plain_entries_are_refused(tmp_path, make):
+    torch.save({"w": make()}, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError):
+        read_state_dict(tmp_path / "net.pt")
+
+
+def test_two_names_of_one_tensor_share_memory(tmp_path):
+    w = torch.rand(3)
+    torch.save({"a": w, "b": w, "c": w[1:]}, tmp_path / "net.pt")
+    found = read_state_dict(tmp_path / "net.pt")
+    assert found["a"] is found["b"]
+    assert torch.equal(found["c"], w[1:])
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save({"w": torch.rand(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("net/data/0").header_offset + 200
+    content = bytearray(path.read_bytes())
+    content[start] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="a checksum is wrong"):
+        read_state_dict(path)
+
+
+def test_archives_without_checksums_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(3)}, tmp_path / "net.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_state_dict(tmp_path / "net.pt"), {"w": torch.ones(3)})
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".pt", "a\0b.pt"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    for work in (read_state_dict, lambda path: write_state_dict({"w": torch.ones(1)}, path)):
+        with pytest.raises(CheckpointError, match=r"cannot be (read|written)|does not exist"):
+            work(tmp_path / name)
+
+
+class TestReplacing:
+    def test_permissions_are_those_of_any_new_file(self, tmp_path):
+        (tmp_path / "plain").touch()
+        for suffix in (".pt", ".safetensors"):
+            write_state_dict({"w": torch.ones(1)}, tmp_path / f"net{suffix}")
+            assert (tmp_path / f"net{suffix}").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+    def test_permissions_of_the_replaced_file_stay(self, tmp_path):
+        path = tmp_path / "net.safetensors"
+        write_state_dict({"w": torch.ones(1)}, path)
+        path.chmod(0o640)
+        write_state_dict({"w": torch.ones(1)}, path)
+        assert path.stat().st_mode & 0o777 == 0o640
+
+    def test_what_a_killed_process_left_is_removed(self, tmp_path):
+        code = (
+            "import os, signal\nfrom tgdsurgery.core.atomic import replacing\n"
+            "with replacing('net.pt') as temporary:\n"
+            "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+        assert len(os.listdir(tmp_path)) == 1
+        with replacing(tmp_path / "net.pt") as mine:
+            assert os.listdir(tmp_path) == [mine.name]
+            with replacing(tmp_path / "net.pt") as other:  # a living process's file is left alone
+                assert mine.exists()
+                other.write_text("other")
+            mine.write_text("mine")
+        assert os.listdir(tmp_path) == ["net.pt"]
+        assert (tmp_path / "net.pt").read_text() == "mine"

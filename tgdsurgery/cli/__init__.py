@@ -14,6 +14,7 @@ import click
 
 from tgdsurgery.cli.options import debug_option, debugging
 from tgdsurgery.core.errors import TGDError
+from tgdsurgery.core.tables import MAX_MESSAGE, shortened
 
 COMMANDS = {
     "inspect": "Score the kernels of a checkpoint, layer by layer.",
@@ -96,13 +97,13 @@ def _missing_extra(adapter: EntryPoint, error: ImportError) -> AdapterError:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"Warning: {shortened(' '.join(str(message).split()), MAX_MESSAGE)}", err=True)
 
 
 def _one_line(error: Exception) -> str:
     known = isinstance(error, TGDError)
     text = str(error) if known else f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
-    return " ".join(text.split())
+    return shortened(" ".join(text.split()), MAX_MESSAGE)
 
 
 @click.command(cls=TGDGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -92,7 +92,9 @@ def _as_csv(rows: Sequence[LayerRow]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("layer", "shape", "filters", "inputs", "below", "share"))
     for row in rows:
-        writer.writerow((row.layer, _sizes(row), row.filters, row.inputs, row.below, row.share))
+        writer.writerow(
+            (tables.shortened(row.layer), _sizes(row), row.filters, row.inputs, row.below, row.share)
+        )
     return text.getvalue()
 
 

@@ -11,6 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 BARS = "▁▂▃▄▅▆▇█"
+MAX_NAME = 200  # characters of a name that are shown
+MAX_MESSAGE = 2000  # characters of a message or a caption
+
+
+def shortened(text: str, most: int = MAX_NAME) -> str:
+    r"""Text from a file or a user, made fit for a terminal: printable characters only, and not too many.
+
+    Control characters could move the cursor, set the window's title or clear the screen. They are shown by their
+    escape codes instead.
+
+    >>> shortened("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    start = text[: most + 1]
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in start)
+    return clean if len(clean) <= most else f"{clean[: most - 3]}..."
 
 
 def table(
@@ -26,12 +42,23 @@ def table(
         title: shown above; none if empty.
         caption: shown below; none if empty.
     """
-    shown = Table(title=title or None, caption=caption or None, box=box.SIMPLE_HEAD, caption_justify="left")
+    shown = Table(
+        title=_heading(title), caption=_heading(caption), box=box.SIMPLE_HEAD, caption_justify="left"
+    )
     for index, column in enumerate(columns):
         shown.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        shown.add_row(*(cell if isinstance(cell, Text) else Text(_clean(str(cell))) for cell in row))
     return shown
+
+
+def _heading(text: str) -> Text | None:
+    """As Text, so that square brackets in a file's name do not count as markup."""
+    return Text(_clean(text, MAX_MESSAGE)) if text else None
+
+
+def _clean(text: str, most: int = MAX_NAME) -> str:
+    return "\n".join(shortened(line, most) for line in text.split("\n"))
 
 
 def as_text(shown: Table, *, width: int = 110) -> str:

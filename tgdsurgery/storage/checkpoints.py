@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.core.tables import shortened
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 
@@ -24,6 +25,12 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 SUPPORTED = f"Supported are .safetensors and {', '.join(TORCH_SUFFIXES)} (written by torch.save)."
 
 
+MAX_EXPANSION = (
+    8  # how many times its own size a file may take in memory: names that share tensors are normal
+)
+SMALL_CLAIM = 2**26  # bytes that any file may take
+MAX_NESTING = 20  # mappings within mappings that are searched for weights
+CHUNK = 2**20  # bytes that are read at a time
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and averaging wrappers; torch.compile
 
 
@@ -35,14 +42,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     A state_dict nested in a whole checkpoint is found (`{"epoch": 3, "state_dict": {...}}`), and a
     prefix that wrappers put before every name (`module.`, `_orig_mod.`) is taken off. Nothing in the file is
-    executed: a pickle that needs code is refused.
+    executed: a pickle that needs code is refused. Two names of one tensor share their memory here too.
 
     Args:
         path: a .safetensors file, or a file written by `torch.save` (.pt, .pth, .ckpt, .bin, .tar).
 
     Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint, would run code when loaded, or holds
-            no tensors or several candidates for the state_dict.
+        CheckpointError: the file is missing, damaged, no checkpoint, would run code when loaded, holds
+            no tensors or several candidates for the state_dict, or claims far more memory than its size.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "net.pt"
@@ -54,7 +61,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     _check_readable(path)
     found = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     state = {name: value for name, value in _unwrap(found, path).items() if isinstance(value, Tensor)}
-    return {name: tensor.detach().clone() for name, tensor in _without_wrapper_prefix(state).items()}
+    return _without_wrapper_prefix(_copied(state, path))
 
 
 def write_state_dict(state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -91,18 +98,54 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | Path) -> None:
             ) from error
 
 
+def _copied(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Copies of the tensors, one for all names of the same tensor.
+
+    A tensor can claim more entries than are stored, and many tensors can look at the same memory: a small file
+    must not fill the machine.
+    """
+    distinct = {name: _identity(tensor, path, name) for name, tensor in state.items()}
+    sizes = {distinct[name]: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+    _check_claim(sum(sizes.values()), path, "weights")
+    copies = {distinct[name]: tensor.detach().clone() for name, tensor in state.items()}
+    return {name: copies[distinct[name]] for name in state}
+
+
+def _identity(tensor: Tensor, path: Path, name: str) -> tuple[object, ...]:
+    """Equal for tensors that look at the same entries in the same order."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        kind = "on the meta device" if tensor.is_meta else f"{tensor.layout}".removeprefix("torch.")
+        raise CheckpointError(
+            f"{path} holds {shortened(name)!r}, which is {kind} and has no plain entries.",
+            "Save dense tensors: state_dict values after .to_dense(), with the weights loaded.",
+        )
+    place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return (*place, tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _check_claim(claimed: int, path: Path, what: str) -> None:
+    """Refuse a file that would take far more memory than its size says."""
+    size = path.stat().st_size
+    if claimed > MAX_EXPANSION * size + SMALL_CLAIM:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, and claims {claimed:,} bytes of {what}.",
+            "Save the weights without expanded views: {name: tensor.clone() for name, tensor in ...}.",
+        )
+
+
 def _check_readable(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory.", "Name the checkpoint file in it.")
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist.", "Check the path.")
-    _check_suffix(path)
     try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a directory.", "Name the checkpoint file in it.")
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist.", "Check the path.")
+        _check_suffix(path)
         with path.open("rb") as file:
             empty = not file.read(1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name that is too long, or that has a NUL in it
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror or error}.", "Check its permissions."
+            f"{shortened(str(path))} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            "Check its name and its permissions.",
         ) from error
     if empty:
         raise CheckpointError(f"{path} is empty.", "Copy or download it again.")
@@ -123,14 +166,42 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    # Mapped into memory, an optimizer's state beside the weights is never read.
     mapped = zipfile.is_zipfile(path)
+    if mapped:
+        _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: the error says more
+            # Mapped into memory, so that a large file is not held twice.
             return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except Exception as error:  # damage leads to any exception in torch.load, KeyError and EOFError too
         raise _load_error(path, error) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to far more than its size, or whose checksums say that it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check_claim(sum(member.file_size for member in members), path, "data")
+            # torch writes a checksum of 0 where it was told to compute none.
+            damaged = any(member.CRC and not _is_whole(archive, member) for member in members)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises anything on a damaged directory
+        raise CheckpointError(f"{path} is damaged or cut off.", "Copy or download it again.") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: a checksum is wrong.", "Copy or download it again.")
+
+
+def _is_whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as file:
+            while file.read(CHUNK):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _load_error(path: Path, error: Exception) -> CheckpointError:
@@ -165,30 +236,39 @@ def _unwrap(found: Any, path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path} holds no tensors by name.", "Save weights with torch.save(model.state_dict(), path)."
         )
+    outer: tuple[int, ...] = ()
     while True:
+        outer = (*outer, id(found))
         inner = {
             key: value
             for key, value in _entries(found)
-            if not isinstance(value, Tensor) and _holds_tensors(value)
+            if not isinstance(value, Tensor) and _holds_tensors(value, outer)
         }
         if not inner:
             return found  # type: ignore[no-any-return]
         weights = [key for key in inner if set(key.lower().split("_")) <= WEIGHT_WORDS]
         candidates = weights or list(inner)
         if len(candidates) > 1:
+            shown = [shortened(name) for name in candidates[:5]]
             raise CheckpointError(
-                f"{path} holds several sets of weights: {', '.join(candidates)}.",
-                f"Save one: torch.save(torch.load({path.name!r})[{candidates[0]!r}], 'weights.pt').",
+                f"{path} holds several sets of weights: {', '.join(shown)}.",
+                f"Save one: torch.save(torch.load({path.name!r})[{shown[0]!r}], 'weights.pt').",
             )
         found = inner[candidates[0]]
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether there are tensors under names alone; an optimizer's state is numbered and so does not count."""
-    return (
-        isinstance(value, Mapping)
-        and all(isinstance(key, str) for key in value)
-        and any(isinstance(entry, Tensor) or _holds_tensors(entry) for _, entry in _entries(value))
+def _holds_tensors(value: Any, inside: tuple[int, ...] = ()) -> bool:
+    """Whether there are tensors under names alone; an optimizer's state is numbered and so does not count.
+
+    Args:
+        value: anything that a checkpoint can hold.
+        inside: the mappings around it, by id: one that holds itself is not searched twice.
+    """
+    if not isinstance(value, Mapping) or id(value) in inside or len(inside) > MAX_NESTING:
+        return False
+    around = (*inside, id(value))
+    return all(isinstance(key, str) for key in value) and any(
+        isinstance(entry, Tensor) or _holds_tensors(entry, around) for _, entry in _entries(value)
     )
 
 
