@@ -6,12 +6,17 @@ import copy
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from tgdsurgery import kse, plan_tgd
 from tgdsurgery.cli.layer_rows import weights_in
@@ -226,3 +231,106 @@ def test_layers_that_nothing_reads_sort_last_by_share(folder, network, layers):
     shares = [row["share"] for row in found.values()]
     assert shares[-1] is None
     assert shares[:-1] == sorted(shares[:-1], reverse=True)
+
+
+def test_a_pruned_weight_counts_with_its_mask(folder, layers):
+    conv = nn.Conv2d(4, 6, 3)
+    prune.random_unstructured(conv, "weight", 0.5)
+    prune.random_unstructured(conv, "bias", 0.5)
+    torch.save({f"net.{name}": tensor for name, tensor in conv.state_dict().items()}, "pruned.pt")
+    found = layers("pruned.pt")
+    assert list(found) == ["net"]
+    assert found["net"]["scores"] == kse(conv.weight).tolist()
+
+
+def test_a_weight_with_several_names_counts_once(folder, layers):
+    w = torch.rand(4, 3, 3, 3)
+    torch.save(
+        {"encoder.conv.weight": w, "decoder.encoder.conv.weight": w, "head.weight": torch.rand(2, 4)},
+        "tied.pt",
+    )
+    assert list(layers("tied.pt")) == ["encoder.conv", "head"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_a_table"),
+    [
+        ("pos_embed", True),
+        ("embeddings.position_embeddings.weight", True),
+        ("tok_embeddings.weight", True),
+        ("wte.weight", True),
+        ("blocks.0.attn.relative_position_bias_table", True),
+        ("cls_token", True),
+        ("patch_embed.proj.weight", False),
+        ("compose.weight", False),
+        ("decoder.upsample.weight", False),
+        ("in_proj_weight", False),
+        ("embedding_net.0.conv.weight", False),
+    ],
+)
+def test_tables_are_not_scored(name, is_a_table):
+    assert (weights_in({name: torch.rand(4, 6)}) == {}) == is_a_table
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])
+def test_every_floating_dtype_is_scored(folder, layers, dtype):
+    w = torch.rand(6, 4, 3, 3).to(dtype)
+    torch.save({"conv.weight": w}, "small.pt")
+    assert layers("small.pt")["conv"]["scores"] == kse(w.float()).tolist()
+
+
+class TestTerminal:
+    """Names from files are shown, and do nothing else."""
+
+    NAME = "a\x1b]0;title\x07\x1b[2J[red]b"
+
+    def test_names_of_layers(self, folder, tgd):
+        torch.save({f"{self.NAME}.weight": torch.rand(4, 3)}, "net.pt")
+        for options in ([], ["--csv"], ["--json"]):
+            result = tgd("inspect", "net.pt", *options)
+            assert result.exit_code == 0, result.output
+            assert "\x1b" not in result.output
+            assert "\x07" not in result.output
+            assert "[red]" in result.output
+
+    def test_names_of_files_and_errors(self, folder, tgd, assert_refused):
+        torch.save({"w": torch.rand(4, 3)}, "[red]x.pt")
+        assert "KSE of [red]x.pt" in tgd("inspect", "[red]x.pt").output
+        result = tgd("inspect", f"{self.NAME}.pt")
+        assert result.exit_code == 2
+        assert "\x1b" not in result.output
+        assert len(tgd("inspect", "net.pt" * 2000).output) < 2100
+
+    def test_long_names_are_cut(self, folder, tgd):
+        torch.save({"a" * 2**21: torch.rand(4, 3)}, "net.pt")
+        started = time.perf_counter()
+        result = tgd("inspect", "net.pt")
+        assert result.exit_code == 0
+        assert len(result.output) < 5000
+        assert time.perf_counter() - started < 20
+
+
+def test_a_stdout_without_line_drawing_gets_ascii(folder, network):
+    command = [Path(sys.executable).with_name("tgd"), "inspect", "net.pt", "--model", "network:make"]
+    for encoding in ("ascii", "cp1252"):
+        run = subprocess.run(
+            command,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert b"stem" in run.stdout.decode(encoding).encode("ascii")
+
+
+def test_a_full_disk_is_one_line(folder, network):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    command = [Path(sys.executable).with_name("tgd"), "inspect", "net.pt"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 2
+    assert (
+        run.stderr
+        == "Error: The output: No space left on device. Check the path, its permissions and the disk.\n"
+    )

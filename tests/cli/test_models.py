@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tgdsurgery.cli.models import example_inputs, load_model
+from tgdsurgery.cli.options import InputShape
 
 
 @pytest.mark.parametrize("where", ["network", "network.py", "./network.py"])
@@ -34,10 +35,17 @@ def test_the_checkpoint_is_loaded(folder, network):
 
 
 def test_example_inputs_fit_the_parameters():
-    shapes = ((2, 1, 8, 8), (2, 3))
+    shapes = (InputShape((2, 1, 8, 8)), InputShape((2, 3)), InputShape((4,), whole=True))
     given = example_inputs(torch.nn.Conv2d(1, 1, 1).double(), shapes)
-    assert [(tuple(x.shape), x.dtype) for x in given] == [(shape, torch.float64) for shape in shapes]
+    assert [tuple(x.shape) for x in given] == [shape.sizes for shape in shapes]
+    assert [x.dtype for x in given] == [torch.float64, torch.float64, torch.int64]
     assert example_inputs(torch.nn.ReLU(), ()) is None
+
+
+def test_a_prefix_that_a_trainer_put_before_all_names_comes_off(folder, network):
+    torch.save({"state_dict": {f"model.{n}": t for n, t in network.state_dict().items()}}, "lightning.ckpt")
+    made = load_model("network:make", folder / "lightning.ckpt")
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in made.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tgdsurgery import TGDPlan, plan_tgd
-from tgdsurgery.cli.options import parse_shape
+from tgdsurgery.cli.options import InputShape, parse_shape
 from tgdsurgery.cli.plan import parse_override
 
 
@@ -57,6 +57,49 @@ def test_overrides(text, value):
     assert parse_override(text) == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("1x3x64x64", (1, 3, 64, 64)), ("2X10", (2, 10)), ("5", (5,))])
-def test_shapes(text, value):
-    assert parse_shape(text) == value
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("1x3x64x64", InputShape((1, 3, 64, 64))),
+        ("2X10", InputShape((2, 10))),
+        ("5", InputShape((5,))),
+        ("2x16:int", InputShape((2, 16), whole=True)),
+    ],
+)
+def test_shapes(text, shape):
+    assert parse_shape(text) == shape
+
+
+def test_a_network_of_whole_numbers_is_planned(folder, tgd):
+    (folder / "words.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.conv = nn.Embedding(9, 6), nn.Conv1d(6, 8, 3)\n"
+        "        self.head = nn.Conv1d(8, 2, 1)\n"
+        "    def forward(self, tokens):\n"
+        "        return self.head(self.conv(self.table(tokens).transpose(1, 2)).relu())\n"
+    )
+    result = tgd("plan", "--model", "words.py:Net", "--input-shape", "2x16:int", "--phi", "0.9")
+    assert result.exit_code == 0, result.output
+    assert "conv" in result.output
+
+
+def test_what_is_read_is_not_replaced(folder, network, assert_refused):
+    before = (folder / "net.pt").read_bytes()
+    plan = ["plan", "--model", "network.py:make", "--checkpoint", "net.pt"]
+    for output in ("net.pt", "./net.pt", str(folder / "net.pt"), "network.py"):
+        assert_refused([*plan, "-o", output], "is read by this command, and would be replaced.")
+    sweep = ["sweep", *plan[1:], "--evaluate", "network.py:returns_number"]
+    assert_refused([*sweep, "--plot", "net.pt"], "would be replaced")
+    assert_refused([*sweep, "-o", "net.pt"], "would be replaced")
+    assert (folder / "net.pt").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("always::tgdsurgery.PlanWarning")
+def test_a_plan_that_trains_nothing_says_so_in_a_line(folder, tgd):
+    result = tgd("plan", "--model", "network:make", "--phi", "0")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Warning: This plan trains none of the filter parameters.")
+    assert result.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ Nothing heavy is imported here: a command's module, and with it torch, is loaded
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from importlib.metadata import EntryPoint, entry_points
@@ -69,7 +70,9 @@ class TGDGroup(click.Group):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+                sys.stdout.flush()  # a full disk shows here, and not when the interpreter ends
+                return result
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
@@ -78,7 +81,9 @@ class TGDGroup(click.Group):
             adapter = _adapters().get(ctx.invoked_subcommand or "")
             shown = _missing_extra(adapter, error) if adapter and isinstance(error, ImportError) else error
             click.echo(f"Error: {_one_line(shown)}", err=True)
-            ctx.exit(shown.exit_code if isinstance(shown, TGDError) else 1)
+            ctx.exit(
+                shown.exit_code if isinstance(shown, TGDError) else 2 if isinstance(shown, OSError) else 1
+            )
 
 
 def _adapters() -> dict[str, EntryPoint]:
@@ -101,8 +106,13 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: objec
 
 
 def _one_line(error: Exception) -> str:
-    known = isinstance(error, TGDError)
-    text = str(error) if known else f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
+    if isinstance(error, TGDError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        where = error.filename or "The output"
+        text = f"{where}: {error.strerror or error}. Check the path, its permissions and the disk."
+    else:
+        text = f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
     return shortened(" ".join(text.split()), MAX_MESSAGE)
 
 

@@ -14,8 +14,8 @@ from rich.text import Text
 from tgdsurgery import plan_tgd
 from tgdsurgery.cli.layer_rows import BINS, SORTS, LayerRow, chosen, plan_rows, weight_row, weights_in
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, debug_option, input_shape_option
-from tgdsurgery.cli.output import progress, show
+from tgdsurgery.cli.options import MODEL, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.output import progress, say, show
 from tgdsurgery.core import tables
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.plan import TGDPlan
@@ -38,7 +38,7 @@ def inspect_command(
     checkpoint: Path,
     *,
     model: str | None,
-    input_shape: Sequence[tuple[int, ...]],
+    input_shape: Sequence[InputShape],
     phi: float,
     layers: Sequence[str],
     sort: str,
@@ -62,7 +62,7 @@ def inspect_command(
     if style == "json":
         click.echo(_as_json(checkpoint, phi, rows, plan))
     elif style == "csv":
-        click.echo(_as_csv(rows), nl=False)
+        say(_as_csv(rows).rstrip("\n"))
     else:
         _show(checkpoint, phi, rows, plan)
 
@@ -119,7 +119,7 @@ def _show(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan 
     shown.pad_edge = False  # so that the names of a ResNet-50 fit into 80 columns
     show(shown)
     if plan is not None:
-        click.echo(f"\n{plan}")
+        say(f"\n{plan}")
 
 
 def _bars(row: LayerRow, phi: float) -> Text:

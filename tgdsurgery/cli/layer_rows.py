@@ -22,6 +22,11 @@ WEIGHT_NORM = (
     ("weight_v", "weight_g"),
     ("parametrizations.weight.original1", "parametrizations.weight.original0"),
 )
+PRUNED, MASK = "_orig", "_mask"  # what torch.nn.utils.prune makes of a parameter
+# patch_embed.proj.weight is a convolution; pos_embed, tok_embeddings.weight and a bias table are looked up.
+TABLE = re.compile(
+    r"(^|_)(pos|position|positional|token|tok|word|cls|relative|rel)(_|$)|embed|^wte$|^wpe$|_table$"
+)
 WEIGHT_NAME = re.compile(r"\.(weight(_orig|_v)?|parametrizations\.weight\.original1?)$")
 
 
@@ -64,13 +69,21 @@ class LayerRow:
 def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights among the tensors of a checkpoint, by layer: floating-point and of two axes or more.
 
-    Weight norm's two tensors become the one weight that they stand for.
+    Weight norm's two tensors become the one weight that they stand for, and so do a pruned weight and its mask.
+    A tensor under several names counts once, under the first. Tables of positions and embeddings are left out:
+    they have no kernels.
     """
+    first = {id(tensor): name for name, tensor in reversed([*state.items()])}
     found = {
         name: tensor
         for name, tensor in state.items()
         if tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel()
+        if first[id(tensor)] == name and not is_table(name)
     }
+    for name in [name for name in found if name.endswith(PRUNED)]:
+        mask = found.pop(name.removesuffix(PRUNED) + MASK, None)
+        if mask is not None and mask.shape == found[name].shape:
+            found[name] = found[name] * mask
     for direction, magnitude in WEIGHT_NORM:
         for name in [name for name in found if name.endswith(direction)]:
             size = found.pop(name.removesuffix(direction) + magnitude, None)
@@ -79,6 +92,12 @@ def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 length = torch.linalg.vector_norm(found[name], dim=axes, keepdim=True)
                 found[name] = found[name] * (size / length)
     return {WEIGHT_NAME.sub("", name): tensor for name, tensor in found.items()}
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor of this name is looked up (positions, tokens), as far as a name can tell."""
+    *_, module, leaf = f".{name}".split(".")
+    return bool(TABLE.search(module if leaf == "weight" else leaf))
 
 
 def weight_row(layer: str, weight: Tensor, phi: float) -> LayerRow:

@@ -11,7 +11,7 @@ import click
 
 from tgdsurgery import channel_map
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option, nearest
+from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option, nearest
 from tgdsurgery.cli.output import show
 from tgdsurgery.core import tables
 from tgdsurgery.core.records import ChannelMap, Producer
@@ -58,7 +58,7 @@ class Run:
 @click.option("--layer", required=True, help="The layer whose input channels are shown.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry per input channel.")
 @debug_option
-def map_command(*, model: str, input_shape: Sequence[tuple[int, ...]], layer: str, as_json: bool) -> None:
+def map_command(*, model: str, input_shape: Sequence[InputShape], layer: str, as_json: bool) -> None:
     """Show which filters feed each input channel of a layer, and which channel layers are on the way.
 
     Filters reach the layer without passing another filter; channel layers (norms, PReLU, layer scale) are what

@@ -6,14 +6,14 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from tgdsurgery.cli.options import ArgumentError, nearest
+from tgdsurgery.cli.options import ArgumentError, InputShape, nearest
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.storage.checkpoints import read_state_dict
 
@@ -54,10 +54,25 @@ def load_function(reference: str) -> Callable[..., object]:
     return found
 
 
-def example_inputs(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...] | None:
-    """Random inputs of these shapes where the model's parameters are; None (to be found) without shapes."""
+def example_inputs(model: nn.Module, shapes: Sequence[InputShape]) -> tuple[Tensor, ...] | None:
+    """Inputs of these shapes where the model's parameters are; None (to be found) without shapes.
+
+    Random numbers, or zeros where whole numbers are asked for: 0 is an index into any table.
+    """
     like = next(model.parameters(), torch.empty(0))
-    return tuple(torch.rand(shape, dtype=like.dtype, device=like.device) for shape in shapes) or None
+    return tuple(_example(shape, like) for shape in shapes) or None
+
+
+def _example(shape: InputShape, like: Tensor) -> Tensor:
+    try:
+        if shape.whole:
+            return torch.zeros(shape.sizes, dtype=torch.int64, device=like.device)
+        return torch.rand(shape.sizes, dtype=like.dtype, device=like.device)
+    except RuntimeError as error:  # no memory
+        sizes = "x".join(map(str, shape.sizes))
+        raise ArgumentError(
+            f"No input of shape {sizes} can be made: {error}.", "Give a smaller one."
+        ) from error
 
 
 def _named(reference: str, what: str, form: str) -> object:
@@ -135,7 +150,7 @@ def _make(factory: str, source: object) -> nn.Module:
 
 
 def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    state = read_state_dict(checkpoint)
+    state = _with_names_of(model, read_state_dict(checkpoint))
     try:
         # Not strict: the names come back as lists, after the modules' own renaming of old names.
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -149,6 +164,14 @@ def _load_weights(model: nn.Module, checkpoint: Path) -> None:
             f"{checkpoint} does not fit the model: {'; '.join(found)}.",
             "Give the model that the checkpoint was made with.",
         )
+
+
+def _with_names_of(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state without a prefix (Lightning's `model.`, say) that keeps its names from being the model's."""
+    prefix = next(iter(state), "").partition(".")[0] + "."
+    bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    wrapped = all(name.startswith(prefix) for name in state)
+    return bare if wrapped and bare.keys() == model.state_dict().keys() else state
 
 
 def _listed(what: str, names: Sequence[str], *, shown: int = 3) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import click
 
@@ -26,12 +27,24 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"There are: {', '.join(known[:5])}{more}." if known else "There is none."
 
 
-def parse_shape(value: str) -> tuple[int, ...]:
-    """The sizes in `1x3x64x64`."""
-    sizes = value.lower().split("x")
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ArgumentError(f"{value!r} is not an input shape.", "Write it like 1x3x64x64, batch first.")
-    return tuple(int(size) for size in sizes)
+@dataclass(frozen=True)
+class InputShape:
+    """One input of a model: its sizes, batch first, and whether it takes whole numbers (indices, tokens)."""
+
+    sizes: tuple[int, ...]
+    whole: bool = False
+
+
+def parse_shape(value: str) -> InputShape:
+    """The sizes in `1x3x64x64`, or those of whole numbers in `2x128:int`."""
+    shape, _, kind = value.lower().partition(":")
+    sizes = shape.split("x")
+    if kind not in ("", "int") or not all(size.isdecimal() and 0 < int(size) < 2**31 for size in sizes):
+        raise ArgumentError(
+            f"{value!r} is not an input shape.",
+            "Write it like 1x3x64x64, batch first; for whole numbers like 2x128:int.",
+        )
+    return InputShape(tuple(int(size) for size in sizes), whole=kind == "int")
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -55,7 +68,7 @@ debug_option = click.option(
 input_shape_option = click.option(
     "--input-shape",
     type=parse_shape,
-    metavar="NxCxHxW",
+    metavar="NxCxHxW[:int]",
     multiple=True,
     help="Shape of the model's input, batch first; repeat for several inputs. Found by trial if not given.",
 )

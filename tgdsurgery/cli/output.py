@@ -1,24 +1,71 @@
-"""What a command shows: tables on stdout, progress on stderr."""
+"""What a command shows: tables and text on stdout, progress on stderr."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
+import click
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from tgdsurgery.cli.options import ArgumentError
+from tgdsurgery.core.tables import BARS, as_text
+
 T = TypeVar("T")
+# For a stdout that has no box-drawing characters, such as one with the code page cp1252.
+ASCII = str.maketrans(BARS + "─…±", "_.:-=+*#" + "-.~")
 
 
 def show(shown: Table) -> None:
-    """Prints a table as wide as the terminal, or as it needs where the output goes to a file."""
+    """Print a table as wide as the terminal, or as it needs where the output goes to a file."""
     console = Console()
-    console.print(shown, width=None if console.is_terminal else 160)
+    if console.is_terminal and _can_show(BARS):
+        console.print(shown)
+    else:
+        say(as_text(shown, width=160))
+
+
+def say(text: str) -> None:
+    """Print text; in plain ASCII where stdout cannot show all of it."""
+    if not _can_show(text):
+        text = text.translate(ASCII).encode("ascii", "backslashreplace").decode("ascii")
+    click.echo(text)
 
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """The items, with a bar on stderr while they are worked on; silent where that is no terminal."""
+    """The items, with a bar on stderr while they are worked on; silent if stderr is not a terminal."""
     console = Console(stderr=True)
     return track(items, what, console=console, transient=True) if console.is_terminal else items
+
+
+def refuse_input(output: Path | None, *inputs: Path | str | None) -> None:
+    """Raise if a command would replace one of the files that it reads.
+
+    Args:
+        output: where the command writes, if anywhere.
+        inputs: what it reads: files, or `path/to/file.py:name`.
+    """
+    for given in inputs:
+        read = Path(given.rpartition(":")[0] if isinstance(given, str) else given) if given else None
+        if (
+            output is not None
+            and read is not None
+            and read.exists()
+            and output.exists()
+            and output.samefile(read)
+        ):
+            raise ArgumentError(
+                f"{output} is read by this command, and would be replaced.", "Name another file."
+            )
+
+
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

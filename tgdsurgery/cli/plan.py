@@ -11,7 +11,8 @@ import click
 
 from tgdsurgery import plan_tgd
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option
+from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.plan import Flow, NormStats, Override
 
@@ -69,7 +70,7 @@ def plan_command(
     *,
     model: str,
     checkpoint: Path | None,
-    input_shape: Sequence[tuple[int, ...]],
+    input_shape: Sequence[InputShape],
     phi: float | None,
     budget: float | None,
     overrides: Sequence[tuple[str, Override]],
@@ -81,6 +82,7 @@ def plan_command(
     if phi is not None and budget is not None:
         raise ArgumentError("--phi and --budget are both given.", "Give one; the budget finds its own phi.")
     settings: dict[str, Any] = {} if phi is None else {"phi": phi}
+    refuse_input(output, checkpoint, model)
     net = load_model(model, checkpoint)
     # Opened first, so that a path that cannot be written to fails before the work.
     with nullcontext() if output is None else replacing(output) as temporary:
@@ -95,6 +97,6 @@ def plan_command(
         )
         if temporary is not None:
             temporary.write_text(plan.to_json(), encoding="utf-8")
-    click.echo(str(plan))
+    say(str(plan))
     if output is not None:
         click.echo(f"Written to {output}.", err=True)

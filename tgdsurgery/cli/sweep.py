@@ -13,7 +13,8 @@ from torch import nn
 
 from tgdsurgery import sweep_phi
 from tgdsurgery.cli.models import example_inputs, load_function, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option, input_shape_option
+from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.cli.plan import parse_override
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.errors import TGDError
@@ -74,7 +75,7 @@ def sweep_command(
     model: str,
     checkpoint: Path | None,
     evaluation: str,
-    input_shape: Sequence[tuple[int, ...]],
+    input_shape: Sequence[InputShape],
     phis: Sequence[float],
     tolerance: float,
     overrides: Sequence[tuple[str, Override]],
@@ -82,6 +83,8 @@ def sweep_command(
     plot: Path | None,
 ) -> None:
     """Leave out the channels below each phi, see what the old task says, and propose the largest harmless phi."""
+    for written in (output, plot):
+        refuse_input(written, checkpoint, model, evaluation)
     net, evaluate = load_model(model, checkpoint), load_function(evaluation)
     if plot is not None:
         _check_picture(plot)
@@ -100,7 +103,7 @@ def sweep_command(
             temporary.write_text(result.to_json(), encoding="utf-8")
         if plot is not None:
             result.plot(plot)
-    click.echo(str(result))
+    say(str(result))
     for written in (path for path in (output, plot) if path is not None):
         click.echo(f"Written to {written}.", err=True)
 

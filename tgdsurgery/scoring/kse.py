@@ -80,6 +80,7 @@ def kse(
     """
     weight = weight.detach()
     _check(weight, groups)
+    weight = weight.float() if weight.element_size() == 1 else weight  # float8 has no arithmetic of its own
     _check_settings(k, alpha, variant)
     kernels = channel_kernels(weight, groups=groups, transposed=transposed)
     scale = _scale(weight)
@@ -269,9 +270,9 @@ def _check(weight: Tensor, groups: int) -> None:
 
 
 def _check_settings(k: int, alpha: float, variant: str) -> None:
-    if k < 1:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise PlanError(f"KSE needs at least one nearest neighbour, not k={k}.", "The usual value is k=5.")
-    if not 0 <= alpha < math.inf:
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
         raise PlanError(
             f"KSE needs a finite alpha of at least 0, not {alpha}.", "The usual value is alpha=1."
         )
