@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from datetime import timedelta
@@ -243,3 +244,48 @@ class TestRanks:
     def test_one_that_does_not_come_is_an_error_and_no_hang(self, group, net, monkeypatch):
         monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.2))
         assert "did not call apply_tgd" in str(self.outcomes(plan_tgd(net, X))["one"])
+
+
+class TestPlanFiles:
+    """A plan is read from anybody's file: what does not fit is one clear error."""
+
+    @pytest.mark.parametrize(
+        ("where", "value"),
+        [
+            (("phi",), "0.3"),
+            (("phi",), 7),
+            (("phi",), None),
+            (("k",), 2.5),
+            (("flow",), "half"),
+            (("extra",), 1),
+            (("overrides",), {"1": "thaw"}),
+            (("entries",), {}),
+            (("entries", 0, "mask"), [1, 0]),
+            (("entries", 0, "mask"), [True]),
+            (("entries", 0, "scores"), [0.5]),
+            (("entries", 0, "layer", "channels"), 2**40),
+            (("entries", 0, "layer", "role"), "carrier"),
+            (("entries", 0, "layer", "parameters", 0, "shape"), [2**40, 1, 3, 3]),
+            (("entries", 0, "layer", "parameters", 0, "axis"), 9),
+            (("entries", 0, "layer", "parameters", 0, "groups"), 0),
+            (("entries", 0, "layer", "name"), ["0"]),
+        ],
+        ids=str,
+    )
+    def test_a_wrong_value_is_refused(self, net, where, value):
+        data = json.loads(plan_tgd(net, X).to_json())
+        *path, last = where
+        inside = data
+        for key in path:
+            inside = inside[key]
+        inside[last] = value
+        with pytest.raises(PlanError) as raised:
+            TGDPlan.from_json(json.dumps(data))
+        assert len(str(raised.value)) < 500
+
+    @pytest.mark.parametrize(
+        "text", ["[" * 100_000, "NaN", '{"format": "tgdsurgery-plan-2"}', "\ud800", "{" * 9]
+    )
+    def test_a_text_that_is_no_plan_is_refused(self, text):
+        with pytest.raises(PlanError, match="not a TGD plan"):
+            TGDPlan.from_json(text)

@@ -16,7 +16,8 @@ from torch import BoolTensor, Tensor
 
 from tgdsurgery.core.errors import PlanError
 from tgdsurgery.core.masking import collapsed
-from tgdsurgery.core.records import Layer, ParameterRows
+from tgdsurgery.core.reading import read_record
+from tgdsurgery.core.records import Layer
 from tgdsurgery.core.tables import as_text, table
 
 Flow = Literal["masked", "full"]
@@ -180,19 +181,14 @@ class TGDPlan:
         Raises:
             PlanError: the text is not JSON, or not a plan of this format.
         """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            if data.pop("format") != PLAN_FORMAT:
-                raise ValueError("unknown format")
-            data["entries"] = tuple(_entry(raw) for raw in data["entries"])
-            check_overrides(data["overrides"])
-            data["mixed"] = tuple(data["mixed"])
-            return cls(**data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PlanError(
-                f"This is not a TGD plan of format {PLAN_FORMAT} ({error}).",
-                "Write one with `tgd plan ... -o plan.json`.",
-            ) from error
+        plan = read_record(
+            cls, text, PLAN_FORMAT, "a TGD plan", "Write one with `tgd plan ... -o plan.json`."
+        )
+        check_share("phi", plan.phi)
+        check_overrides(plan.overrides)
+        for entry in plan.entries:
+            _check_sizes(entry)
+        return plan
 
     @cached_property
     def _by_name(self) -> dict[str, LayerPlan]:
@@ -226,14 +222,16 @@ class TGDPlan:
         return as_text(table(columns, rows, title=f"TGD plan, {chosen}", caption="\n".join(notes)))
 
 
-def _entry(raw: dict[str, Any]) -> LayerPlan:
-    layer = dict(raw["layer"])
-    layer["parameters"] = tuple(
-        ParameterRows(**{**rows, "shape": tuple(rows["shape"])}) for rows in layer["parameters"]
-    )
-    layer["statistics"], layer["modules"] = tuple(layer["statistics"]), tuple(layer["modules"])
-    scores = tuple(None if score is None else float(score) for score in raw["scores"])
-    return LayerPlan(Layer(**layer), scores, tuple(bool(value) for value in raw["mask"]))
+def _check_sizes(entry: LayerPlan) -> None:
+    """Raise unless scores, mask and parameters have as many channels as the layer says."""
+    layer = entry.layer
+    fit = all(0 <= rows.axis < max(len(rows.shape), 1) and rows.groups > 0 for rows in layer.parameters)
+    counts = {len(entry.scores), len(entry.mask), *(rows.channels for rows in layer.parameters if fit)}
+    if not fit or counts != {layer.channels}:
+        raise PlanError(
+            f"The plan's layer {layer.name!r} has {layer.channels} channels, but its parts have other numbers of them.",
+            "Write the plan again with `tgd plan ... -o plan.json`.",
+        )
 
 
 def rule_of(layer: str, overrides: Mapping[str, Override], phi: float) -> Override:

@@ -6,10 +6,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tgdsurgery.core.atomic import replacing
-from tgdsurgery.core.errors import PlanError, TGDError
+from tgdsurgery.core.errors import TGDError
+from tgdsurgery.core.reading import read_record
 from tgdsurgery.core.tables import as_text, table
 
 SWEEP_FORMAT = "tgdsurgery-sweep-1"
@@ -68,19 +68,14 @@ class SweepResult:
         Raises:
             PlanError: the text is not JSON, or not a sweep of this format.
         """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            if data["format"] != SWEEP_FORMAT:
-                raise ValueError("unknown format")
-            rows = tuple(
-                SweepRow(**{key: float(value) for key, value in row.items()}) for row in data["rows"]
-            )
-            return cls(rows, float(data["untouched"]), float(data["tolerance"]))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PlanError(
-                f"This is not a sweep of format {SWEEP_FORMAT} ({error}).",
-                "Write one with `tgd sweep ... -o sweep.json`.",
-            ) from error
+        return read_record(
+            cls,
+            text,
+            SWEEP_FORMAT,
+            "a sweep",
+            "Write one with `tgd sweep ... -o sweep.json`.",
+            derived=("proposed",),
+        )
 
     def plot(self, path: str | Path) -> None:
         """Draw change and dropped share against phi, with the tolerance and the proposed phi.
