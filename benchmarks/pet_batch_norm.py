@@ -28,13 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import track
-from tgd_pet.data import PatchPairs
-from tgd_pet.evaluation import evaluate
-from tgd_pet.jobs import run_jobs
+from tgd_pet.training.patches import PatchPairs
+from tgd_pet.evaluation.scores import evaluate
+from tgd_kit.runs.jobs import run_jobs
 from tgd_pet.network import DnCNN, new_network
-from tgd_pet.settings import PROFILES, Settings, read_settings
-from tgd_pet.statistics import compare
-from tgd_pet.studies import Study, load_study, simulate_set
+from tgd_pet.experiment.settings import PROFILES, Settings, read_settings
+from tgd_kit.report.statistics import compare
+from tgd_pet.simulation.files import Study, load_study, simulate_set
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader

@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 
 import click
-from tgd_pet.page import IMAGES
-from tgd_pet.report import write_report
-from tgd_pet.results import read_results
-from tgd_pet.settings import PROFILES, read_settings
-from tgd_pet.study import run_study
-from tgd_pet.tables import readme_table
+from tgd_pet.report.page import IMAGES
+from tgd_pet.report.write import write_report
+from tgd_pet.report.results import read_results
+from tgd_pet.experiment.settings import PROFILES, read_settings
+from tgd_pet.experiment.run import run_study
+from tgd_pet.report.tables import readme_table
 
 ROOT = Path(__file__).parent.parent
 PROFILE = "quick"

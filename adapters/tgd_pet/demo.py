@@ -17,13 +17,13 @@ from rich.table import Table
 from torch import nn
 
 from tgd_pet.denoising import best_device, denoise
-from tgd_pet.evaluation import Scores, around, evaluate
-from tgd_pet.figures import draw_comparison
-from tgd_pet.files import replacing
-from tgd_pet.finetuning import PHI, Flow, Method, Tuned, finetune
+from tgd_pet.evaluation.scores import Scores, around, evaluate
+from tgd_kit.report.comparison import draw_comparison
+from tgd_kit.runs.files import replacing
+from tgd_pet.training.finetuning import PHI, Flow, Method, Tuned, finetune
 from tgd_pet.network import WIDTHS, DnCNN, new_network
-from tgd_pet.studies import Study, StudyConfig, load_study, simulate_set
-from tgd_pet.training import Schedule, fit
+from tgd_pet.simulation.files import Study, StudyConfig, load_study, simulate_set
+from tgd_kit.training.fit import Schedule, fit
 
 # name in the table -> folder, method, flow
 TGD = "TGD"

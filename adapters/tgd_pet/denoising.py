@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tgd_pet.slabs import Voxels, scratch
+from tgd_kit.imaging.slabs import Voxels, scratch
 
 PIXELS_PER_BATCH = 2**17  # eight slices of 128x128: about 0.4 GB of activations in the widest layers
 
@@ -28,7 +28,7 @@ def denoise(
     at most, whatever other slices are in its batch; the layout of its weights stays so.
 
     Only a few slices are in memory at once beside `volume`, which may be a memory map; the result is one
-    where it is large (`tgd_pet.slabs.scratch`).
+    where it is large (`tgd_kit.imaging.slabs.scratch`).
 
     Args:
         network: maps triplets (B, 3, H, W) in SUV to denoised triplets.

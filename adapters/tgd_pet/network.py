@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tgd_pet.files import replacing
+from tgd_kit.runs.files import replacing
 from tgdsurgery import CheckpointError
 
 WIDTHS = (64, 64, 128, 128, 128, 256, 256, 3)

@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, PositronEmissionTomographyImageStorage, generate_uid
-from tgd_pet.images import PETImage, read_image
+from tgd_kit.imaging.image import PETImage, read_image
 
 ROWS, COLUMNS, DEPTH = 4, 5, 6
 HALF_LIFE, DOSE, WEIGHT = 6600.0, 3.5e8, 70.0

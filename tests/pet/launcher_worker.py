@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from tgd_pet.early_stop import KeepBest
-from tgd_pet.finetuning import Tuned, finetune
+from tgd_kit.training.keep_best import KeepBest
+from tgd_pet.training.finetuning import Tuned, finetune
 from tgd_pet.network import load_network
-from tgd_pet.online import online
-from tgd_pet.training import Schedule
+from tgd_pet.training.online import online
+from tgd_kit.training.fit import Schedule
 
 from tests.pet.scans import RandomScans
 

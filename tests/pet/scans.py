@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from tgd_pet.grid import Grid
+from tgd_kit.simulation.grid import Grid
 
 
 class RandomScans:

@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 from tgd_pet.cli import pet
 from tgd_pet.demo import PROFILES, run_demo
 from tgd_pet.denoising import denoise
-from tgd_pet.errors import ImageError, RunError
-from tgd_pet.images import PETImage
+from tgd_kit.errors import ImageError, RunError
+from tgd_kit.imaging.image import PETImage
 from tgd_pet.network import load_network, new_network, save_network
-from tgd_pet.studies import StudyConfig, load_study, simulate_set
+from tgd_pet.simulation.files import StudyConfig, load_study, simulate_set
 
 from tests.pet.dicoms import series, write
 from tgdsurgery import TGDError, load_delta

@@ -13,8 +13,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from tgd_pet.errors import ImageError
-from tgd_pet.images import read_image
+from tgd_kit.errors import ImageError
+from tgd_kit.imaging.image import read_image
 
 from tests.pet.dicoms import (
     AXIAL,

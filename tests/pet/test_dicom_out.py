@@ -11,9 +11,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
-from tgd_pet.dicom import DicomSource
-from tgd_pet.errors import ImageError
-from tgd_pet.images import PETImage, check_output, read_image, write_image
+from tgd_kit.imaging.dicom.series import DicomSource
+from tgd_kit.errors import ImageError
+from tgd_kit.imaging.image import PETImage, check_output, read_image, write_image
 
 from tests.pet.dicoms import AXIAL, DOSE, HALF_LIFE, OBLIQUE, REAL, WEIGHT, garble, read, series, write
 

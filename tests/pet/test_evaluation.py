@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image as pictures
 from tgd_pet.denoising import denoise
-from tgd_pet.evaluation import MARGIN, around, evaluate, lesion_bias, liver_cov
-from tgd_pet.figures import draw_comparison
+from tgd_pet.evaluation.scores import MARGIN, around, evaluate, lesion_bias, liver_cov
+from tgd_kit.report.comparison import draw_comparison
 from tgd_pet.network import WIDTHS, DnCNN, new_network
 
 from tests.pet.scans import RandomScans

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tgd_pet.errors import ImageError
-from tgd_pet.images import PETImage, check_output, read_image, write_nifti
+from tgd_kit.errors import ImageError
+from tgd_kit.imaging.image import PETImage, check_output, read_image, write_nifti
 
 from tests.pet.dicoms import read, series
 

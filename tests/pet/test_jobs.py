@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tgd_pet.errors import RunError
-from tgd_pet.jobs import run_jobs
+from tgd_kit.errors import RunError
+from tgd_kit.runs.jobs import run_jobs
 
 
 def note(folder: Path, name: str) -> None:
@@ -63,7 +63,7 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from tgd_pet.jobs import run_jobs\n"
+        "from tgd_kit.runs.jobs import run_jobs\n"
         "from tests.pet.test_jobs import sleep\n"
         "if __name__ == '__main__':\n"
         f"    list(run_jobs(sleep, [(Path({str(tmp_path)!r}), name) for name in 'ab'], 2))\n"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tgd_pet.network import load_network, new_network
-from tgd_pet.training import Schedule, fit
+from tgd_kit.training.fit import Schedule, fit
 
 from tests.pet.scans import RandomScans
 from tgdsurgery import load_delta

@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tgd_pet.data import PatchPairs
+from tgd_pet.training.patches import PatchPairs
 from tgd_pet.denoising import denoise
-from tgd_pet.early_stop import KeepBest
-from tgd_pet.errors import RunError
-from tgd_pet.halves import GAP, HeldOut, hold_out, swapped
+from tgd_kit.training.keep_best import KeepBest
+from tgd_kit.errors import RunError
+from tgd_pet.training.halves import GAP, HeldOut, hold_out, swapped
 from tgd_pet.network import DnCNN, load_network, new_network
-from tgd_pet.online import ROWS, Online, online
-from tgd_pet.training import Schedule, fit
+from tgd_pet.training.online import ROWS, Online, online
+from tgd_kit.training.fit import Schedule, fit
 
 from tests.pet.scans import RandomScans
 from tgdsurgery import load_delta
@@ -82,7 +82,7 @@ def test_patches_never_touch_what_is_held_out() -> None:
 
 
 def test_a_smaller_gap_would_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tgd_pet.halves.GAP", GAP - 1)
+    monkeypatch.setattr("tgd_pet.training.halves.GAP", GAP - 1)
     held_out = hold_out(SCAN_A, SCAN_B, patch=32)
     scans = [poisoned(scan, held_out) for scan in (SCAN_A, SCAN_B)]
     unseen = HeldOut(*scans, held_out.active, held_out.slices)

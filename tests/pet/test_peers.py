@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tgd_pet.data import PatchPairs
-from tgd_pet.finetuning import Method, finetune
+from tgd_pet.training.patches import PatchPairs
+from tgd_pet.training.finetuning import Method, finetune
 from tgd_pet.network import DnCNN, load_network
-from tgd_pet.peers import LORA_RANK
-from tgd_pet.training import Schedule
+from tgd_pet.training.peers import LORA_RANK
+from tgd_kit.training.fit import Schedule
 
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import fitted
@@ -46,7 +46,7 @@ def test_l2_sp_stays_near_the_old_weights(
 ) -> None:
     free = distance(base, tuned(base, tmp_path / "free", "full"))
     usual = distance(base, tuned(base, tmp_path / "usual", "l2-sp"))
-    monkeypatch.setattr("tgd_pet.peers.L2_SP", 10.0)
+    monkeypatch.setattr("tgd_pet.training.peers.L2_SP", 10.0)
     strong = distance(base, tuned(base, tmp_path / "strong", "l2-sp"))
     assert 0 < strong < usual < free
 

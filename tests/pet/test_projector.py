@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from scipy.stats import norm
 from skimage.transform import radon
-from tgd_pet.projector import Geometry, Projector, SimulationError, TimeOfFlight, blur, system_matrices
+from tgd_kit.simulation.projector import Geometry, Projector, SimulationError, TimeOfFlight, blur, system_matrices
 
 
 @st.composite

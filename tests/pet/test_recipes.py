@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tgd_pet import recipes
-from tgd_pet.finetuning import Tuned, finetune
+from tgd_pet.experiment import recipes
+from tgd_pet.training.finetuning import Tuned, finetune
 from tgd_pet.network import load_network
-from tgd_pet.recipes import Recipe, adapt
-from tgd_pet.training import Schedule
+from tgd_pet.experiment.recipes import Recipe, adapt
+from tgd_kit.training.fit import Schedule
 
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import fitted

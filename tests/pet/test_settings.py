@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tgd_pet.errors import RunError
-from tgd_pet.settings import PROFILES, Settings, read_settings
-from tgd_pet.training import Schedule
+from tgd_kit.errors import RunError
+from tgd_pet.experiment.settings import PROFILES, Settings, read_settings
+from tgd_kit.training.fit import Schedule
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:

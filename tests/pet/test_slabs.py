@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tgd_pet.denoising import denoise
-from tgd_pet.images import read_image, write_image
+from tgd_kit.imaging.image import read_image, write_image
 from tgd_pet.network import DnCNN
-from tgd_pet.slabs import scratch
+from tgd_kit.imaging.slabs import scratch
 
 from tests.pet.dicoms import series, write
 
@@ -46,8 +46,8 @@ def through(source: Path, out: Path) -> np.ndarray:
 
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every volume is one that memory does not hold, and is read four slices at a time."""
-    monkeypatch.setattr("tgd_pet.slabs.IN_MEMORY", 0)
-    monkeypatch.setattr("tgd_pet.slabs.CHUNK", 4 * 4 * PIXELS**2)
+    monkeypatch.setattr("tgd_kit.imaging.slabs.IN_MEMORY", 0)
+    monkeypatch.setattr("tgd_kit.imaging.slabs.CHUNK", 4 * 4 * PIXELS**2)
 
 
 @pytest.mark.parametrize("name", ["in.nii", "in.nii.gz", "dicom"])

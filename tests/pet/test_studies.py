@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tgd_pet import studies
-from tgd_pet.acquisition import Scanner
-from tgd_pet.anatomy import LABELS
-from tgd_pet.projector import Geometry, SimulationError, TimeOfFlight
-from tgd_pet.simulate import FORMAT
-from tgd_pet.studies import (
+from tgd_pet.simulation import files as studies
+from tgd_pet.simulation.acquisition import Scanner
+from tgd_pet.simulation.anatomy import LABELS
+from tgd_kit.simulation.projector import Geometry, SimulationError, TimeOfFlight
+from tgd_pet.simulation.patient import FORMAT
+from tgd_pet.simulation.files import (
     Study,
     StudyConfig,
     StudyError,

@@ -13,19 +13,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 from matplotlib import image as pictures
-from tgd_pet.claims import BIAS_MARGIN, claims
+from tgd_pet.report.claims import BIAS_MARGIN, claims
 from tgd_pet.cli import pet
-from tgd_pet.errors import RunError
+from tgd_kit.errors import RunError
 from tgd_pet.network import load_network
-from tgd_pet.page import page
-from tgd_pet.recipes import BASES, TGD, recipes, variants
-from tgd_pet.report import write_report
-from tgd_pet.results import StudyResults, gather, read_results
-from tgd_pet.settings import PROFILES, read_settings
-from tgd_pet.study import run_study, stages
-from tgd_pet.study_data import CASES, patient_sets
-from tgd_pet.study_figures import FIGURES
-from tgd_pet.tables import PAPER_TABLE_1, readme_table
+from tgd_pet.report.page import page
+from tgd_pet.experiment.recipes import BASES, TGD, recipes, variants
+from tgd_pet.report.write import write_report
+from tgd_pet.report.results import StudyResults, gather, read_results
+from tgd_pet.experiment.settings import PROFILES, read_settings
+from tgd_pet.experiment.run import run_study, stages
+from tgd_pet.experiment.patients import CASES, patient_sets
+from tgd_pet.report.figures import FIGURES
+from tgd_pet.report.tables import PAPER_TABLE_1, readme_table
 
 from benchmarks.pet_study import publish
 

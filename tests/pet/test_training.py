@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from tgd_pet.data import PatchPairs, fingerprint
-from tgd_pet.errors import RunError
-from tgd_pet.evaluation import evaluate
-from tgd_pet.finetuning import METHODS, Method, finetune
+from tgd_pet.training.patches import PatchPairs, fingerprint
+from tgd_kit.errors import RunError
+from tgd_pet.evaluation.scores import evaluate
+from tgd_pet.training.finetuning import METHODS, Method, finetune
 from tgd_pet.network import DnCNN, load_network, new_network
-from tgd_pet.training import Schedule, fit
+from tgd_kit.training.fit import Schedule, fit
 
 from tests.pet.scans import RandomScans
 
@@ -314,9 +314,9 @@ def test_interrupted_tgd_resumes_to_the_same_network(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "tgd_pet.finetuning._Guarded.on_train_epoch_start", StopAfter.on_train_epoch_start, raising=False
+            "tgd_pet.training.finetuning._Guarded.on_train_epoch_start", StopAfter.on_train_epoch_start, raising=False
         )
-        patch.setattr("tgd_pet.finetuning._Guarded.epoch", 2, raising=False)
+        patch.setattr("tgd_pet.training.finetuning._Guarded.epoch", 2, raising=False)
         with pytest.raises(ConnectionAbortedError):
             run("broken")
     assert_same(run("broken"), run("whole"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tgd_pet.cli.options import FOLDER, SEED
+from tgd_kit.cli.options import FOLDER, SEED
 from tgd_pet.demo import PROFILES, run_demo
 
 

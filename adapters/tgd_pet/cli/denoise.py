@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from tgd_pet.cli.options import FILE, SCAN
+from tgd_kit.cli.options import FILE, SCAN
 from tgd_pet.cli.progress import denoise_with_bar
 from tgd_pet.denoising import best_device
-from tgd_pet.images import check_output, read_image, write_image
+from tgd_kit.imaging.image import check_output, read_image, write_image
 from tgd_pet.network import load_network
-from tgd_pet.provenance import denoised_by
+from tgd_kit.runs.provenance import denoised_by
 from tgdsurgery import load_delta
 
 

@@ -8,11 +8,11 @@ from typing import Any, get_args
 import click
 from lightning.pytorch.utilities import rank_zero_only
 
-from tgd_pet.cli.opening import open_studies
-from tgd_pet.cli.options import FILE, FOLDER, RUN, VERSION, schedule_options
-from tgd_pet.finetuning import METHODS, PHI, Flow, Tuned, finetune
+from tgd_pet.cli.shared import open_studies
+from tgd_kit.cli.options import FILE, FOLDER, RUN, VERSION, schedule_options
+from tgd_pet.training.finetuning import METHODS, PHI, Flow, Tuned, finetune
 from tgd_pet.network import load_network
-from tgd_pet.training import Schedule
+from tgd_kit.training.fit import Schedule
 
 
 @click.command("finetune")

@@ -10,16 +10,16 @@ from typing import Any, get_args
 import click
 from lightning.pytorch.utilities import rank_zero_only
 
-from tgd_pet.cli.options import FILE, FOLDER, SCAN, schedule_options
+from tgd_kit.cli.options import FILE, FOLDER, SCAN, schedule_options
 from tgd_pet.cli.progress import denoise_with_bar
 from tgd_pet.denoising import best_device
-from tgd_pet.errors import ImageError
-from tgd_pet.finetuning import PHI, Flow
-from tgd_pet.images import PETImage, check_output, check_same_grid, read_image, write_image
+from tgd_kit.errors import ImageError
+from tgd_pet.training.finetuning import PHI, Flow
+from tgd_kit.imaging.image import PETImage, check_output, check_same_grid, read_image, write_image
 from tgd_pet.network import load_network
-from tgd_pet.online import PATIENCE, ROWS, Online, OnlineMethod, online
-from tgd_pet.provenance import denoised_by
-from tgd_pet.training import Schedule
+from tgd_pet.training.online import PATIENCE, ROWS, Online, OnlineMethod, online
+from tgd_kit.runs.provenance import denoised_by
+from tgd_kit.training.fit import Schedule
 
 
 @click.command("online")

@@ -7,7 +7,7 @@ from rich.progress import Progress
 from torch import nn
 
 from tgd_pet.denoising import denoise
-from tgd_pet.slabs import Voxels
+from tgd_kit.imaging.slabs import Voxels
 
 
 def denoise_with_bar(network: nn.Module, volume: Voxels) -> Voxels:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from tgd_pet.cli.options import COUNT, FOLDER, SEED
-from tgd_pet.studies import StudyConfig, simulate_set
+from tgd_kit.cli.options import COUNT, FOLDER, SEED
+from tgd_pet.simulation.files import StudyConfig, simulate_set
 
 
 @click.command("simulate")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from tgd_pet.cli.options import FOLDER
-from tgd_pet.report import write_report
-from tgd_pet.settings import PROFILES, read_settings
-from tgd_pet.study import run_study
+from tgd_kit.cli.options import FOLDER
+from tgd_pet.report.write import write_report
+from tgd_pet.experiment.settings import PROFILES, read_settings
+from tgd_pet.experiment.run import run_study
 
 SHIPPED = [path.stem for path in sorted(PROFILES.glob("*.yaml"))]
 

@@ -8,10 +8,10 @@ from typing import Any
 import click
 from lightning.pytorch.utilities import rank_zero_only
 
-from tgd_pet.cli.opening import open_studies
-from tgd_pet.cli.options import FOLDER, RUN, VERSION, schedule_options
+from tgd_pet.cli.shared import open_studies
+from tgd_kit.cli.options import FOLDER, RUN, VERSION, schedule_options
 from tgd_pet.network import new_network
-from tgd_pet.training import Schedule, fit
+from tgd_kit.training.fit import Schedule, fit
 
 
 @click.command("train")

@@ -1,0 +1,1 @@
+"""What an adapter needs whatever its images are: runs, training, image files, simulation, reports, commands."""

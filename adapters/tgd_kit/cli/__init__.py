@@ -1,0 +1,1 @@
+"""Commands that load when they run, and the options that they share."""

@@ -1,0 +1,1 @@
+"""Volumes and their files: NIfTI and DICOM, read onto one grid and written back to it."""

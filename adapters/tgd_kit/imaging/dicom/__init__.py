@@ -1,0 +1,1 @@
+"""DICOM series: found, checked, read, and derived from one another."""

@@ -1,0 +1,132 @@
+"""The DICOM files of a folder or a zip, and the one series among them that is asked for."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from tgd_kit.errors import ImageError
+from tgd_kit.imaging.dicom.tags import optional, require
+
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+Files = Mapping[str, Callable[[], bytes]]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Files]:
+    """The files of a folder (with subfolders) or a zip, by name; each is read, into memory, when called.
+
+    Raises:
+        ImageError: the zip is damaged or encrypted.
+    """
+    if path.is_dir():
+        yield {
+            str(file.relative_to(path)): file.read_bytes for file in sorted(path.rglob("*")) if file.is_file()
+        }
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except ZIP_ERRORS as error:
+        raise _bad_zip(path, error) from error
+    with archive:
+        yield {
+            member.filename: partial(_unzipped, archive, member, path)
+            for member in archive.infolist()
+            if not member.is_dir()
+        }
+
+
+def _unzipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> bytes:
+    try:
+        return archive.read(member)
+    except ZIP_ERRORS as error:
+        raise _bad_zip(path, error) from error
+
+
+def _bad_zip(path: Path, error: Exception) -> ImageError:
+    return ImageError(
+        f"{path} cannot be read as a zip ({error}).", "Zip the series again, without a password."
+    )
+
+
+def headers(files: Files) -> list[Dataset]:
+    """All tags but the pixels of every file that is DICOM.
+
+    Files that are not DICOM (a licence, a DICOMDIR) are passed over, unless their name says that they are.
+
+    Raises:
+        ImageError: a file is damaged.
+    """
+    contents = ((name, read()) for name, read in files.items())
+    return [parsed(name, data, pixels=False) for name, data in contents if _is_dicom(name, data)]
+
+
+def _is_dicom(name: str, data: bytes) -> bool:
+    file = Path(name)
+    if file.name.startswith(".") or file.name.upper() == "DICOMDIR" or "__MACOSX" in file.parts:
+        return False
+    return data[128:132] == b"DICM" or file.suffix.lower() in DICOM_SUFFIXES
+
+
+def parsed(name: str, data: bytes, *, pixels: bool = True) -> Dataset:
+    """A file's tags, with or without the pixels; its name is in `filename`.
+
+    Raises:
+        ImageError: it is damaged.
+    """
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
+    except (InvalidDicomError, EOFError, OSError, ValueError) as error:
+        raise ImageError(f"{name} is damaged ({error}).", "Copy or export the series again.") from error
+    dataset.filename = name
+    return dataset
+
+
+def choose(datasets: Sequence[Dataset], path: Path, series: str | None) -> Sequence[Dataset]:
+    """The files of the one PET series, or of that with the number, description or UID `series`.
+
+    Raises:
+        ImageError: there is none, or several and it is not said which; or it is not single-frame PET.
+    """
+    if not datasets:
+        raise ImageError(f"{path} holds no DICOM file.", "Pass the folder or zip of one PET series.")
+    groups: dict[str, list[Dataset]] = {}
+    for dataset in datasets:
+        groups.setdefault(str(require(dataset, "SeriesInstanceUID")), []).append(dataset)
+    found = [group for group in groups.values() if series is None or series in _names(group)]
+    if len(found) != 1:
+        listed = "; ".join(_described(group) for group in groups.values())
+        which = f"{len(groups)} series" if series is None else f"{len(found)} series called {series!r} among"
+        raise ImageError(
+            f"{path} holds {which}: {listed}.", "Choose one with --series: its number, description or UID."
+        )
+    first = found[0][0]
+    if require(first, "Modality") != "PT":
+        raise ImageError(f"{_described(found[0])} in {path} is not PET.", "Pass the series of modality PT.")
+    if int(optional(first, "NumberOfFrames") or 1) > 1:
+        raise ImageError(
+            f"{path} is a multi-frame file.", "Export the series as one file per slice, or as NIfTI in SUV."
+        )
+    return found[0]
+
+
+def _names(series: Sequence[Dataset]) -> set[str]:
+    tags = ("SeriesNumber", "SeriesDescription", "SeriesInstanceUID")
+    return {str(optional(series[0], tag)) for tag in tags} - {"None"}
+
+
+def _described(series: Sequence[Dataset]) -> str:
+    tags = ("SeriesNumber", "Modality", "SeriesDescription")
+    number, modality, name = (optional(series[0], tag) for tag in tags)
+    uid = series[0].SeriesInstanceUID
+    return f"number {number}, {modality} {str(name or '')!r} ({len(series)} files, {uid})"

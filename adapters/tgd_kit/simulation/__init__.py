@@ -1,0 +1,1 @@
+"""Phantoms' voxel grids and a parallel-beam projector."""

@@ -1,0 +1,1 @@
+"""Train any network with Lightning: schedule, resumable runs, keeping the best weights."""

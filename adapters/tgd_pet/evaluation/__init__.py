@@ -1,0 +1,1 @@
+"""How good a denoiser is: lesions, noise, error, artefacts."""

@@ -1,0 +1,1 @@
+"""PET images from files, in SUV."""

@@ -1,0 +1,238 @@
+"""The measures of a finished study, gathered from its files, and written as one `results.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tgd_kit.runs.files import replacing
+from tgd_pet.experiment.recipes import TGD, Variant, recipes, variants
+from tgd_kit.runs.record import read_record
+from tgd_pet.experiment.settings import Settings, settings_from
+from tgd_kit.report.statistics import PAIRS, Difference, Summary, column, compare, summarise
+from tgd_pet.experiment.patients import CASES
+from tgd_pet.experiment.jobs import measures_path
+
+Table = npt.NDArray[np.float64]  # (seed, patient)
+# What tables show of each network, and of each unseen case.
+MEASURES = (
+    "bias",
+    "bias_true",
+    "bias_small",
+    "bias_max",
+    "suv_mean",
+    "suv_max",
+    "cov",
+    "body.rmse",
+    "body.psnr",
+    "body.ssim",
+    "roi.rmse",
+    "roi.psnr",
+    "roi.ssim",
+)
+UNSEEN = (
+    "bias",
+    "bias_true",
+    "bias_max",
+    "cov",
+    "body.rmse",
+    "artefacts.halo",
+    "artefacts.mean",
+    "artefacts.rmse",
+    "artefacts.lowest",
+    "artefacts.volume",
+    "artefacts.hot",
+)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All measures of a study.
+
+    Args:
+        settings: of the study.
+        measures: seed to network to version to the patients' measures.
+        adapted: seed to network to what trained and what was kept.
+        sweeps: the threshold study of each v1-net.
+        unseen: seed to case to variant to the measures, and how its online learning went.
+        run: how long each stage took, on how many cores, with which versions.
+    """
+
+    settings: Settings
+    measures: Mapping[str, Mapping[str, Any]]
+    adapted: Mapping[str, Mapping[str, Any]]
+    sweeps: Sequence[Any]
+    unseen: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    run: Mapping[str, Any]
+
+    @property
+    def networks(self) -> list[str]:
+        """In the order of the tables; the noisy input first."""
+        return ["input", *(recipe.name for recipe in recipes(self.settings))]
+
+    @property
+    def variants(self) -> list[str]:
+        """The treatments of the unseen cases, in the order of the tables."""
+        return [variant.name for variant in self.all_variants]
+
+    @property
+    def all_variants(self) -> list[Variant]:
+        """The treatments themselves."""
+        return variants(self.settings)
+
+    def values(self, network: str, version: str, key: str) -> Table:
+        """(seed, patient) of one measure; NaN where a patient has none."""
+        return np.array([column(self.measures[seed][network][version], key) for seed in self._seeds])
+
+    def summary(self, network: str, version: str, key: str) -> Summary:
+        """Mean and spread of one measure."""
+        return summarise(self.values(network, version, key))
+
+    def difference(
+        self, first: str, second: str, version: str, key: str, over: str = "patients"
+    ) -> Difference:
+        """First minus second, paired."""
+        return self._compare(self.values(first, version, key), self.values(second, version, key), over)
+
+    def unseen_values(self, case: str, variant: str, key: str) -> Table:
+        """(seed, 1) of one measure; each seed has its own patient."""
+        return np.array([column([self.unseen[seed][case][variant]], key) for seed in self._seeds])
+
+    def unseen_difference(self, first: str, second: str, case: str, key: str) -> Difference:
+        """First minus second of two treatments, paired by seed, and so by patient."""
+        return self._compare(*(self.unseen_values(case, name, key) for name in (first, second)), "seeds")
+
+    def learnt(self, variant: str, *cases: str) -> tuple[int, int] | None:
+        """In how many of its runs on these cases (or all) a variant learnt; None where it does not train."""
+        runs = self._online(variant, *cases)
+        return (sum(run["learnt"] for run in runs), len(runs)) if runs else None
+
+    def online_share(self, variant: str) -> float:
+        """Mean share of the parameters that an online learning could change."""
+        return float(np.mean([run["share"] for run in self._online(variant)]))
+
+    def _online(self, variant: str, *cases: str) -> list[Mapping[str, Any]]:
+        found = [
+            self.unseen[seed][case][variant]["online"] for seed in self._seeds for case in cases or CASES
+        ]
+        return [run for run in found if run is not None]
+
+    def sweep_changes(self, phi: float) -> list[float]:
+        """The relative change of each v1-net's error without the kernels below phi; none where it was not tried."""
+        return [row["change"] for sweep in self.sweeps for row in sweep["rows"] if row["phi"] == phi]
+
+    def _compare(self, first: Table, second: Table, over: str) -> Difference:
+        return compare(first, second, over, [self.settings.base(seed) for seed in self.settings.seeds])
+
+    def trained_share(self, network: str) -> float | None:
+        """Mean share of the parameters that trained; None for networks from scratch."""
+        if network not in self.adapted[self._seeds[0]]:
+            return None
+        return float(np.mean([self.adapted[seed][network]["share"] for seed in self._seeds]))
+
+    def kept(self, network: str) -> bool | None:
+        """Whether all that was frozen was kept, for every seed; None where nothing was frozen."""
+        found = [self.adapted[seed].get(network, {}).get("kept") for seed in self._seeds]
+        return None if None in found else all(found)
+
+    @cached_property
+    def _seeds(self) -> list[str]:
+        return [str(seed) for seed in self.settings.seeds]
+
+
+def gather(out: Path, settings: Settings) -> StudyResults:
+    """Read what the jobs of a finished study left."""
+    named = [recipe.name for recipe in recipes(settings)]
+    return StudyResults(
+        settings,
+        measures={
+            str(seed): {
+                name or "input": _read(measures_path(out, settings, seed, name)) for name in (None, *named)
+            }
+            for seed in settings.seeds
+        },
+        adapted={str(seed): _folder(out / "adapted" / str(seed)) for seed in settings.seeds},
+        sweeps=list(_folder(out / "sweep").values()),
+        unseen={
+            str(seed): {case: _folder(out / "unseen" / str(seed) / case) for case in CASES}
+            for seed in settings.seeds
+        },
+        run=read_record(out),
+    )
+
+
+def write_results(results: StudyResults, path: Path, claims: Sequence[Any]) -> None:
+    """One JSON file: what was claimed and tested, means and spreads, and below them all values they come from."""
+    tables = {
+        name: {
+            version: {key: asdict(results.summary(name, version, key)) for key in MEASURES}
+            for version in ("v1", "v2")
+        }
+        for name in results.networks
+    }
+    unseen = {
+        case: {
+            name: {key: asdict(summarise(results.unseen_values(case, name, key))) for key in UNSEEN}
+            for name in results.variants
+        }
+        for case in CASES
+    }
+    whole = {
+        "claims": claims,
+        f"{TGD} minus": _differences(results, TGD),
+        "summaries": tables,
+        "unseen summaries": unseen,
+        **asdict(results),
+    }
+    with replacing(path) as temporary:
+        text = json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _differences(results: StudyResults, name: str) -> dict[str, Any]:
+    """One network minus each other: version to measure to the pairs' difference, interval and p."""
+    return {
+        other: {
+            version: {
+                key: {over: asdict(results.difference(name, other, version, key, over)) for over in PAIRS}
+                for key in MEASURES
+            }
+            for version in ("v1", "v2")
+        }
+        for other in results.networks
+        if other not in ("input", name)
+    }
+
+
+def read_results(path: Path) -> StudyResults:
+    """The inverse of `write_results`."""
+    data = _read(path)
+    kept = {key: data[key] for key in ("measures", "adapted", "sweeps", "unseen", "run")}
+    return StudyResults(settings_from(data["settings"], str(path)), **kept)
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """Five digits are more than the spread allows; JSON has no NaN: null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.5g}")
+    return value

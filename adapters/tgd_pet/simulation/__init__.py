@@ -1,0 +1,1 @@
+"""Simulated patients: anatomy, scan, reconstruction, and their files."""

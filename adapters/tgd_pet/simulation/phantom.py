@@ -1,0 +1,164 @@
+"""Random patients on a voxel grid: activity in SUV (g/mL), attenuation at 511 keV (1/mm), hot lesions.
+
+Axes are (z, y, x), as in `tgd_pet.simulation.anatomy`; positions are in mm from the centre of the slab.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+from tgd_pet.simulation.anatomy import LABELS, TISSUES, BodySize, torso_organs
+from tgd_kit.simulation.grid import Grid, Vector, blocks
+from tgd_kit.simulation.projector import FloatArray, SimulationError
+
+LESION_RADIUS_MM = (4.0, 12.5)
+LESION_HOSTS = ("liver", "lung", "soft tissue")
+_LESION_GAP_MM = 12.0  # between the surfaces of two lesions
+_TEXTURE = 0.04  # relative standard deviation of the uptake inside an organ ...
+_TEXTURE_MM = 12.0  # ... and its correlation length (sigma)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A hot sphere: centre (z, y, x) and radius in mm, uptake in SUV, and the tissue it lies in."""
+
+    centre_mm: Vector
+    radius_mm: float
+    suv: float
+    host: str
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A voxelised patient; all arrays are `(z, y, x)`.
+
+    Attributes:
+        activity: SUV in g/mL.
+        mu: attenuation at 511 keV in 1/mm.
+        labels: index into `TISSUES`; a lesion keeps its host's label.
+        lesions: the hot lesions.
+        spacing_mm: voxel size (z, y, x).
+    """
+
+    activity: FloatArray
+    mu: FloatArray
+    labels: NDArray[np.uint8]
+    lesions: tuple[Lesion, ...]
+    spacing_mm: Vector
+
+
+def random_torso(
+    rng: np.random.Generator,
+    grid: Grid,
+    *,
+    section_mm: float = 0.0,
+    body_size: BodySize = "mixed",
+    bladder_suv: float | None = None,
+    line_suv: float | None = None,
+) -> Phantom:
+    """Draw a slab of a patient with hot lesions.
+
+    Args:
+        rng: the only source of randomness.
+        grid: voxels of the slab; even numbers of them.
+        section_mm: centre of the slab along the body; the heart is near -130, the liver reaches from
+            about -90 to 100, the bladder lies at 250.
+        body_size: "low" and "high" stand for a BMI below 23 and above 28, "mixed" draws one of them.
+        bladder_suv: uptake of the bladder instead of an ordinary one.
+        line_suv: if given, a thin, hot catheter line of this uptake passes in front of the body.
+
+    Raises:
+        SimulationError: the grid is odd, or the slab holds no tissue that can carry a lesion.
+
+    Example:
+        >>> phantom = random_torso(np.random.default_rng(0), Grid((8, 64, 64), (8.0, 7.0, 7.0)))
+        >>> phantom.activity.shape, len(phantom.lesions) >= 4
+        ((8, 64, 64), True)
+    """
+    if any(n % 2 for n in grid.shape):
+        raise SimulationError(
+            f"A phantom cannot have the odd shape {grid.shape}.", "Use even numbers of voxels."
+        )
+    uptake = {name: float(rng.uniform(*tissue.suv)) for name, tissue in TISSUES.items()}
+    uptake["bladder"] = uptake["bladder"] if bladder_suv is None else bladder_suv
+    labels = np.zeros(grid.shape, np.uint8)
+    for organ in torso_organs(rng, body_size, section_mm):
+        box, inside = organ.voxels(grid)
+        if organ.tissue != "fat":
+            inside &= labels[box] > 0  # only the body itself, painted first, may reach into the air
+        labels[box][inside] = LABELS[organ.tissue]
+
+    activity = np.array(list(uptake.values()), np.float32)[labels] * _texture(rng, grid)
+    lesions = _random_lesions(rng, grid, labels, activity)
+    if not lesions:
+        raise SimulationError("No lesion fits into this slab.", "Give it more or smaller voxels, or move it.")
+    for lesion in lesions:
+        _add_sphere(activity, grid, lesion)
+    if line_suv is not None:
+        _add_line(rng, activity, labels, grid, line_suv)
+    mu = np.array([tissue.mu for tissue in TISSUES.values()], np.float32)[labels]
+    return Phantom(activity, mu, labels, tuple(lesions), grid.spacing_mm)
+
+
+def _texture(rng: np.random.Generator, grid: Grid) -> FloatArray:
+    """Smooth random variation of the uptake around 1."""
+    noise = rng.standard_normal(grid.shape, dtype=np.float32)
+    smooth = gaussian_filter(noise, [_TEXTURE_MM / d for d in grid.spacing_mm], truncate=3.0)
+    return np.clip(1.0 + _TEXTURE * smooth / smooth.std(), 0.8, 1.2).astype(np.float32)
+
+
+def _random_lesions(
+    rng: np.random.Generator, grid: Grid, labels: NDArray[np.uint8], activity: FloatArray
+) -> list[Lesion]:
+    """Up to 5 to 10 lesions, each wholly inside its host and apart from the others; two in a liver with room."""
+    coarse = grid.coarser()  # eight times fewer distances to compute
+    room = {
+        host: _depth_inside(blocks(labels == LABELS[host]).all((1, 3, 5)), coarse) for host in LESION_HOSTS
+    }
+    lesions: list[Lesion] = []
+    for i in range(int(rng.integers(5, 11))):
+        radius = rng.uniform(*LESION_RADIUS_MM)
+        candidates = {host: np.flatnonzero(depth > radius) for host, depth in room.items()}
+        hosts = [host for host in LESION_HOSTS if len(candidates[host])]
+        if not hosts:
+            continue
+        host = "liver" if i < 2 and "liver" in hosts else str(rng.choice(hosts))
+        voxel = np.unravel_index(rng.choice(candidates[host]), coarse.shape)
+        z, y, x = (float(axis.ravel()[v]) for axis, v in zip(coarse.axes(), voxel, strict=True))
+        background = float(blocks(activity)[voxel[0], :, voxel[1], :, voxel[2]].mean())
+        suv = max(background * rng.uniform(2.0, 5.0), rng.uniform(2.5, 9.0))
+        lesions.append(Lesion((z, y, x), radius, suv, host))
+        clearance = coarse.distance((z, y, x)) - radius - _LESION_GAP_MM
+        room = {name: np.minimum(depth, clearance) for name, depth in room.items()}
+    return lesions
+
+
+def _depth_inside(mask: NDArray[np.bool_], grid: Grid) -> FloatArray:
+    """A lower bound in mm of each voxel's depth below the mask's surface; the grid's ends are surface too."""
+    to_centre = distance_transform_edt(np.pad(mask, 1), sampling=grid.spacing_mm)[1:-1, 1:-1, 1:-1]
+    return (to_centre - np.linalg.norm(grid.spacing_mm) / 2).astype(np.float32)
+
+
+def _add_sphere(activity: FloatArray, grid: Grid, lesion: Lesion) -> None:
+    """Paint a sphere whose edge voxels are filled in part, so that small ones keep their volume."""
+    edge = float(np.mean(grid.spacing_mm))
+    box = grid.box(lesion.centre_mm, [lesion.radius_mm + edge] * 3)
+    filled = np.clip((lesion.radius_mm - grid.distance(lesion.centre_mm, box)) / edge + 0.5, 0.0, 1.0)
+    activity[box] += filled * (lesion.suv - activity[box])
+
+
+def _add_line(
+    rng: np.random.Generator, activity: FloatArray, labels: NDArray[np.uint8], grid: Grid, suv: float
+) -> None:
+    """Paint a tube of 6 mm diameter that slants along z in the air in front of the body."""
+    z, y, x = grid.axes()
+    skin = y[0, np.flatnonzero((labels > 0).any(axis=(0, 2)))[0], 0]
+    front, side, slant = skin - rng.uniform(12, 22), rng.uniform(-60, 60), rng.uniform(0.2, 0.5)
+    edge = grid.spacing_mm[2]
+    filled = np.clip((3.0 - np.hypot(y - front, x - side - slant * z)) / edge + 0.5, 0.0, 1.0)
+    activity += (filled * suv).astype(np.float32)
+    labels[filled >= 0.5] = LABELS["line"]

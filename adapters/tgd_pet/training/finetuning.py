@@ -1,0 +1,121 @@
+"""Adapt a trained denoiser to new images: with TGD, or in the ways it is compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from tgd_pet.training.patches import Scans
+from tgd_pet.network import DnCNN, save_network
+from tgd_pet.training.peers import l2_sp, learning_without_forgetting, lora
+from tgd_kit.training.fit import Schedule, fit
+from tgdsurgery import TGDPlan, apply_tgd, guard, remove_tgd, verify
+
+Method = Literal["full", "last3", "tgd", "l2-sp", "lwf", "lora"]
+Flow = Literal["masked", "full"]
+METHODS: tuple[Method, ...] = get_args(Method)
+PEERS = {"l2-sp": l2_sp, "lwf": learning_without_forgetting}
+PHI = 0.3
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A network after fine-tuning, and the proof of what stayed.
+
+    Args:
+        network: a plain network, in eval mode.
+        share: share of the parameters that were trainable.
+        kept: whether every frozen entry, running statistics included, equals the one before bit for bit;
+            None where nothing was frozen.
+        plan: what TGD retrained; None for the other methods.
+    """
+
+    network: DnCNN
+    share: float
+    kept: bool | None = None
+    plan: TGDPlan | None = None
+
+
+def finetune(
+    network: DnCNN,
+    studies: Sequence[Scans],
+    version: str,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    method: Method = "tgd",
+    phi: float = PHI,
+    flow: Flow = "masked",
+    progress: bool = True,
+) -> Tuned:
+    """Train a copy of `network` on few studies; see `tgd_kit.training.fit.fit` for the arguments they share.
+
+    Args:
+        method: "tgd" retrains the kernels below `phi` in each layer and keeps the last convolution, as the
+            paper does; "last3" the last three convolutions with their norms (the paper's FT-net); "full" all;
+            the others are in `tgd_pet.training.peers`.
+        phi: threshold of TGD; the paper's 0.3 by default.
+        flow: "masked" stops gradients at frozen feature maps, as the paper does; "full" lets them through.
+
+    Raises:
+        RunError: the folder holds another run, or training diverged.
+        TGDError: the network cannot be rewritten.
+    """
+    train = partial(
+        fit, studies=studies, version=version, folder=folder, schedule=schedule, progress=progress
+    )
+    if method == "tgd":
+        return _tgd(network, phi, flow, train)
+    if method in PEERS:
+        return Tuned(*PEERS[method](network, train))
+    if method == "lora":
+        merged, share = lora(network, partial(train, folder=folder / "adapters"))
+        rank_zero_only(save_network)(merged, folder / "network.safetensors")
+        return Tuned(merged, share)
+    tuned = copy.deepcopy(network)
+    if method == "full":
+        train(tuned, purpose="full fine-tuning")
+        return Tuned(tuned, share=1.0)
+    return _last_three(network, tuned, train)
+
+
+def _tgd(network: DnCNN, phi: float, flow: Flow, train: Callable[..., None]) -> Tuned:
+    triplet = torch.zeros(1, network.convolutions[0].in_channels, 32, 32)
+    rewritten = apply_tgd(network, triplet, phi=phi, flow=flow)
+    plan: TGDPlan = rewritten.tgd_plan
+    train(rewritten, purpose=f"TGD fine-tuning, phi {phi:g}, flow {flow}", callbacks=[_Guarded()])
+    tuned = remove_tgd(rewritten)
+    return Tuned(tuned, plan.share, verify(network, tuned, plan).ok, plan)
+
+
+class _Guarded(Callback):
+    """Hands the optimizer to the guard, once it exists."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        guard(trainer.optimizers[0], pl_module.network)
+
+
+def _last_three(network: DnCNN, tuned: DnCNN, train: Callable[..., None]) -> Tuned:
+    frozen = _before_last_three(tuned).requires_grad_(False)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in tuned.parameters()]
+    train(tuned, purpose="fine-tuning of the last three convolutions", held=[frozen])
+    tuned.requires_grad_(True)
+    before, after = _before_last_three(network).state_dict(), frozen.state_dict()
+    kept = all(torch.equal(before[name], after[name]) for name in before)
+    return Tuned(tuned, sum(size for size, moves in sizes if moves) / sum(size for size, _ in sizes), kept)
+
+
+def _before_last_three(network: DnCNN) -> nn.Sequential:
+    """Every layer before the third-last convolution."""
+    layers = list(network.noise)
+    return network.noise[: layers.index(network.convolutions[-3])]
