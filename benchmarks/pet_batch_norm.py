@@ -28,18 +28,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import track
-from tgd_pet.training.patches import PatchPairs
-from tgd_pet.evaluation.scores import evaluate
-from tgd_kit.runs.jobs import run_jobs
-from tgd_pet.network import DnCNN, new_network
-from tgd_pet.experiment.settings import PROFILES, Settings, read_settings
-from tgd_kit.report.statistics import compare
-from tgd_pet.simulation.files import Study, load_study, simulate_set
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
 from benchmarks.measuring import RESULTS, markdown, setting, write_json
+from tgd_kit.report.statistics import compare
+from tgd_kit.runs.jobs import run_jobs
+from tgd_pet.evaluation.scores import evaluate
+from tgd_pet.experiment.settings import PROFILES, Settings, read_settings
+from tgd_pet.network import DnCNN, new_network
+from tgd_pet.simulation.files import load_patient, simulate_set
+from tgd_pet.simulation.patient import SimulatedPatient
+from tgd_pet.training.patches import PatchPairs
 
 PAGE = Path(__file__).parent.parent / "docs" / "pet_batch_norm.md"
 WIDTHS = (8, 8, 16, 16, 16, 32, 32, 3)
@@ -128,14 +129,14 @@ def drop_norms(net: DnCNN) -> None:
             setattr(net.noise, f"norm{index}", nn.Identity())
 
 
-def train(net: DnCNN, studies: Sequence[Study], trial: Trial, steps: int, peak: float) -> None:
+def train(net: DnCNN, patients: Sequence[SimulatedPatient], trial: Trial, steps: int, peak: float) -> None:
     """Adam on the mean squared error."""
     net.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), lr=CONSTANT)
     rate: LRScheduler = ConstantLR(optimizer, factor=1.0)
     if trial.cycle:
         rate = OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
-    pairs = PatchPairs(studies, "v1", steps * trial.batch, seed=(trial.seed,))
+    pairs = PatchPairs(patients, "v1", steps * trial.batch, seed=(trial.seed,))
     for noisy, clean in DataLoader(pairs, trial.batch):
         optimizer.zero_grad()
         denoised = net(noisy.contiguous(memory_format=torch.channels_last))
@@ -146,10 +147,10 @@ def train(net: DnCNN, studies: Sequence[Study], trial: Trial, steps: int, peak: 
 
 def run(trial: Trial, path: Path, settings: Settings, steps: int) -> None:
     """In a process of its own: train on the first patients beside `path`, measure on the others, write the error."""
-    studies = [load_study(file) for file in sorted(path.parent.glob("study_*.npz"))]
+    patients = [load_patient(file) for file in sorted(path.parent.glob("patient_*.npz"))]
     net = network(trial, settings.suv_limit)
-    train(net, studies[:TRAIN], trial, steps, settings.training.rate)
-    write_json(path, asdict(trial) | {"rmse": evaluate(net, studies[TRAIN:], "v1").rmse})
+    train(net, patients[:TRAIN], trial, steps, settings.training.rate)
+    write_json(path, asdict(trial) | {"rmse": evaluate(net, patients[TRAIN:], "v1").rmse})
 
 
 def measure(settings: Settings, steps: int, seeds: int) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def measure(settings: Settings, steps: int, seeds: int) -> dict[str, Any]:
         jobs = [(trial, folder / f"{n}.json", settings, steps) for n, trial in enumerate(trials(seeds))]
         for _ in track(run_jobs(run, jobs, settings.workers), "training", len(jobs)):
             pass
-        others = [load_study(file) for file in simulated[TRAIN:]]
+        others = [load_patient(file) for file in simulated[TRAIN:]]
         return {
             "setting": setting("numpy", "scipy", workers=settings.workers),
             "steps": steps,

@@ -10,12 +10,13 @@ import shutil
 from pathlib import Path
 
 import click
-from tgd_pet.report.page import IMAGES
-from tgd_pet.report.write import write_report
-from tgd_pet.report.results import read_results
-from tgd_pet.experiment.settings import PROFILES, read_settings
+
 from tgd_pet.experiment.run import run_study
+from tgd_pet.experiment.settings import PROFILES, read_settings
+from tgd_pet.report.page import IMAGES
+from tgd_pet.report.results import read_results
 from tgd_pet.report.tables import readme_table
+from tgd_pet.report.write import write_report
 
 ROOT = Path(__file__).parent.parent
 PROFILE = "quick"

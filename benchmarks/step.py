@@ -38,7 +38,6 @@ import torch
 import torchvision
 from peft import LoraConfig, inject_adapter_in_model
 from rich.progress import track
-from tgd_pet.network import DnCNN
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -47,6 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measuring import in_a_child, setting, write_json
 from benchmarks.step_page import RESULTS, write_page
 from tgdsurgery import TGDPlan, apply_tgd, plan_tgd
+from tgd_pet.network import DnCNN
 
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LIMIT = 1200.0  # seconds per network

@@ -19,12 +19,12 @@ import click
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tgd_pet.network import new_network
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measuring import RESULTS, markdown, print_table, setting, write_json
+from tgd_pet.network import new_network
 from tgdsurgery import apply_tgd
 
 WORLD = 2

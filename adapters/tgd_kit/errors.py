@@ -1,4 +1,4 @@
-"""What this adapter refuses, and why."""
+"""What adapters refuse, and why."""
 
 from __future__ import annotations
 
@@ -10,4 +10,8 @@ class ImageError(TGDError):
 
 
 class RunError(TGDError):
-    """A training run that cannot start or go on as asked."""
+    """A run that cannot start or continue as asked."""
+
+
+class SimulationError(TGDError):
+    """A scanner, phantom or scan that cannot be simulated."""

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
-from torch import nn
 
-from tgd_pet.denoising import best_device, denoise
+from tgd_kit.devices import best_device, one_thread
+from tgd_kit.progress import progress as shown
+from tgd_kit.report.pictures import draw_comparison
+from tgd_kit.runs.files import read_json, write_json
+from tgd_kit.runs.jobs import run_jobs
+from tgd_kit.runs.reserve import reserve
+from tgd_kit.training.fit import NETWORK
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.denoising import denoise
 from tgd_pet.evaluation.scores import Scores, around, evaluate
-from tgd_kit.report.comparison import draw_comparison
-from tgd_kit.runs.files import replacing
-from tgd_pet.training.finetuning import PHI, Flow, Method, Tuned, finetune
-from tgd_pet.network import WIDTHS, DnCNN, new_network
-from tgd_pet.simulation.files import Study, StudyConfig, load_study, simulate_set
-from tgd_kit.training.fit import Schedule, fit
+from tgd_pet.network import WIDTHS, load_network, new_network
+from tgd_pet.simulation.config import PatientConfig
+from tgd_pet.simulation.files import load_set, patient_file, simulate_files
+from tgd_pet.training.finetuning import PHI, Flow, Method, finetune
+from tgd_pet.training.fit import fit
 
+INPUT, FIRST, TGD = "input", "v1-net", "TGD"
 # name in the table -> folder, method, flow
-TGD = "TGD"
 VARIANTS: dict[str, tuple[str, Method, Flow]] = {
     "full": ("full", "full", "masked"),
     "last 3": ("last3", "last3", "masked"),
     TGD: ("tgd", "tgd", "masked"),
     "TGD full flow": ("tgd-full-flow", "tgd", "full"),
 }
+FOLDERS = {INPUT: INPUT, FIRST: FIRST, **{name: folder for name, (folder, _, _) in VARIANTS.items()}}
 ADAPT_SEED, TEST_SEED = 10_000, 20_000  # added to the seed, so that no patient is in two sets
+WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Profile:
         widths: output channels of each convolution.
     """
 
-    config: StudyConfig
+    config: PatientConfig
     train: int
     adapt: int
     test: int
@@ -63,16 +68,17 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(
-        config=StudyConfig.demo(),
+        config=PatientConfig.demo(),
         train=10,
         adapt=4,
         test=2,
         realisations=5,
-        training=Schedule(epochs=8, steps=40, rate=1e-3),
-        tuning=Schedule(epochs=4, steps=25, rate=3e-4),
+        training=Schedule(epochs=8, steps=60, rate=1e-3),
+        tuning=Schedule(epochs=4, steps=40, rate=3e-4),
+        widths=(32, 32, 64, 64, 64, 128, 128, 3),  # half the paper's, for a third of the time
     ),
     "tiny": Profile(
-        config=StudyConfig.tiny(),
+        config=PatientConfig.tiny(),
         train=2,
         adapt=1,
         test=1,
@@ -124,93 +130,103 @@ class Results:
             "frozen ones were kept bit for bit. TGD stops gradients at frozen feature maps,\n"
             "as the paper does; full flow lets them through."
         )
-        title = f"Fine-tuning on few v2 studies, TGD at phi {PHI:g}"
-        shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
+        title = f"Fine-tuning on v2 images of few patients, TGD at phi {PHI:g}"
+        table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
         for column in columns:
-            shown.add_column(column, justify="right" if column else "left")
+            table.add_column(column, justify="right" if column else "left")
         for row in cells:
-            shown.add_row(*row)
-        return shown
+            table.add_row(*row)
+        return table
 
 
 def run_demo(out: Path, profile: Profile, *, seed: int = 0, progress: bool = True) -> Results:
     """Run or resume the demo; everything it makes is in `out`.
 
     Args:
-        out: gets studies, networks (`<name>/network.safetensors`), `results.json` and `comparison.png`.
+        out: gets patients, networks (`<name>/network.safetensors`), `results.json` and `comparison.png`.
         profile: how much of everything.
         seed: of patients, first weights and patches.
-        progress: show bars on standard error.
+        progress: show it on standard error.
 
     Raises:
         RunError: `out` holds a demo with other settings.
     """
+    reserve(out / "settings.json", {"seed": seed, **asdict(profile)}, what="demo")
     clock = _Clock(Console(stderr=True, quiet=not progress))
     with clock.part("simulating patients"):
-        train, adapt, test = _simulate(out / "studies", profile, seed, progress)
-    first = new_network(seed, profile.widths)
-    with clock.part("training v1-net on v1 images"):
-        fit(first, train, "v1", out / "v1-net", replace(profile.training, seed=seed), progress=progress)
-    tuned: dict[str, Tuned] = {}
-    for name, (folder, method, flow) in VARIANTS.items():
-        with clock.part(f"fine-tuning on v2 images: {name}"):
-            schedule = replace(profile.tuning, seed=seed)
-            tuned[name] = finetune(
-                first, adapt, "v2", out / folder, schedule, method=method, flow=flow, progress=progress
-            )
-    with clock.part("evaluating"):
-        rows = _compare(first, tuned, test, progress)
-        _draw(first, tuned[TGD].network, test[0], out / "comparison.png")
-    results = Results(rows, clock.seconds)
-    with replacing(out / "results.json") as temporary:
-        temporary.write_text(json.dumps({"seed": seed, "phi": PHI, **asdict(results)}, indent=1) + "\n")
+        _simulate(out / "patients", profile, seed, progress)
+    with clock.part("training v1-net on v1 images"), one_thread():
+        schedule = replace(profile.training, seed=seed)
+        patients = load_set(out / "patients" / "train")
+        fit(new_network(seed, profile.widths), patients, "v1", out / FIRST, schedule, progress=progress)
+    with clock.part("fine-tuning on v2 images in four ways"):
+        schedule = replace(profile.tuning, seed=seed)
+        with shown("fine-tuned networks", len(VARIANTS), show=progress) as task:
+            for _ in run_jobs(_tune, [(out, name, schedule) for name in VARIANTS], WORKERS):
+                task.advance()
+    with clock.part("measuring"):
+        with shown("measured networks", len(FOLDERS), show=progress) as task:
+            for _ in run_jobs(_measure, [(out, name) for name in FOLDERS], WORKERS):
+                task.advance()
+        _draw(out)
+    results = Results([_row(out, name) for name in FOLDERS], clock.seconds)
+    write_json(out / "results.json", {"seed": seed, "phi": PHI, **asdict(results)})
     return results
 
 
-def _simulate(folder: Path, profile: Profile, seed: int, progress: bool) -> Iterator[list[Study]]:
-    thin = replace(profile.config, body_size="low", realisations=0)
-    for name, start, count, config in (
-        ("train", 0, profile.train, replace(profile.config, body_size="mixed", realisations=0)),
-        ("adapt", ADAPT_SEED, profile.adapt, thin),
+def _simulate(folder: Path, profile: Profile, seed: int, progress: bool) -> None:
+    thin = replace(profile.config, body_size="low")
+    sets = (  # test patients have the most images: they come first, so that no process ends long after the others
         ("test", TEST_SEED, profile.test, replace(thin, realisations=profile.realisations)),
-    ):
-        seeds = range(start + 100 * seed, start + 100 * seed + count)
-        paths = simulate_set(folder / name, seeds, config, workers=2, progress=progress)
-        yield [load_study(path) for path in paths]
-
-
-def _compare(first: DnCNN, tuned: dict[str, Tuned], test: Sequence[Study], progress: bool) -> list[Row]:
-    networks: dict[str, nn.Module | None] = {"input": None, "v1-net": first}
-    networks |= {name: result.network for name, result in tuned.items()}
-    for network in networks.values():
-        if network is not None:
-            network.to(best_device())
-    images = sum(
-        len(study.low("v1")) + len(study.low("v2")) + len(study.realisations("v2")) for study in test
+        ("adapt", ADAPT_SEED, profile.adapt, thin),
+        ("train", 0, profile.train, replace(profile.config, body_size="mixed")),
     )
-    with Progress(console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("evaluating", total=images * len(networks))
-        step = partial(bar.advance, task)
-        return [
-            Row(
-                name,
-                v2=evaluate(network, test, "v2", progress=step),
-                v1=evaluate(network, test, "v1", ensemble=False, progress=step),
-                share=tuned[name].share if name in tuned else None,
-                kept=tuned[name].kept if name in tuned else None,
-            )
-            for name, network in networks.items()
-        ]
+    wanted = {
+        patient_file(folder / name, number): (number, config)
+        for name, start, count, config in sets
+        for number in range(start + 100 * seed, start + 100 * seed + count)
+    }
+    simulate_files(wanted, workers=WORKERS, progress=progress)
 
 
-def _draw(first: DnCNN, targeted: DnCNN, study: Study, path: Path) -> None:
+def _tune(out: Path, name: str, schedule: Schedule) -> None:
+    """One way to adapt v1-net to v2 images: a run's folder, and what was trained and kept."""
+    folder, method, flow = VARIANTS[name]
+    first, patients = load_network(out / FIRST / NETWORK), load_set(out / "patients" / "adapt")
+    tuned = finetune(first, patients, "v2", out / folder, schedule, method=method, flow=flow, progress=False)
+    write_json(out / folder / "tuned.json", {"share": tuned.share, "kept": tuned.kept})
+
+
+def _measure(out: Path, name: str) -> None:
+    """The scores of one network, or of the noisy images, on the new and on the old images."""
+    folder, patients = out / FOLDERS[name], load_set(out / "patients" / "test")
+    network = None if name == INPUT else load_network(folder / NETWORK).to(best_device())
+    scores = {
+        "v2": asdict(evaluate(network, patients, "v2")),
+        "v1": asdict(evaluate(network, patients, "v1", ensemble=False)),
+    }
+    write_json(folder / "scores.json", scores)
+
+
+def _row(out: Path, name: str) -> Row:
+    folder = out / FOLDERS[name]
+    scores = {version: Scores(**found) for version, found in read_json(folder / "scores.json").items()}
+    tuned = read_json(folder / "tuned.json") if name in VARIANTS else {}
+    return Row(name, scores["v2"], scores["v1"], **tuned)
+
+
+def _draw(out: Path) -> None:
     """The slice with the largest section of liver and lesions, from the lowest counts."""
-    shown = study.liver() | sum(study.lesion_masks())
-    window = around(study.body())
-    z = int(shown.sum(axis=(1, 2)).argmax())
-    low, target = study.low("v2")[0][window], study.full("v2")[window]
-    slices = {"input": low, "v1-net": denoise(first, low), "TGD": denoise(targeted, low), "target": target}
-    draw_comparison({name: volume[z] for name, volume in slices.items()}, "target", path, top=6.0)
+    patient = load_set(out / "patients" / "test")[0]
+    section = sum(patient.lesion_masks(), start=patient.liver()).sum(axis=(1, 2))
+    z, window = int(section.argmax()), around(patient.body())
+    low = patient.low("v2")[0][window]
+    slices = {INPUT: low}
+    for name in (FIRST, TGD):
+        slices[name] = denoise(load_network(out / FOLDERS[name] / NETWORK), low)
+    slices["target"] = patient.full("v2")[window]
+    drawn = {name: volume[z] for name, volume in slices.items()}
+    draw_comparison(drawn, "target", out / "comparison.png", unit="SUV", top=6.0)
 
 
 class _Clock:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tgd_kit.imaging.slabs import Voxels, scratch
+from tgd_kit.arrays import FloatArray
+from tgd_kit.imaging.slabs import scratch
 
 PIXELS_PER_BATCH = 2**17  # eight slices of 128x128: about 0.4 GB of activations in the widest layers
 
@@ -16,16 +17,16 @@ PIXELS_PER_BATCH = 2**17  # eight slices of 128x128: about 0.4 GB of activations
 @torch.inference_mode()
 def denoise(
     network: nn.Module,
-    volume: Voxels,
+    volume: FloatArray,
     *,
     slab: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Voxels:
+) -> FloatArray:
     """Denoise every slice of a volume from itself and its two neighbours.
 
     The first and the last slice stand in for their missing neighbour. The network runs in eval mode, and
-    its mode is put back. It runs in channels-last layout, in which a slice comes out the same, but for rounding
-    at most, whatever other slices are in its batch; the layout of its weights stays so.
+    gets its mode back. It runs in channels-last layout, which its weights keep: there a slice comes out the same,
+    up to rounding, whatever other slices are in its batch.
 
     Only a few slices are in memory at once beside `volume`, which may be a memory map; the result is one
     where it is large (`tgd_kit.imaging.slabs.scratch`).
@@ -42,8 +43,8 @@ def denoise(
     depth, height, width = volume.shape
     slab = slab or max(1, PIXELS_PER_BATCH // (height * width))
     training, device = network.training, next(network.parameters()).device
-    network.eval().to(memory_format=torch.channels_last)
-    result = scratch((width, height, depth)).transpose()
+    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result: FloatArray = scratch((width, height, depth)).transpose()
     try:
         for start in range(0, depth, slab):
             stop = min(start + slab, depth)
@@ -57,11 +58,6 @@ def denoise(
     finally:
         network.train(training)
     return result
-
-
-def best_device() -> torch.device:
-    """The accelerator of this machine if it has one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def triplets(volume: Tensor, centres: Tensor) -> Tensor:

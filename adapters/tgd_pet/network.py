@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tgd_kit.runs.files import replacing
+from tgd_kit.training.weights import read_weights
 from tgdsurgery import CheckpointError
 
 WIDTHS = (64, 64, 128, 128, 128, 256, 256, 3)
 SUV_SCALE = 5.0
 SUV_LIMIT = 12.0
+REMEDY = "Pass the network.safetensors of a `tgd pet train`, `finetune`, `online` or `demo` run."
 
 
 class DnCNN(nn.Module):
@@ -29,14 +28,14 @@ class DnCNN(nn.Module):
     and ReLU, the last by nothing; where a batch norm follows, the convolution has no bias. The last one
     starts at zero, so an untrained network returns its input.
 
-    The noise is predicted from SUV / 5, a fixed and linear scale on which most tissue lies in [0, 1], and from
-    no more than SUV 12, about the largest in training: a bladder of SUV 60 is to the network one of SUV 12.
-    Such an organ keeps its value, and far less of a halo appears around it than from a response to values
-    that training never showed. Scale and limit are buffers, stored with the weights.
+    The noise is predicted from SUV / 5, a fixed and linear scale on which most tissue lies in [0, 1], clipped at
+    SUV 12, about the largest in training: the network sees a bladder of SUV 60 as one of SUV 12. Such an organ
+    keeps its value, and the halo around it is far smaller than with values that training never showed.
+    Scale and limit are buffers, stored with the weights.
 
     Args:
         widths: output channels of each convolution. The last is the number of slices, which is also the
-            number of input channels. The default is that of the paper, with 1,298,880 kernel weights.
+            number of input channels. The default is that of the paper, with 1,298,880 weights in its convolutions.
         limit: SUV above which the network sees no difference.
 
     Reference: Chen, Asma and Chan, "Targeted Gradient Descent: A Novel Method for Convolutional Neural
@@ -78,7 +77,8 @@ class DnCNN(nn.Module):
     def forward(self, triplets: Tensor) -> Tensor:
         """Denoised slices (B, S, H, W) from noisy ones, both in SUV; the centre slice is the one to use."""
         seen = torch.clamp(triplets, max=self.suv_limit) / self.suv_scale
-        return triplets - self.noise(seen) * self.suv_scale
+        noise: Tensor = self.noise(seen)
+        return triplets - noise * self.suv_scale
 
 
 def new_network(seed: int, widths: Sequence[int] = WIDTHS, limit: float = SUV_LIMIT) -> DnCNN:
@@ -88,29 +88,13 @@ def new_network(seed: int, widths: Sequence[int] = WIDTHS, limit: float = SUV_LI
         return DnCNN(widths, limit)
 
 
-def save_network(network: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors, first to a temporary file."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(weights, temporary)
-
-
 def load_network(path: Path) -> DnCNN:
-    """The network whose weights `save_network` wrote, in eval mode; its widths are those of the weights.
+    """The network whose weights a training run left, in eval mode; its widths are those of the weights.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not one of this network.
     """
-    try:
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"There is no file {path}.", "Train a network with `tgd pet train`.") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}).",
-            "Pass the network.safetensors of a training run.",
-        ) from error
-    return network_from(weights, str(path))
+    return network_from(read_weights(path, REMEDY), str(path))
 
 
 def network_from(weights: Mapping[str, Tensor], source: str) -> DnCNN:
@@ -129,5 +113,5 @@ def network_from(weights: Mapping[str, Tensor], source: str) -> DnCNN:
         network.load_state_dict(weights)
     except (KeyError, IndexError, RuntimeError) as error:
         problem = f"{source} does not hold the weights of this package's DnCNN."
-        raise CheckpointError(problem, "Pass the network.safetensors of a `tgd pet` training run.") from error
+        raise CheckpointError(problem, REMEDY) from error
     return network.eval()

@@ -10,7 +10,9 @@ import numpy as np
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, PositronEmissionTomographyImageStorage, generate_uid
-from tgd_kit.imaging.image import PETImage, read_image
+
+from tgd_kit.imaging.image import Image
+from tgd_pet.images.suv import SUV
 
 ROWS, COLUMNS, DEPTH = 4, 5, 6
 HALF_LIFE, DOSE, WEIGHT = 6600.0, 3.5e8, 70.0
@@ -70,8 +72,8 @@ def write(datasets: Sequence[Dataset], folder: Path) -> Path:
     return folder
 
 
-def read(datasets: Sequence[Dataset], folder: Path) -> PETImage:
-    return read_image(write(datasets, folder / "series"))
+def read(datasets: Sequence[Dataset], folder: Path) -> Image:
+    return SUV.read(write(datasets, folder / "series"))
 
 
 def garble(dataset: Dataset, tag: str, content: bytes) -> None:

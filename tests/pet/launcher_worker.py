@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from tgd_kit.training.keep_best import KeepBest
-from tgd_pet.training.finetuning import Tuned, finetune
-from tgd_pet.network import load_network
-from tgd_pet.training.online import online
-from tgd_kit.training.fit import Schedule
 
 from tests.pet.scans import RandomScans
+from tgd_kit.training.keep_best import KeepBest
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.network import load_network
+from tgd_pet.training.finetuning import Tuned, finetune
+from tgd_pet.training.online import online
 
 SCHEDULE = Schedule(epochs=3, steps=3, batch=2, devices=2)
 

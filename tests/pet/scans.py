@@ -1,9 +1,10 @@
-"""A stand-in for a simulated study: smooth random activity with multiplicative noise, and masks."""
+"""A stand-in for a simulated patient: smooth random activity with multiplicative noise, and masks."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+
 from tgd_kit.simulation.grid import Grid
 
 

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from tgd_pet.simulation.acquisition import Acquisition, Scanner, acquire, split_halves, thin
+
+from tgd_kit.errors import SimulationError
 from tgd_kit.simulation.grid import Grid
+from tgd_kit.simulation.projector import Projector, blur
+from tgd_pet.simulation.acquisition import Acquisition, Scanner, acquire, split_halves, thin
+from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
 from tgd_pet.simulation.phantom import Phantom, random_torso
-from tgd_kit.simulation.projector import Geometry, Projector, SimulationError, TimeOfFlight, blur
 
 GEOMETRY = Geometry(size=32, voxel_mm=14.0, angles=24, bins=32, bin_mm=14.0, subsets=4, tof=TimeOfFlight())
 SCANNER = Scanner(GEOMETRY, slice_mm=12.0, resolution_mm=15.0)

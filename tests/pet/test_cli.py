@@ -13,15 +13,17 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner, Result
+
+from tests.pet.dicoms import series, write
+from tgd_kit.errors import ImageError, RunError
+from tgd_kit.imaging.image import Image
+from tgd_kit.training.weights import save_weights
 from tgd_pet.cli import pet
 from tgd_pet.demo import PROFILES, run_demo
 from tgd_pet.denoising import denoise
-from tgd_kit.errors import ImageError, RunError
-from tgd_kit.imaging.image import PETImage
-from tgd_pet.network import load_network, new_network, save_network
-from tgd_pet.simulation.files import StudyConfig, load_study, simulate_set
-
-from tests.pet.dicoms import series, write
+from tgd_pet.network import load_network, new_network
+from tgd_pet.simulation.config import PatientConfig
+from tgd_pet.simulation.files import load_patient, simulate_set
 from tgdsurgery import TGDError, load_delta
 
 QUICK = ("--epochs", 1, "--steps", 1, "--batch", 1)
@@ -38,16 +40,16 @@ def said(*arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("studies")
-    simulate_set(folder, [1, 2], StudyConfig.tiny(), progress=False)
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("patients")
+    simulate_set(folder, [1, 2], PatientConfig.tiny(), progress=False)
     return folder
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("network") / "network.safetensors"
-    save_network(new_network(0, (4, 4, 4, 4, 3)), path)
+    save_weights(new_network(0, (4, 4, 4, 4, 3)), path)
     return path
 
 
@@ -68,13 +70,13 @@ def test_commands_are_found_without_heavy_imports() -> None:
 def test_simulate_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def noted(folder: Path, seeds: range, config: StudyConfig, *, workers: int) -> list[Path]:
+    def noted(folder: Path, seeds: range, config: PatientConfig, *, workers: int) -> list[Path]:
         asked.append((folder, list(seeds), config, workers))
-        return [folder / "study"] * len(seeds)
+        return [folder / "patient"] * len(seeds)
 
     monkeypatch.setattr("tgd_pet.cli.simulate.simulate_set", noted)
     options = (
-        "--studies",
+        "--patients",
         3,
         "--seed",
         7,
@@ -87,21 +89,21 @@ def test_simulate_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.Monk
         "--workers",
         1,
     )
-    assert "3 studies" in said("simulate", tmp_path, *options)
+    assert "3 patients" in said("simulate", tmp_path, *options)
     ((folder, seeds, config, workers),) = asked
     assert (folder, seeds, workers) == (tmp_path, [7, 8, 9], 1)
     assert (config.body_size, config.realisations, config.feature) == ("low", 5, "line")
-    assert config.scanner == StudyConfig.demo().scanner
+    assert config.scanner == PatientConfig.demo().scanner
 
 
-def test_train_then_finetune(tmp_path: Path, studies: Path) -> None:
+def test_train_then_finetune(tmp_path: Path, patients: Path) -> None:
     out = tmp_path / "v1"
-    assert "network.safetensors" in said("train", studies, "--out", out, "--validation", studies, *QUICK)
+    assert "network.safetensors" in said("train", patients, "--out", out, "--validation", patients, *QUICK)
     written = (out / "network.safetensors").stat().st_mtime_ns
-    said("train", studies, "--out", out, "--validation", studies, *QUICK)
+    said("train", patients, "--out", out, "--validation", patients, *QUICK)
     assert (out / "network.safetensors").stat().st_mtime_ns == written
     shown = said(
-        "finetune", out / "network.safetensors", studies, "--out", tmp_path / "tgd", "--phi", 0.4, *QUICK
+        "finetune", out / "network.safetensors", patients, "--out", tmp_path / "tgd", "--phi", 0.4, *QUICK
     )
     assert "TGD plan, phi 0.4" in shown
     assert "Frozen entries unchanged: yes" in shown
@@ -110,18 +112,20 @@ def test_train_then_finetune(tmp_path: Path, studies: Path) -> None:
 
 @pytest.mark.parametrize(("method", "words"), [("last3", "unchanged: yes"), ("full", "Trainable: 100.0%")])
 def test_finetune_in_the_other_ways(
-    tmp_path: Path, studies: Path, network: Path, method: str, words: str
+    tmp_path: Path, patients: Path, network: Path, method: str, words: str
 ) -> None:
-    assert words in said("finetune", network, studies, "--out", tmp_path / method, "--method", method, *QUICK)
+    assert words in said(
+        "finetune", network, patients, "--out", tmp_path / method, "--method", method, *QUICK
+    )
 
 
-def test_train_without_studies_or_into_another_run_is_refused(
-    tmp_path: Path, studies: Path, network: Path
+def test_train_without_patients_or_into_another_run_is_refused(
+    tmp_path: Path, patients: Path, network: Path
 ) -> None:
     result = run("train", tmp_path, "--out", tmp_path / "run", *QUICK)
     assert isinstance(result.exception, RunError)
-    said("finetune", network, studies, "--out", tmp_path / "run", *QUICK)
-    result = run("finetune", network, studies, "--out", tmp_path / "run", "--phi", 0.5, *QUICK)
+    said("finetune", network, patients, "--out", tmp_path / "run", *QUICK)
+    result = run("finetune", network, patients, "--out", tmp_path / "run", "--phi", 0.5, *QUICK)
     assert isinstance(result.exception, RunError)
 
 
@@ -210,11 +214,11 @@ AFFINE = np.array([[-9.0, 0, 0, 200], [0, -9, 0, 200], [0, 0, -9, 30], [0, 0, 0,
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory, studies: Path) -> list[Path]:
+def halves(tmp_path_factory: pytest.TempPathFactory, patients: Path) -> list[Path]:
     """Two halves and the whole of a simulated scan as NIfTI."""
-    study, folder = load_study(studies / "study_000001.npz"), tmp_path_factory.mktemp("halves")
+    patient, folder = load_patient(patients / "patient_000001.npz"), tmp_path_factory.mktemp("halves")
     paths = [folder / f"{name}.nii.gz" for name in ("a", "b", "whole")]
-    for volume, path in zip((*study.halves("v2"), study.low("v2")[0]), paths, strict=True):
+    for volume, path in zip((*patient.halves("v2"), patient.low("v2")[0]), paths, strict=True):
         nib.save(nib.Nifti1Image(volume.T, AFFINE), path)
     return paths
 
@@ -235,14 +239,14 @@ def test_online_learns_from_two_halves_and_denoises_their_mean(
     rows = tmp_path / "out.v2.online" / "patient.safetensors"
     assert str(rows) in shown.replace("\n", "")
     np.testing.assert_array_equal(nib.load(out).affine, AFFINE)
-    mean = PETImage((read(a) + read(b)) / 2, AFFINE)
+    mean = Image((read(a) + read(b)) / 2, AFFINE)
     adapted = load_delta(load_network(network), rows)
     np.testing.assert_array_equal(read(out), mean.with_axial(denoise(adapted, mean.axial())).voxels)
 
     written = rows.with_name("network.safetensors").stat().st_mtime_ns
     assert "mean of both halves" not in said(*command, "--full", whole)
     assert rows.with_name("network.safetensors").stat().st_mtime_ns == written
-    full = PETImage(read(whole), AFFINE)
+    full = Image(read(whole), AFFINE)
     np.testing.assert_array_equal(read(out), full.with_axial(denoise(adapted, full.axial())).voxels)
     said("denoise", whole, tmp_path / "again.nii.gz", "--network", network, "--rows", rows)
     np.testing.assert_array_equal(read(tmp_path / "again.nii.gz"), read(out))
@@ -253,7 +257,7 @@ def test_online_without_tgd_is_plain_noise2noise(tmp_path: Path, network: Path, 
     out, run_folder = tmp_path / "out.nii.gz", tmp_path / "run"
     options = ("--checkpoint", network, "-o", out, "--full", whole, "--run", run_folder, "--method", "full")
     shown = said("online", a, b, *options, *QUICK)
-    assert "every kernel is retrained" in shown
+    assert "every filter is retrained" in shown
     assert "TGD" not in shown
     assert not (run_folder / "patient.safetensors").exists()
     said("denoise", whole, tmp_path / "again.nii.gz", "--network", run_folder / "network.safetensors")

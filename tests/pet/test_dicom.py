@@ -13,8 +13,6 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from tgd_kit.errors import ImageError
-from tgd_kit.imaging.image import read_image
 
 from tests.pet.dicoms import (
     AXIAL,
@@ -33,6 +31,8 @@ from tests.pet.dicoms import (
     series,
     write,
 )
+from tgd_kit.errors import ImageError
+from tgd_pet.images.suv import SUV
 
 # SUV -----------------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ def test_zip_is_read_like_the_folder_and_nothing_is_unpacked(tmp_path: Path) -> 
         for file in folder.iterdir():
             archive.write(file, f"../../escaped/{file.name}")
     before = sorted(tmp_path.rglob("*")), sorted(tmp_path.parent.parent.glob("*"))
-    from_zip, from_folder = read_image(tmp_path / "series.zip"), read_image(folder)
+    from_zip, from_folder = SUV.read(tmp_path / "series.zip"), SUV.read(folder)
     assert (sorted(tmp_path.rglob("*")), sorted(tmp_path.parent.parent.glob("*"))) == before
     np.testing.assert_array_equal(from_zip.voxels, from_folder.voxels)
     np.testing.assert_array_equal(from_zip.affine, from_folder.affine)
@@ -264,8 +264,8 @@ def test_one_of_several_series_is_chosen_by_name(tmp_path: Path, tag: str) -> No
     both = _two_series()
     folder = write([dataset for group in both for dataset in group], tmp_path / "series")
     for number, group in enumerate(both):
-        alone = read_image(write(group, tmp_path / str(number)))
-        chosen = read_image(folder, series=str(group[0][tag].value))
+        alone = SUV.read(write(group, tmp_path / str(number)))
+        chosen = SUV.read(folder, series=str(group[0][tag].value))
         np.testing.assert_array_equal(chosen.voxels, alone.voxels)
 
 
@@ -275,7 +275,7 @@ def test_a_name_must_fit_one_series(tmp_path: Path) -> None:
     folder = write([*first, *second], tmp_path / "series")
     for name, count in (("PET", 0), ("PET AC", 2)):
         with pytest.raises(ImageError, match=f"{count} series called '{name}' among: number 4"):
-            read_image(folder, series=name)
+            SUV.read(folder, series=name)
 
 
 @pytest.mark.parametrize("length", [0, 100, 131, 200, 900, -1])
@@ -284,7 +284,7 @@ def test_truncated_files_are_refused(tmp_path: Path, length: int) -> None:
     file = folder / "2.dcm"
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(ImageError):
-        read_image(folder)
+        SUV.read(folder)
 
 
 def test_damaged_and_encrypted_zips_are_refused(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_damaged_and_encrypted_zips_are_refused(tmp_path: Path) -> None:
     for broken in (whole[:-30], flipped, bytes(encrypted)):
         path.write_bytes(broken)
         with pytest.raises(ImageError, match="cannot be read as a zip"):
-            read_image(path)
+            SUV.read(path)
 
 
 # A real series -------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_damaged_and_encrypted_zips_are_refused(tmp_path: Path) -> None:
     not REAL.exists(), reason="the real FDG series pet_fdg_sts001 is not here (TGD_TEST_DATA)"
 )
 def test_real_series() -> None:
-    image = read_image(REAL / "dicom.zip")
+    image = SUV.read(REAL / "dicom.zip")
     assert image.voxels.shape == (128, 128, 267)
     assert image.voxels.max() == pytest.approx(66.5, abs=0.05)  # known to one decimal
     spacing = nib.affines.voxel_sizes(image.affine)

@@ -11,11 +11,13 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
-from tgd_kit.imaging.dicom.series import DicomSource
-from tgd_kit.errors import ImageError
-from tgd_kit.imaging.image import PETImage, check_output, read_image, write_image
 
 from tests.pet.dicoms import AXIAL, DOSE, HALF_LIFE, OBLIQUE, REAL, WEIGHT, garble, read, series, write
+from tgd_kit.errors import ImageError
+from tgd_kit.imaging.dicom.series import DicomSource
+from tgd_kit.imaging.files import check_output
+from tgd_kit.imaging.image import Image
+from tgd_pet.images.suv import SUV
 
 NAME = "Müller^Ada"
 
@@ -29,7 +31,7 @@ def patient(datasets: list[Dataset]) -> list[Dataset]:
     return datasets
 
 
-def denoised(image: PETImage, seed: int = 0) -> PETImage:
+def denoised(image: Image, seed: int = 0) -> Image:
     """Something else on the same grid, a little of it below zero."""
     noise = np.random.default_rng(seed).normal(0, 0.2, image.axial().shape).astype(np.float32)
     return image.with_axial(image.axial() * 0.5 + noise)
@@ -46,8 +48,8 @@ def test_suv_and_grid_come_back(tmp_path: Path, units: str, orientation: Sequenc
     for dataset in datasets:
         dataset.Units = units
     result = denoised(read(datasets, tmp_path))
-    said = write_image(result, tmp_path / "out", "halved")
-    back = read_image(tmp_path / "out")
+    said = SUV.write(result, tmp_path / "out", "halved")
+    back = SUV.read(tmp_path / "out")
     np.testing.assert_array_equal(back.affine, result.affine)
     # Half a step of the slice's own slope, and float32's seven digits.
     largest = np.abs(result.voxels).max(axis=(0, 1))
@@ -58,7 +60,7 @@ def test_suv_and_grid_come_back(tmp_path: Path, units: str, orientation: Sequenc
 
 def test_another_reader_comes_to_the_same_suv_from_the_tags_alone(tmp_path: Path) -> None:
     result = denoised(read(series(), tmp_path))
-    write_image(result, tmp_path / "out", "halved")
+    SUV.write(result, tmp_path / "out", "halved")
     decayed = DOSE * 0.5 ** (3600 / HALF_LIFE)
     for dataset, expected in zip(written(tmp_path / "out"), np.moveaxis(result.voxels, 2, 0), strict=True):
         suv = dataset.pixel_array.T * float(dataset.RescaleSlope) * 1000 * WEIGHT / decayed
@@ -70,7 +72,7 @@ def test_another_reader_comes_to_the_same_suv_from_the_tags_alone(tmp_path: Path
 def test_identity_is_new_and_the_rest_is_the_sources(tmp_path: Path) -> None:
     datasets = patient(series())
     result = denoised(read(datasets, tmp_path))
-    write_image(result, tmp_path / "out", "Denoised by a test")
+    SUV.write(result, tmp_path / "out", "Denoised by a test")
     ordered = sorted(datasets, key=lambda dataset: dataset.ImagePositionPatient[2])
     uids = [dataset.SOPInstanceUID for dataset in ordered]
     made = written(tmp_path / "out")
@@ -94,8 +96,8 @@ def test_identity_is_new_and_the_rest_is_the_sources(tmp_path: Path) -> None:
 def test_an_empty_slice_stays_empty(tmp_path: Path) -> None:
     image = read(series(), tmp_path)
     image.voxels[..., 2] = 0
-    write_image(image, tmp_path / "out", "")
-    assert not read_image(tmp_path / "out").voxels[..., 2].any()
+    SUV.write(image, tmp_path / "out", "")
+    assert not SUV.read(tmp_path / "out").voxels[..., 2].any()
 
 
 def _implicit(dataset: Dataset) -> None:
@@ -116,9 +118,9 @@ def test_encoding_and_faults_of_the_source_do_not_matter(
     for dataset in datasets:
         edit(dataset)
     image = read(datasets, tmp_path)
-    write_image(image, tmp_path / "out", "")
+    SUV.write(image, tmp_path / "out", "")
     assert {str(dataset.PatientName) for dataset in written(tmp_path / "out")} == {NAME}
-    np.testing.assert_array_equal(read_image(tmp_path / "out").affine, image.affine)
+    np.testing.assert_array_equal(SUV.read(tmp_path / "out").affine, image.affine)
 
 
 def test_a_failed_write_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +132,7 @@ def test_a_failed_write_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pydicom.dataset.Dataset.save_as", failing)
     with pytest.raises(OSError, match="disk full"):
-        write_image(image, tmp_path / "out", "")
+        SUV.write(image, tmp_path / "out", "")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -144,25 +146,25 @@ def test_where_it_cannot_go_is_said_before_the_work(tmp_path: Path) -> None:
         (tmp_path / "out", nifti, "cannot be made from"),
         (folder, nifti, "cannot be made from"),
         (folder, tmp_path / "series.zip", "not empty"),
-        (tmp_path / "out.dcm", folder, "no NIfTI name"),
+        (tmp_path / "out.dcm", folder, "not a NIfTI name"),
     ):
         with pytest.raises(ImageError, match=said):
             check_output(out, source)
     for out in ("empty", "new"):
         check_output(tmp_path / out, folder)
     with pytest.raises(ImageError, match="derived from another"):
-        write_image(PETImage(np.ones((2, 2, 2), np.float32), np.eye(4)), tmp_path / "new", "")
+        SUV.write(Image(np.ones((2, 2, 2), np.float32), np.eye(4)), tmp_path / "new", "")
 
 
 @pytest.mark.skipif(
     not REAL.exists(), reason="the real FDG series pet_fdg_sts001 is not here (TGD_TEST_DATA)"
 )
 def test_real_series_there_and_back(tmp_path: Path) -> None:
-    whole = read_image(REAL / "dicom.zip")
-    source = DicomSource(whole.source.slices[:80], whole.source.suv_factor)  # the legs, up to the bladder
+    whole = SUV.read(REAL / "dicom.zip")
+    source = DicomSource(whole.source.slices[:80], whole.source.factor)  # the legs, up to the bladder
     image = replace(whole, voxels=whole.voxels[..., :80], source=source)
-    write_image(image, tmp_path / "out", "unchanged")
-    back = read_image(tmp_path / "out")
+    SUV.write(image, tmp_path / "out", "unchanged")
+    back = SUV.read(tmp_path / "out")
     largest = np.abs(image.voxels).max(axis=(0, 1))
     # Half a step of the slice's own slope, and float32's seven digits.
     assert (np.abs(back.voxels - image.voxels) <= largest * (0.5 / 32767 + 1e-6)).all()

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image as pictures
-from tgd_pet.denoising import denoise
-from tgd_pet.evaluation.scores import MARGIN, around, evaluate, lesion_bias, liver_cov
-from tgd_kit.report.comparison import draw_comparison
-from tgd_pet.network import WIDTHS, DnCNN, new_network
 
 from tests.pet.scans import RandomScans
 from tests.pet.test_network import trained
+from tgd_kit.report.pictures import draw_comparison
+from tgd_pet.denoising import denoise
+from tgd_pet.evaluation.scores import MARGIN, around, evaluate, lesion_bias, liver_cov
+from tgd_pet.network import WIDTHS, DnCNN, new_network
 
 
 @given(st.integers(0, 99), st.integers(2, 6))
@@ -40,17 +40,17 @@ def test_bias_and_cov_are_the_papers_formulas(seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_scores_of_the_input_itself(version: str) -> None:
-    studies = [RandomScans(seed, realisations=4) for seed in (1, 2)]
-    scores = evaluate(None, studies, version)
-    squares = [((low - s.full(version))[s.body()] ** 2).mean() for s in studies for low in s.low(version)]
+    patients = [RandomScans(seed, realisations=4) for seed in (1, 2)]
+    scores = evaluate(None, patients, version)
+    squares = [((low - s.full(version))[s.body()] ** 2).mean() for s in patients for low in s.low(version)]
     assert scores.rmse == pytest.approx(np.mean(squares) ** 0.5, rel=1e-5)  # float32 sums
     biases = [
-        lesion_bias(s.realisations(version), s.full(version), m) for s in studies for m in s.lesion_masks()
+        lesion_bias(s.realisations(version), s.full(version), m) for s in patients for m in s.lesion_masks()
     ]
     assert scores.bias == pytest.approx(np.mean(biases))
     assert scores.bias_error == pytest.approx(np.std(biases, ddof=1) / 2)
     assert scores.cov == pytest.approx(
-        np.mean([liver_cov(s.realisations(version), s.liver()) for s in studies])
+        np.mean([liver_cov(s.realisations(version), s.liver()) for s in patients])
     )
 
 
@@ -64,12 +64,12 @@ def test_without_realisations_there_is_only_the_error() -> None:
 
 
 def test_the_network_is_applied() -> None:
-    study, steps = RandomScans(1, realisations=2), []
-    scores = evaluate(trained(), [study], "v1", progress=lambda: steps.append(1))
-    done = [denoise(trained(), low) for low in study.low("v1")]
-    squares = [((image - study.full("v1"))[study.body()] ** 2).mean() for image in done]
+    patient, steps = RandomScans(1, realisations=2), []
+    scores = evaluate(trained(), [patient], "v1", progress=lambda: steps.append(1))
+    done = [denoise(trained(), low) for low in patient.low("v1")]
+    squares = [((image - patient.full("v1"))[patient.body()] ** 2).mean() for image in done]
     assert scores.rmse == pytest.approx(np.mean(squares) ** 0.5, rel=1e-5)  # float32 sums
-    assert scores.rmse != pytest.approx(evaluate(None, [study], "v1").rmse, rel=1e-2)
+    assert scores.rmse != pytest.approx(evaluate(None, [patient], "v1").rmse, rel=1e-2)
     assert len(steps) == 4
 
 
@@ -83,8 +83,8 @@ def farthest() -> DnCNN:
 
 def test_the_box_around_the_body_changes_nothing_inside_it() -> None:
     assert len(WIDTHS) == MARGIN
-    study, network = RandomScans(3, (3, 72, 64)), farthest()
-    body, image = study.body(), study.low("v1")[0]
+    patient, network = RandomScans(3, (3, 72, 64)), farthest()
+    body, image = patient.body(), patient.low("v1")[0]
     window = around(body)
     inside = body[window]
     assert inside.size < body.size
@@ -106,7 +106,9 @@ def test_the_box_stays_inside_the_image(y: int, x: int, size: int) -> None:
 def test_picture_is_drawn_dark_where_uptake_is_high(tmp_path: Path) -> None:
     hot = np.zeros((40, 40), np.float32)
     hot[15:25, 15:25] = 6.0
-    draw_comparison({"input": hot * 0.5, "target": hot}, "target", tmp_path / "picture.png", top=6.0)
+    draw_comparison(
+        {"input": hot * 0.5, "target": hot}, "target", tmp_path / "picture.png", unit="SUV", top=6.0
+    )
     drawn = pictures.imread(tmp_path / "picture.png")[..., :3]
     assert (drawn.sum(-1) == 0).sum() > 100  # black: SUV 6
     reds = (drawn[..., 2] - drawn[..., 0] > 0.5).sum()
@@ -115,5 +117,5 @@ def test_picture_is_drawn_dark_where_uptake_is_high(tmp_path: Path) -> None:
 
 
 def test_untrained_network_scores_like_the_input() -> None:
-    study = [RandomScans(1, realisations=2)]
-    assert evaluate(new_network(0, (4, 4, 3)), study, "v2") == evaluate(None, study, "v2")
+    patient = [RandomScans(1, realisations=2)]
+    assert evaluate(new_network(0, (4, 4, 3)), patient, "v2") == evaluate(None, patient, "v2")

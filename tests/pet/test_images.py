@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tgd_kit.errors import ImageError
-from tgd_kit.imaging.image import PETImage, check_output, read_image, write_nifti
 
 from tests.pet.dicoms import read, series
+from tgd_kit.errors import ImageError
+from tgd_kit.imaging.files import check_output
+from tgd_kit.imaging.image import Image
+from tgd_kit.imaging.nifti import write_nifti
+from tgd_pet.images.suv import SUV
 
 
 def test_other_inputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "image.mha").write_bytes(b"")
     with pytest.raises(ImageError, match="neither"):
-        read_image(tmp_path / "image.mha")
+        SUV.read(tmp_path / "image.mha")
     with pytest.raises(ImageError, match="no file or folder"):
-        read_image(tmp_path / "none")
+        SUV.read(tmp_path / "none")
 
 
 @st.composite
@@ -44,7 +47,7 @@ def test_axial_view_points_down_back_left_and_turns_back(
 ) -> None:
     shape, affine = grid
     voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    image = PETImage(voxels, affine)
+    image = Image(voxels, affine)
     axial = image.axial()
     np.testing.assert_array_equal(image.with_axial(axial).voxels, voxels)
     where = {voxels[index]: affine @ [*index, 1] for index in np.ndindex(shape)}
@@ -65,7 +68,7 @@ def test_nifti_grid_and_header_come_back(tmp_path: Path, made: type[nib.Nifti1Im
     source.header.set_slope_inter(0.5, 1.0)
     source.set_sform(affine, code=2)
     nib.save(source, tmp_path / f"in{suffix.lower()}")
-    image = read_image(tmp_path / f"in{suffix.lower()}")
+    image = SUV.read(tmp_path / f"in{suffix.lower()}")
     write_nifti(image.with_axial(image.axial() * 2), tmp_path / f"out{suffix}")
     result, before = nib.load(tmp_path / f"out{suffix}"), nib.load(tmp_path / f"in{suffix.lower()}")
     assert type(result) is made
@@ -112,7 +115,7 @@ def _nifti(voxels: np.ndarray, affine: np.ndarray | None = None) -> bytes:
 def test_unusable_nifti_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "in.nii").write_bytes(content)
     with pytest.raises(ImageError, match=said):
-        read_image(tmp_path / "in.nii")
+        SUV.read(tmp_path / "in.nii")
 
 
 def test_cut_compressed_nifti_is_refused(tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_cut_compressed_nifti_is_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "in.nii.gz").read_bytes()
     (tmp_path / "in.nii.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match="cannot be read"):
-        read_image(tmp_path / "in.nii.gz")
+        SUV.read(tmp_path / "in.nii.gz")
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +137,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(nib, "save", failing)
     with pytest.raises(OSError, match="disk full"):
-        write_nifti(PETImage(np.ones((2, 2, 2), np.float32), np.eye(4)), path)
+        write_nifti(Image(np.ones((2, 2, 2), np.float32), np.eye(4)), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tgd_kit.errors import RunError
 from tgd_kit.runs.jobs import run_jobs
 
@@ -68,8 +69,8 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         f"    list(run_jobs(sleep, [(Path({str(tmp_path)!r}), name) for name in 'ab'], 2))\n"
     )
-    root = Path(__file__).parents[2]
-    parent = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(root)})
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    parent = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": path})
     wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
     workers = [int((tmp_path / name).read_text().split()[0]) for name in "ab"]
     parent.send_signal(signal.SIGKILL)

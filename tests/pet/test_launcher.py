@@ -13,10 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tgd_pet.network import load_network, new_network
-from tgd_kit.training.fit import Schedule, fit
 
 from tests.pet.scans import RandomScans
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.network import load_network, new_network
+from tgd_pet.training.fit import fit
 from tgdsurgery import load_delta
 
 ROOT = Path(__file__).parents[2]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
-from tgd_pet.denoising import denoise
-from tgd_pet.evaluation.scores import liver_cov
-from tgd_kit.simulation.grid import Grid
-from tgd_pet.evaluation.measures import RANGE_SUV, around_hot_object, measure, measure_images
 
 from tests.pet.scans import RandomScans
 from tests.pet.test_network import trained
+from tgd_kit.simulation.grid import Grid
+from tgd_pet.denoising import denoise
+from tgd_pet.evaluation.measures import RANGE_SUV, around_hot_object, measure, measure_images
+from tgd_pet.evaluation.scores import liver_cov
 
 STUDY = RandomScans(3, realisations=4)
 

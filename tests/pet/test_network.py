@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tgd_pet.denoising import best_device, denoise, triplets
-from tgd_pet.network import DnCNN, load_network, new_network, save_network
 from torch import nn
 
 from tgdsurgery.core.errors import CheckpointError
+from tgd_kit.devices import best_device
+from tgd_kit.training.weights import save_weights
+from tgd_pet.denoising import denoise, triplets
+from tgd_pet.network import DnCNN, load_network, new_network
 
 NARROW = (6, 5, 4, 3)
 widths = st.lists(st.integers(1, 6), min_size=2, max_size=6)
@@ -83,7 +85,7 @@ def test_weights_follow_from_the_seed_and_random_state_stays() -> None:
 def test_file_gives_the_same_network_back(tmp_path_factory: pytest.TempPathFactory, shape: list[int]) -> None:
     path = tmp_path_factory.mktemp("network") / "network.safetensors"
     network = trained(3, tuple(shape))
-    save_network(network.to(memory_format=torch.channels_last), path)
+    save_weights(network.to(memory_format=torch.channels_last), path)
     read = load_network(path)
     assert not read.training
     assert read.state_dict().keys() == network.state_dict().keys()
@@ -110,7 +112,7 @@ def test_other_weights_are_refused(tmp_path: Path, tensors: dict[str, torch.Tens
 def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no file"):
         load_network(tmp_path / "none.safetensors")
-    save_network(DnCNN(NARROW), tmp_path / "whole.safetensors")
+    save_weights(DnCNN(NARROW), tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
     for length in (0, 7, len(whole) // 2):
         (tmp_path / "cut.safetensors").write_bytes(whole[:length])

@@ -11,16 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tgd_pet.training.patches import PatchPairs
-from tgd_pet.denoising import denoise
-from tgd_kit.training.keep_best import KeepBest
-from tgd_kit.errors import RunError
-from tgd_pet.training.halves import GAP, HeldOut, hold_out, swapped
-from tgd_pet.network import DnCNN, load_network, new_network
-from tgd_pet.training.online import ROWS, Online, online
-from tgd_kit.training.fit import Schedule, fit
 
 from tests.pet.scans import RandomScans
+from tgd_kit.errors import RunError
+from tgd_kit.training.keep_best import KeepBest
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.denoising import denoise
+from tgd_pet.network import DnCNN, load_network, new_network
+from tgd_pet.training.fit import fit
+from tgd_pet.training.halves import GAP, HeldOut, hold_out, swapped
+from tgd_pet.training.online import ROWS, Online, online
+from tgd_pet.training.patches import PatchPairs
 from tgdsurgery import load_delta
 
 WIDTHS = (8, 8, 8, 8, 3)

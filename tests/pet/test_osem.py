@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+from tgd_kit.simulation.projector import Projector, blur, system_matrices
 from tgd_pet.simulation.acquisition import Acquisition, Scanner
+from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
 from tgd_pet.simulation.osem import V1, V2, Reconstruction, reconstruct
-from tgd_kit.simulation.projector import Geometry, Projector, TimeOfFlight, blur, system_matrices
 
 GEOMETRY = Geometry(
     size=24, voxel_mm=8.0, angles=24, bins=24, bin_mm=8.0, subsets=1, tof=TimeOfFlight(bins=5)

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from tgd_pet.report.page import page
-from tgd_pet.experiment.recipes import BASES
-from tgd_pet.report.results import StudyResults, read_results
-from tgd_pet.experiment.settings import PROFILES, read_settings
+
 from tgd_kit.report.statistics import PAIRS
+from tgd_pet.experiment.recipes import BASES
+from tgd_pet.experiment.settings import PROFILES, read_settings
+from tgd_pet.report.page import page
+from tgd_pet.report.results import StudyResults, read_results
 from tgd_pet.report.tables import readme_table
 
 ROOT = Path(__file__).parents[2]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tgd_pet.training.patches import PatchPairs
-from tgd_pet.training.finetuning import Method, finetune
-from tgd_pet.network import DnCNN, load_network
-from tgd_pet.training.peers import LORA_RANK
-from tgd_kit.training.fit import Schedule
 
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import fitted
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.network import DnCNN, load_network
+from tgd_pet.training.finetuning import Method, finetune
+from tgd_pet.training.patches import PatchPairs
+from tgd_pet.training.peers import LORA_RANK
 
-STUDIES = [RandomScans(1), RandomScans(2)]
+PATIENTS = [RandomScans(1), RandomScans(2)]
 SCHEDULE = Schedule(epochs=2, steps=10, batch=4, patch=16, rate=1e-2)
 
 
@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> DnCNN:
 
 
 def tuned(base: DnCNN, folder: Path, method: Method) -> DnCNN:
-    return finetune(base, STUDIES, "v2", folder, SCHEDULE, method=method, progress=False).network
+    return finetune(base, PATIENTS, "v2", folder, SCHEDULE, method=method, progress=False).network
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def distance(one: DnCNN, other: DnCNN) -> float:
 
 @torch.inference_mode()
 def disagreement(one: DnCNN, other: DnCNN) -> float:
-    pairs = PatchPairs(STUDIES, "v2", 16, patch=16)
+    pairs = PatchPairs(PATIENTS, "v2", 16, patch=16)
     noisy = torch.stack([pairs[i][0] for i in range(len(pairs))])
     return float((one.eval()(noisy) - other.eval()(noisy)).square().mean())
 
@@ -46,7 +46,7 @@ def test_l2_sp_stays_near_the_old_weights(
 ) -> None:
     free = distance(base, tuned(base, tmp_path / "free", "full"))
     usual = distance(base, tuned(base, tmp_path / "usual", "l2-sp"))
-    monkeypatch.setattr("tgd_pet.training.peers.L2_SP", 10.0)
+    monkeypatch.setattr("tgd_pet.training.peers.L2_SP_STRENGTH", 10.0)
     strong = distance(base, tuned(base, tmp_path / "strong", "l2-sp"))
     assert 0 < strong < usual < free
 
@@ -59,7 +59,7 @@ def test_learning_without_forgetting_stays_near_the_old_outputs(tmp_path: Path, 
 
 def test_lora_moves_convolutions_by_low_rank_updates_alone(tmp_path: Path, base: DnCNN) -> None:
     pytest.importorskip("peft")
-    result = finetune(base, STUDIES, "v2", tmp_path, SCHEDULE, method="lora", progress=False)
+    result = finetune(base, PATIENTS, "v2", tmp_path, SCHEDULE, method="lora", progress=False)
     before, after = base.state_dict(), result.network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.endswith("weight") and "conv" in name}

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from scipy.stats import norm
 from skimage.transform import radon
-from tgd_kit.simulation.projector import Geometry, Projector, SimulationError, TimeOfFlight, blur, system_matrices
+
+from tgd_kit.errors import SimulationError
+from tgd_kit.simulation.projector import Projector, blur, system_matrices
+from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
 
 
 @st.composite

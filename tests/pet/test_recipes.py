@@ -1,4 +1,4 @@
-"""The study's recipes: what a second round of TGD is."""
+"""The patient's recipes: what a second round of TGD is."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from tgd_pet.experiment import recipes
-from tgd_pet.training.finetuning import Tuned, finetune
-from tgd_pet.network import load_network
-from tgd_pet.experiment.recipes import Recipe, adapt
-from tgd_kit.training.fit import Schedule
 
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import fitted
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.experiment import recipes
+from tgd_pet.experiment.recipes import Recipe, adapt
+from tgd_pet.network import load_network
+from tgd_pet.training.finetuning import Tuned, finetune
 from tgdsurgery import plan_tgd
 
 SCHEDULE = Schedule(epochs=1, steps=20, batch=4, patch=16, rate=1e-2)

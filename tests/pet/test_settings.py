@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tgd_kit.errors import RunError
+from tgd_kit.training.schedule import Schedule
 from tgd_pet.experiment.settings import PROFILES, Settings, read_settings
-from tgd_kit.training.fit import Schedule
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:

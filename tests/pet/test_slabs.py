@@ -10,12 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tgd_pet.denoising import denoise
-from tgd_kit.imaging.image import read_image, write_image
-from tgd_pet.network import DnCNN
-from tgd_kit.imaging.slabs import scratch
 
 from tests.pet.dicoms import series, write
+from tgd_kit.imaging.slabs import scratch
+from tgd_pet.denoising import denoise
+from tgd_pet.images.suv import SUV
+from tgd_pet.network import DnCNN
 
 PIXELS = 48
 
@@ -39,15 +39,15 @@ def nifti(path: Path, depth: int, kind: type[np.generic] = np.int16) -> Path:
 
 def through(source: Path, out: Path) -> np.ndarray:
     """The whole way of `tgd pet denoise`."""
-    image = read_image(source)
-    write_image(image.with_axial(denoise(trained(), image.axial(), slab=4)), out, "")
-    return read_image(out).voxels
+    image = SUV.read(source)
+    SUV.write(image.with_axial(denoise(trained(), image.axial(), slab=4)), out, "")
+    return SUV.read(out).voxels
 
 
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every volume is one that memory does not hold, and is read four slices at a time."""
-    monkeypatch.setattr("tgd_kit.imaging.slabs.IN_MEMORY", 0)
-    monkeypatch.setattr("tgd_kit.imaging.slabs.CHUNK", 4 * 4 * PIXELS**2)
+    monkeypatch.setattr("tgd_kit.imaging.slabs.LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr("tgd_kit.imaging.slabs.LARGEST_SLAB", 4 * 4 * PIXELS**2)
 
 
 @pytest.mark.parametrize("name", ["in.nii", "in.nii.gz", "dicom"])
@@ -56,7 +56,7 @@ def test_results_are_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     in_memory = through(source, tmp_path / "memory.nii.gz")
     on_disk(monkeypatch)
     mapped = through(source, tmp_path / "mapped.nii.gz")
-    assert isinstance(read_image(source).voxels, np.memmap)
+    assert isinstance(SUV.read(source).voxels, np.memmap)
     assert torch.equal(torch.from_numpy(np.asarray(mapped)), torch.from_numpy(in_memory))
     assert (tmp_path / "memory.nii.gz").stat().st_size > 0
 

@@ -14,18 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from tgd_pet.training.patches import PatchPairs, fingerprint
-from tgd_kit.errors import RunError
-from tgd_pet.evaluation.scores import evaluate
-from tgd_pet.training.finetuning import METHODS, Method, finetune
-from tgd_pet.network import DnCNN, load_network, new_network
-from tgd_kit.training.fit import Schedule, fit
 
 from tests.pet.scans import RandomScans
+from tgd_kit.errors import RunError
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.evaluation.scores import evaluate
+from tgd_pet.network import DnCNN, load_network, new_network
+from tgd_pet.training.finetuning import METHODS, Method, finetune
+from tgd_pet.training.fit import fit
+from tgd_pet.training.patches import PatchPairs, fingerprint
 
 WIDTHS = (8, 8, 8, 8, 3)
 SHORT = Schedule(epochs=3, steps=4, batch=4, patch=16)
-STUDIES = [RandomScans(1), RandomScans(2)]
+PATIENTS = [RandomScans(1), RandomScans(2)]
 
 
 def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -37,7 +38,7 @@ def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 def fitted(folder: Path, schedule: Schedule = SHORT, **options: object) -> DnCNN:
     network = new_network(0, WIDTHS)
-    fit(network, STUDIES, "v1", folder, schedule, progress=False, **options)
+    fit(network, PATIENTS, "v1", folder, schedule, progress=False, **options)
     return network
 
 
@@ -57,7 +58,7 @@ class StopAfter(Callback):
 
 @given(st.integers(0, 2**31), st.integers(0, 19), st.sampled_from([4, 16, 40]))
 def test_a_patch_depends_on_seed_and_index_alone(seed: int, index: int, patch: int) -> None:
-    pairs = [PatchPairs(STUDIES, "v1", 20, seed=(seed, 1), patch=patch) for _ in range(2)]
+    pairs = [PatchPairs(PATIENTS, "v1", 20, seed=(seed, 1), patch=patch) for _ in range(2)]
     pairs[1][3]
     for one, other in zip(pairs[0][index], pairs[1][index], strict=True):
         assert one.shape == (3, patch, patch)
@@ -66,7 +67,7 @@ def test_a_patch_depends_on_seed_and_index_alone(seed: int, index: int, patch: i
 
 def test_seeds_and_indices_give_different_patches() -> None:
     patches = [
-        PatchPairs(STUDIES, "v1", 5, seed=(seed,), patch=16)[i][0] for seed in range(3) for i in range(5)
+        PatchPairs(PATIENTS, "v1", 5, seed=(seed,), patch=16)[i][0] for seed in range(3) for i in range(5)
     ]
     assert len({patch.numpy().tobytes() for patch in patches}) == 15
 
@@ -82,9 +83,9 @@ class Indexed(RandomScans):
 
 
 def test_noisy_and_clean_are_the_same_place_inside_the_body() -> None:
-    study = Indexed()
-    depth, height, width = study.body().shape
-    pairs = PatchPairs([study], "v1", 200, patch=16)
+    patient = Indexed()
+    depth, height, width = patient.body().shape
+    pairs = PatchPairs([patient], "v1", 200, patch=16)
     flips = set()
     for noisy, clean in (pairs[i] for i in range(len(pairs))):
         assert torch.equal(noisy, clean + 0.25)
@@ -93,7 +94,7 @@ def test_noisy_and_clean_are_the_same_place_inside_the_body() -> None:
         flips.add(tuple(int(step[-1] if step[-1] else step[0]) for step in steps))
         assert all(set(step) <= {-1, 1} for step in steps[1:])
         assert set(steps[0]) <= {-1, 0} or set(steps[0]) <= {0, 1}  # the ends of the volume are repeated
-        centres = study.body()[z[1], y[1], x[1]][7:9, 7:9]
+        centres = patient.body()[z[1], y[1], x[1]][7:9, 7:9]
         assert centres.any()
     assert flips == {(a, b, c) for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)}
 
@@ -119,7 +120,9 @@ def test_same_seed_same_network_and_the_file_holds_it(tmp_path: Path) -> None:
     assert_same(one, load_network(tmp_path / "one" / "network.safetensors"))
     assert not one.training
     different = new_network(0, WIDTHS)
-    fit(different, STUDIES, "v1", tmp_path / "different", Schedule(3, 4, 4, seed=1, patch=16), progress=False)
+    fit(
+        different, PATIENTS, "v1", tmp_path / "different", Schedule(3, 4, 4, seed=1, patch=16), progress=False
+    )
     assert not torch.equal(one.noise.conv1.weight, different.noise.conv1.weight)
 
 
@@ -145,7 +148,7 @@ def test_a_run_that_is_told_to_end_says_how_to_go_on(tmp_path: Path) -> None:
             if trainer.current_epoch == 1:
                 raise SIGTERMException
 
-    with pytest.raises(RunError, match="goes on where"):
+    with pytest.raises(RunError, match="continues where"):
         fitted(tmp_path / "ended", callbacks=[Terminated()])
     assert_same(fitted(tmp_path / "ended"), fitted(tmp_path / "whole"))
 
@@ -162,9 +165,9 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="rate differ"):
         fitted(tmp_path, Schedule(3, 4, 4, rate=1e-4, patch=16))
     with pytest.raises(RunError, match="images, data differ"):
-        fit(new_network(0, WIDTHS), STUDIES, "v2", tmp_path, SHORT, progress=False)
+        fit(new_network(0, WIDTHS), PATIENTS, "v2", tmp_path, SHORT, progress=False)
     with pytest.raises(RunError, match="first weights differ"):
-        fit(new_network(1, WIDTHS), STUDIES, "v1", tmp_path, SHORT, progress=False)
+        fit(new_network(1, WIDTHS), PATIENTS, "v1", tmp_path, SHORT, progress=False)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         fitted(tmp_path)
@@ -205,7 +208,7 @@ def test_diverged_training_is_an_error(tmp_path: Path) -> None:
 
 def test_nothing_trainable_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="larger phi"):
-        finetune(new_network(0, WIDTHS), STUDIES, "v2", tmp_path / "run", SHORT, phi=0.0)
+        finetune(new_network(0, WIDTHS), PATIENTS, "v2", tmp_path / "run", SHORT, phi=0.0)
     assert not (tmp_path / "run").exists()
 
 
@@ -223,8 +226,8 @@ def test_the_shortest_runs_have_a_learning_rate(tmp_path: Path, steps: int) -> N
     fitted(tmp_path, Schedule(epochs=1, steps=steps, batch=1, patch=16))
 
 
-def test_no_study_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no study"):
+def test_no_patient_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no patient"):
         fit(new_network(0, WIDTHS), [], "v1", tmp_path, SHORT)
 
 
@@ -236,7 +239,7 @@ def test_nothing_but_the_bar_is_shown_and_nothing_left_behind(
         network = new_network(0, WIDTHS)
         fit(
             network,
-            STUDIES,
+            PATIENTS,
             "v1",
             tmp_path / folder,
             SHORT,
@@ -270,7 +273,7 @@ def test_finetuning_leaves_the_given_network_alone(tmp_path: Path, base: DnCNN, 
     if method == "lora":
         pytest.importorskip("peft")
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    tuned = finetune(base, STUDIES, "v2", tmp_path, SHORT, method=method, progress=False)
+    tuned = finetune(base, PATIENTS, "v2", tmp_path, SHORT, method=method, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     assert type(tuned.network) is DnCNN
     assert all(parameter.requires_grad for parameter in tuned.network.parameters())
@@ -278,13 +281,13 @@ def test_finetuning_leaves_the_given_network_alone(tmp_path: Path, base: DnCNN, 
 
 
 def test_full_moves_everything(tmp_path: Path, base: DnCNN) -> None:
-    tuned = finetune(base, STUDIES, "v2", tmp_path, SHORT, method="full", progress=False)
+    tuned = finetune(base, PATIENTS, "v2", tmp_path, SHORT, method="full", progress=False)
     assert (tuned.share, tuned.kept, tuned.plan) == (1.0, None, None)
     assert moved(base, tuned.network) == set(base.state_dict()) - {"suv_scale", "suv_limit"}
 
 
 def test_last3_moves_three_blocks_and_no_statistics_before(tmp_path: Path, base: DnCNN) -> None:
-    tuned = finetune(base, STUDIES, "v2", tmp_path, SHORT, method="last3", progress=False)
+    tuned = finetune(base, PATIENTS, "v2", tmp_path, SHORT, method="last3", progress=False)
     assert tuned.kept is True
     expected = {
         name for name in base.state_dict() if name.split(".")[1:2][0:1] and name.split(".")[1][-1] in "345"
@@ -295,7 +298,7 @@ def test_last3_moves_three_blocks_and_no_statistics_before(tmp_path: Path, base:
 
 
 def test_tgd_moves_what_its_plan_says(tmp_path: Path, base: DnCNN) -> None:
-    tuned = finetune(base, STUDIES, "v2", tmp_path, SHORT, method="tgd", phi=0.5, progress=False)
+    tuned = finetune(base, PATIENTS, "v2", tmp_path, SHORT, method="tgd", phi=0.5, progress=False)
     assert tuned.kept is True
     assert tuned.plan is not None
     assert tuned.plan.phi == 0.5
@@ -310,11 +313,13 @@ def test_interrupted_tgd_resumes_to_the_same_network(
     tmp_path: Path, base: DnCNN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(folder: str) -> DnCNN:
-        return finetune(base, STUDIES, "v2", tmp_path / folder, SHORT, method="tgd", progress=False).network
+        return finetune(base, PATIENTS, "v2", tmp_path / folder, SHORT, method="tgd", progress=False).network
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "tgd_pet.training.finetuning._Guarded.on_train_epoch_start", StopAfter.on_train_epoch_start, raising=False
+            "tgd_pet.training.finetuning._Guarded.on_train_epoch_start",
+            StopAfter.on_train_epoch_start,
+            raising=False,
         )
         patch.setattr("tgd_pet.training.finetuning._Guarded.epoch", 2, raising=False)
         with pytest.raises(ConnectionAbortedError):

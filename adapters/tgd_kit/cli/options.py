@@ -1,4 +1,4 @@
-"""Types and options that several commands share."""
+"""Types and options that commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 SCAN = click.Path(path_type=Path)
 COUNT, SEED = click.IntRange(min=1), click.IntRange(min=0)
 RATE = click.FloatRange(min=0, min_open=True)
-VERSION = click.Choice(["v1", "v2"])
 RUN = click.option("--out", type=FOLDER, required=True, help="Folder of the run; the same again resumes it.")
 
 

@@ -1,8 +1,4 @@
-"""Independent jobs in processes of one thread each.
-
-Small convolutions are several times quicker on one thread than on two that wait for each other, so a study
-runs one job per core.
-"""
+"""Independent jobs in processes of one thread each: one job per core is quicker than two cores for one job."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tgd_kit.devices import one_thread
 from tgd_kit.errors import RunError
 
 
@@ -28,8 +25,8 @@ def run_jobs(
     Args:
         function: importable, as other processes call it. It writes files: what it returns is dropped.
         arguments: of each call.
-        workers: number of processes. With more than one, a script that calls this needs the usual
-            `if __name__ == "__main__":`.
+        workers: number of processes. One stays in this process. With more, a script that calls this needs
+            the usual `if __name__ == "__main__":`.
 
     Raises:
         RunError: a process died.
@@ -37,7 +34,8 @@ def run_jobs(
     jobs = list(arguments)
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            function(*job)
+            with one_thread():
+                function(*job)
             yield
         return
     # Fresh processes: a forked one would inherit locks of threads (torch's, rich's) that it does not have.
@@ -48,20 +46,20 @@ def run_jobs(
                 future.result()
                 yield
         except BrokenProcessPool as error:
-            raise RunError("A process died, most likely for want of memory.", "Use fewer workers.") from error
+            raise RunError("A process died, most likely for lack of memory.", "Use fewer workers.") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _prepare() -> None:
-    """Ctrl-C reaches the whole process group; only the parent acts on it, and lets jobs at work finish."""
+    """Ctrl-C reaches the whole process group; only the parent acts on it, and lets running jobs finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot end its processes, which would wait for jobs for ever."""
+    """A parent that is killed cannot end its processes: without this they would wait for jobs for ever."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,8 +1,8 @@
-"""What a study took: the seconds of each stage by the clock and of all cores, and the versions that made it."""
+"""What made a result: the seconds that each stage took, the versions, and the files of weights."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -11,34 +11,46 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tgd_kit.runs.files import replacing
+from tgd_kit.runs.files import read_json, write_json
 
 RECORD = "run.json"
 
 
 @contextmanager
 def timed(out: Path, stage: str) -> Iterator[None]:
-    """Add the time of the block to that of its stage in the record; a study may be taken up many times."""
-    begun, busy = time.monotonic(), _cpu()
+    """Add the time of the block to that of its stage in the record of `out`, over all calls.
+
+    Counted are the seconds by the clock, and those of computing on all cores.
+    """
+    begun, busy = time.monotonic(), _cpu_seconds()
     try:
         yield
     finally:
-        known = read_record(out) if (out / RECORD).exists() else {"seconds": {}, "cpu_seconds": 0.0}
+        empty: dict[str, Any] = {"seconds": {}, "cpu_seconds": 0.0}
+        known = read_record(out) if (out / RECORD).exists() else empty
         seconds: dict[str, float] = known["seconds"]
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - begun, 1)
-        cpu = round(known["cpu_seconds"] + _cpu() - busy, 1)
-        made_with = {package: version(package) for package in ("tgdsurgery", "torch")}
-        with replacing(out / RECORD) as temporary:
-            record = {"seconds": seconds, "cpu_seconds": cpu, "cores": os.cpu_count(), "versions": made_with}
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = {
+            "seconds": seconds,
+            "cpu_seconds": round(known["cpu_seconds"] + _cpu_seconds() - busy, 1),
+            "cores": os.cpu_count(),
+            "versions": {package: version(package) for package in ("tgdsurgery", "torch")},
+        }
+        write_json(out / RECORD, record)
 
 
-def _cpu() -> float:
+def _cpu_seconds() -> float:
     """Seconds of computing so far, of this process and of those that it has started and seen end."""
     return sum(os.times()[:4])
 
 
 def read_record(out: Path) -> dict[str, Any]:
-    """The record of the study in `out`."""
-    found: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    """The record that `timed` keeps in `out`."""
+    found: dict[str, Any] = read_json(out / RECORD)
     return found
+
+
+def denoised_by(*weights: Path) -> str:
+    """The package and its version, and each file of weights by name and digest: words for an image's file."""
+    files = (f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]})" for path in weights)
+    return f"Denoised by tgdsurgery {version('tgdsurgery')} with {', '.join(files)}"

@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tgd_kit.arrays import FloatArray
+
 Vector = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 
@@ -55,7 +57,7 @@ class Grid:
             parts.append(slice(max(0, int(np.ceil(low))), max(0, int(np.floor(high)) + 1)))
         return parts[0], parts[1], parts[2]
 
-    def distance(self, point: Sequence[float], box: Box = EVERYWHERE) -> NDArray[np.float32]:
+    def distance(self, point: Sequence[float], box: Box = EVERYWHERE) -> FloatArray:
         """Distance in mm of every voxel of a box from a point (z, y, x)."""
         z, y, x = self.axes(box, origin=point)
         return np.sqrt(z**2 + y**2 + x**2).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Parallel-beam PET projector: Joseph line integrals as sparse matrices, optionally split by time of flight.
+"""Parallel-beam projector: Joseph line integrals as sparse matrices.
 
-The data are rebinned, so every slice is seen by the same lines of response: one sparse matrix per subset
-projects the whole volume as one sparse-times-dense product, and its transpose is the exact adjoint.
-Images are `(z, y, x)` on a square grid centred on the scanner axis; lengths are in mm.
+Every slice is seen by the same lines: one sparse matrix per subset projects the whole volume as one
+sparse-times-dense product, and its transpose is the exact adjoint. Images are `(z, y, x)` on a square grid
+centred on the scanner axis; lengths are in mm.
 """
 
 from __future__ import annotations
@@ -10,45 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.ndimage import gaussian_filter
-from scipy.special import ndtr
 
-from tgdsurgery import TGDError
+from tgd_kit.arrays import FloatArray
+from tgd_kit.errors import SimulationError
 
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 _GOLDEN_RATIO = (np.sqrt(5.0) - 1.0) / 2.0
-_NEGLIGIBLE = 1e-3  # share of a voxel's TOF kernel in one bin, below which the matrix need not store it
-
-FloatArray = NDArray[np.float32]
-
-
-class SimulationError(TGDError):
-    """A scanner, phantom or scan that cannot be simulated."""
 
 
 @dataclass(frozen=True)
-class TimeOfFlight:
-    """Time-of-flight binning along the line of response.
+class ParallelBeam:
+    """Image grid and lines of a parallel-beam scanner; hashable, so that its matrices are cached.
 
-    Attributes:
-        bins: number of bins, centred on the middle of the line; the outermost two are open-ended, so that
-            the sum over the bins is exactly the non-TOF line integral.
-        bin_mm: width of a bin.
-        fwhm_mm: spatial resolution, `c * t / 2`; 75 mm is a coincidence resolution of 500 ps.
-    """
-
-    bins: int = 9
-    bin_mm: float = 50.0
-    fwhm_mm: float = 75.0
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Image grid and lines of response of a parallel-beam scanner; hashable, so that its matrices are cached.
+    A subclass may divide each line into parts, such as bins of the time of flight: `parts` and `shares`.
 
     Attributes:
         size: voxels along x and along y.
@@ -58,7 +41,6 @@ class Geometry:
         bin_mm: width of a radial bin.
         subsets: number of ordered subsets; divides `angles`.
         rays_per_bin: parallel rays averaged into one radial bin.
-        tof: time-of-flight binning, or None.
 
     Raises:
         SimulationError: a length or number is not positive, or `subsets` does not divide `angles`.
@@ -69,23 +51,12 @@ class Geometry:
     angles: int
     bins: int
     bin_mm: float
-    subsets: int = 12
+    subsets: int = 1
     rays_per_bin: int = 1
-    tof: TimeOfFlight | None = None
 
     def __post_init__(self) -> None:
-        numbers = [
-            self.size,
-            self.voxel_mm,
-            self.angles,
-            self.bins,
-            self.bin_mm,
-            self.subsets,
-            self.rays_per_bin,
-        ]
-        if self.tof is not None:
-            numbers += [self.tof.bins, self.tof.bin_mm, self.tof.fwhm_mm]
-        if min(numbers) <= 0:
+        sizes = self.size, self.voxel_mm, self.angles, self.bins, self.bin_mm, self.subsets, self.rays_per_bin
+        if min(sizes) <= 0:
             raise SimulationError(
                 "A scanner geometry has a size or number that is not positive.", "Check it."
             )
@@ -96,9 +67,18 @@ class Geometry:
             )
 
     @property
+    def parts(self) -> int:
+        """Into how many parts each line is divided."""
+        return 1
+
+    def shares(self, angle: float) -> NDArray[np.float64]:
+        """Share of each pixel that each part of its lines at this angle records: (part, pixel); they sum to 1."""
+        return np.ones((self.parts, self.size**2))
+
+    @property
     def sinogram_shape(self) -> tuple[int, int, int, int]:
-        """`(subset, angle in subset, radial bin, TOF bin)`; sinograms have one more axis, the slice."""
-        return self.subsets, self.angles // self.subsets, self.bins, self.tof.bins if self.tof else 1
+        """`(subset, angle in subset, radial bin, part)`; sinograms have one more axis, the slice."""
+        return self.subsets, self.angles // self.subsets, self.bins, self.parts
 
     @property
     def subset_angles(self) -> NDArray[np.float64]:
@@ -108,17 +88,14 @@ class Geometry:
         just used (Kohler, IEEE NSS 2004).
         """
         order = np.argsort(np.argsort(np.arange(self.subsets) * _GOLDEN_RATIO % 1.0))
-        return np.pi / self.angles * (order[:, None] + np.arange(0, self.angles, self.subsets))
+        steps: NDArray[np.int64] = order[:, None] + np.arange(0, self.angles, self.subsets)
+        return np.multiply(np.pi / self.angles, steps, dtype=np.float64)
 
-    def finer(self) -> Geometry:
-        """The same lines of response seen from a grid twice as fine, two rays for each ray."""
+    def finer(self) -> Self:
+        """The same lines seen from a grid twice as fine, two rays for each ray."""
         return replace(
             self, size=2 * self.size, voxel_mm=self.voxel_mm / 2, rays_per_bin=2 * self.rays_per_bin
         )
-
-    def without_tof(self) -> Geometry:
-        """The same geometry without time of flight."""
-        return replace(self, tof=None)
 
 
 class Projector:
@@ -128,26 +105,27 @@ class Projector:
         geometry: the scanner; its matrices are built once per process and shared by all projectors.
 
     Example:
-        >>> geometry = Geometry(size=8, voxel_mm=4.0, angles=4, bins=8, bin_mm=4.0, subsets=2)
+        >>> geometry = ParallelBeam(size=8, voxel_mm=4.0, angles=4, bins=8, bin_mm=4.0, subsets=2)
         >>> Projector(geometry).forward(np.ones((3, 8, 8), np.float32)).shape
         (2, 2, 8, 1, 3)
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: ParallelBeam) -> None:
         self.geometry = geometry
         self._matrices = system_matrices(geometry)
 
     def forward(self, image: FloatArray) -> FloatArray:
-        """Line integrals of `image` (z, y, x) in its unit times mm: (subset, angle, bin, TOF bin, z)."""
+        """Line integrals of `image` (z, y, x) in its unit times mm: (subset, angle, bin, part, z)."""
         return np.stack([self.forward_subset(image, s) for s in range(self.geometry.subsets)])
 
     def forward_subset(self, image: FloatArray, subset: int) -> FloatArray:
-        """The part of `forward` that one subset sees: (angle, bin, TOF bin, z)."""
+        """The part of `forward` that one subset sees: (angle, bin, part, z)."""
         columns = np.ascontiguousarray(image.reshape(len(image), -1).T, dtype=np.float32)
-        return (self._matrices[subset] @ columns).reshape(*self.geometry.sinogram_shape[1:], len(image))
+        sums: FloatArray = self._matrices[subset] @ columns
+        return sums.reshape(*self.geometry.sinogram_shape[1:], len(image))
 
     def back_subset(self, data: FloatArray, subset: int) -> FloatArray:
-        """The adjoint of `forward_subset`: (angle, bin, TOF bin, z) to (z, y, x)."""
+        """The adjoint of `forward_subset`: (angle, bin, part, z) to (z, y, x)."""
         slices, size = data.shape[-1], self.geometry.size
         columns = self._matrices[subset].T @ data.reshape(-1, slices).astype(np.float32, copy=False)
         return np.ascontiguousarray(columns.T).reshape(slices, size, size)
@@ -160,33 +138,33 @@ def blur(values: FloatArray, fwhm_mm: float, spacing_mm: Sequence[float]) -> Flo
     """
     if fwhm_mm == 0:
         return values
-    sigma = [fwhm_mm / _FWHM_PER_SIGMA / spacing for spacing in spacing_mm]
-    return gaussian_filter(values, sigma, mode="reflect", truncate=3.5)
+    sigma = [fwhm_mm / FWHM_PER_SIGMA / spacing for spacing in spacing_mm]
+    blurred: FloatArray = gaussian_filter(values, sigma, mode="reflect", truncate=3.5)
+    return blurred
 
 
 @lru_cache(maxsize=8)
-def system_matrices(geometry: Geometry) -> tuple[sparse.csr_array, ...]:
-    """The system matrix of each subset: rows (angle, radial bin, TOF bin), columns (y, x), values in mm."""
+def system_matrices(geometry: ParallelBeam) -> tuple[sparse.csr_array, ...]:
+    """The system matrix of each subset: rows (angle, radial bin, part), columns (y, x), values in mm."""
     return tuple(_subset_matrix(geometry, angles) for angles in geometry.subset_angles)
 
 
-def _subset_matrix(geometry: Geometry, angles: NDArray[np.float64]) -> sparse.csr_array:
-    tof_bins = geometry.sinogram_shape[-1]
+def _subset_matrix(geometry: ParallelBeam, angles: NDArray[np.float64]) -> sparse.csr_array:
     rows, columns, values = [], [], []
     for a, angle in enumerate(angles):
         radial_bin, pixel, length = _joseph(geometry, angle)
-        for t, share in enumerate(_tof_shares(geometry, angle)):
+        for part, share in enumerate(geometry.shares(angle)):
             seen = np.flatnonzero(share[pixel])
-            rows.append(((a * geometry.bins + radial_bin[seen]) * tof_bins + t).astype(np.int32))
+            rows.append(((a * geometry.bins + radial_bin[seen]) * geometry.parts + part).astype(np.int32))
             columns.append(pixel[seen].astype(np.int32))
             values.append((length[seen] * share[pixel[seen]]).astype(np.float32))
-    shape = (len(angles) * geometry.bins * tof_bins, geometry.size**2)
+    shape = (len(angles) * geometry.bins * geometry.parts, geometry.size**2)
     entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
     return sparse.coo_array(entries, shape=shape).tocsr()
 
 
 def _joseph(
-    geometry: Geometry, angle: float
+    geometry: ParallelBeam, angle: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
     """Joseph's line integrals (IEEE Trans Med Imaging 1982) at one angle.
 
@@ -218,17 +196,3 @@ def _joseph(
         entries.append((ray // geometry.rays_per_bin, pixel, weight[ray, step] * length))
     radial_bin, pixel, values = (np.concatenate(parts) for parts in zip(*entries, strict=True))
     return radial_bin, pixel, values
-
-
-def _tof_shares(geometry: Geometry, angle: float) -> NDArray[np.float64]:
-    """Share of each pixel's emissions that each TOF bin records, (TOF bin, pixel); they sum to 1."""
-    if geometry.tof is None:
-        return np.ones((1, geometry.size**2))
-    tof = geometry.tof
-    position = (np.arange(geometry.size) - (geometry.size - 1) / 2) * geometry.voxel_mm
-    along_ray = (position[:, None] * np.cos(angle) - position[None, :] * np.sin(angle)).ravel()
-    inner_edges = (np.arange(1, tof.bins) - tof.bins / 2) * tof.bin_mm
-    below = ndtr((inner_edges[:, None] - along_ray) * _FWHM_PER_SIGMA / tof.fwhm_mm)
-    shares = np.diff(below, axis=0, prepend=0.0, append=1.0)
-    shares[shares < _NEGLIGIBLE] = 0.0
-    return shares / shares.sum(axis=0)

@@ -1,4 +1,4 @@
-"""Stop training when it brings no more, and keep the best weights; an interrupted run goes on as it would have."""
+"""Stop training when it brings no more gain, and keep the best weights, also across an interruption."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from tgd_kit.training.module import network_of
+
 
 class KeepBest(Callback):
-    """Measures the network before the first step and after each epoch; the best one is what training leaves.
+    """Measures the network before the first step and after each epoch; training leaves the best one.
 
-    Of several processes the first one measures, and all do as it finds: running statistics differ between them,
-    and one that stops alone would leave the others waiting.
+    The first of several processes measures and decides for all: running statistics differ between them, and a
+    process that stops alone would leave the others waiting.
 
     Args:
         error: what is to be small.
         patience: training stops after so many epochs in a row without a smaller one.
-        name: of the error in the progress bar.
+        name: of the error beside the progress.
     """
 
     def __init__(self, error: Callable[[nn.Module], float], patience: int, name: str) -> None:
@@ -28,20 +30,20 @@ class KeepBest(Callback):
         self._weights: Mapping[str, Tensor] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The network as it was given; a resumed run has seen it."""
+        """The network as it was given; a resumed run has measured it before."""
         if not self._weights:
-            self._measure(trainer, pl_module.network)
+            self._measure(trainer, network_of(pl_module))
         trainer.should_stop = self._waited >= self._patience
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, and decide."""
-        error = self._measure(trainer, pl_module.network)
-        pl_module.log(self._name, error, prog_bar=True, sync_dist=True)
+        error = self._measure(trainer, network_of(pl_module))
+        pl_module.log(self._name, error, sync_dist=True)
         trainer.should_stop = self._waited >= self._patience
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""
-        pl_module.network.load_state_dict(self._weights)
+        network_of(pl_module).load_state_dict(self._weights)
 
     def _measure(self, trainer: L.Trainer, network: nn.Module) -> float:
         found = self._error(network) if trainer.is_global_zero else float("nan")
@@ -58,5 +60,5 @@ class KeepBest(Callback):
         return {"best": self._best, "waited": self._waited, "weights": self._weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint that is taken up."""
+        """From the checkpoint of an interrupted run."""
         self._best, self._waited, self._weights = (state_dict[key] for key in ("best", "waited", "weights"))

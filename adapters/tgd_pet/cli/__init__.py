@@ -5,16 +5,15 @@ Nothing heavy is imported here: a command's module, and with it torch, is loaded
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 import click
+
+from tgd_kit.cli.lazy import LazyGroup
 
 # name -> the line shown in the list; `tgd_pet.cli.<name>` holds the command as `<name>_command`
 COMMANDS = {
     "simulate": "Simulate patients and their scans.",
-    "train": "Train a new network on simulated studies.",
-    "finetune": "Adapt a trained network to simulated studies.",
+    "train": "Train a new network on simulated patients.",
+    "finetune": "Adapt a trained network to simulated patients.",
     "denoise": "Denoise a scan; DICOM or NIfTI, in and out.",
     "online": "Adapt a network to one patient from two half-count images.",
     "demo": "Simulate, train, fine-tune in four ways, and compare.",
@@ -22,29 +21,6 @@ COMMANDS = {
 }
 
 
-class LazyCommand(click.Command):
-    """A command that is imported when it runs, not when it is listed."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        """The context of the command itself, which takes this one's place from here on."""
-        command: click.Command = getattr(import_module(f"{__name__}.{self.name}"), f"{self.name}_command")
-        return command.make_context(info_name, args, parent, **extra)
-
-
-class Commands(click.Group):
-    """The commands by name, each a stand-in until it runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of use."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The stand-in for a command; None if there is none of that name."""
-        return LazyCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
-
-
-@click.group(cls=Commands, context_settings={"show_default": True})
+@click.group(cls=LazyGroup, package=__name__, summaries=COMMANDS, context_settings={"show_default": True})
 def pet() -> None:
     """PET denoising: simulate scans, train, fine-tune with TGD, denoise."""

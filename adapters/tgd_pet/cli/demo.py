@@ -18,7 +18,8 @@ from tgd_pet.demo import PROFILES, run_demo
 def demo_command(out: Path, seed: int, profile: str) -> None:
     """Simulate, train on v1 images, fine-tune on few v2 images in four ways, and compare.
 
-    "quick" takes minutes on two cores; "tiny" seconds, and its networks learn nothing of use.
+    "quick" takes minutes on two cores, with networks half as wide as the paper's; "tiny" takes seconds, and its
+    networks learn nothing useful.
     """
     results = run_demo(out, PROFILES[profile], seed=seed)
     Console().print(results.table())

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from tgd_kit.cli.options import FILE, SCAN
-from tgd_pet.cli.progress import denoise_with_bar
-from tgd_pet.denoising import best_device
-from tgd_kit.imaging.image import check_output, read_image, write_image
+from tgd_kit.devices import best_device
+from tgd_kit.imaging.files import check_output
+from tgd_kit.runs.record import denoised_by
+from tgd_pet.cli.shared import denoise_with_progress
+from tgd_pet.images.suv import SUV
 from tgd_pet.network import load_network
-from tgd_kit.runs.provenance import denoised_by
 from tgdsurgery import load_delta
 
 
@@ -33,7 +34,7 @@ def denoise_command(source: Path, out: Path, network: Path, rows: Path | None, s
     check_output(out, source)
     base = load_network(network)
     model = (load_delta(base, rows) if rows else base).to(best_device())
-    image = read_image(source, series=series)
-    volume = denoise_with_bar(model, image.axial())
-    click.echo(write_image(image.with_axial(volume), out, denoised_by(network, *([rows] if rows else []))))
+    image = SUV.read(source, series=series)
+    volume = denoise_with_progress(model, image.axial())
+    click.echo(SUV.write(image.with_axial(volume), out, denoised_by(network, *([rows] if rows else []))))
     click.echo(f"Largest SUV {volume.max():.1f}")

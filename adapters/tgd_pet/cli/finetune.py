@@ -1,4 +1,4 @@
-"""`tgd pet finetune`: a trained network, adapted to simulated studies."""
+"""`tgd pet finetune`: a trained network, adapted to simulated patients."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from typing import Any, get_args
 import click
 from lightning.pytorch.utilities import rank_zero_only
 
-from tgd_pet.cli.shared import open_studies
-from tgd_kit.cli.options import FILE, FOLDER, RUN, VERSION, schedule_options
-from tgd_pet.training.finetuning import METHODS, PHI, Flow, Tuned, finetune
+from tgd_kit.cli.options import FILE, FOLDER, RUN, schedule_options
+from tgd_kit.training.fit import NETWORK
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.cli.shared import VERSION
 from tgd_pet.network import load_network
-from tgd_kit.training.fit import Schedule
+from tgd_pet.simulation.files import load_set
+from tgd_pet.training.finetuning import METHODS, PHI, Flow, Tuned, finetune
 
 
 @click.command("finetune")
 @click.argument("network", type=FILE)
-@click.argument("studies", type=FOLDER)
+@click.argument("patients", type=FOLDER)
 @RUN
-@click.option("--method", type=click.Choice(METHODS), default="tgd", help="What moves.")
+@click.option("--method", type=click.Choice(METHODS), default="tgd", help="What is trained.")
 @click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
-@click.option("--flow", type=click.Choice(get_args(Flow)), default="masked", help="Where TGD masks.")
+@click.option(
+    "--flow", type=click.Choice(get_args(Flow)), default="masked", help="Whether gradients pass frozen maps."
+)
 @click.option("--images", type=VERSION, default="v2", help="Reconstruction to train on.")
 @schedule_options(rate=3e-4)
 def finetune_command(
-    network: Path, studies: Path, out: Path, method: Any, phi: float, flow: Any, images: str, **schedule: Any
+    network: Path, patients: Path, out: Path, method: Any, phi: float, flow: Any, images: str, **schedule: Any
 ) -> None:
-    """Adapt a trained NETWORK to the simulated STUDIES of a folder."""
-    given, scans = load_network(network), open_studies(studies)
+    """Adapt a trained NETWORK to the simulated PATIENTS of a folder."""
+    given, scans = load_network(network), load_set(patients)
     tuned = finetune(given, scans, images, out, Schedule(**schedule), method=method, phi=phi, flow=flow)
     _say(tuned, out)
 
@@ -40,4 +44,4 @@ def _say(tuned: Tuned, out: Path) -> None:
     click.echo(f"Trainable: {tuned.share:.1%} of the parameters")
     if tuned.kept is not None:
         click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
-    click.echo(f"Wrote {out / 'network.safetensors'}")
+    click.echo(f"Wrote {out / NETWORK}")

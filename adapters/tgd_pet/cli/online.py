@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_kit.cli.options import FILE, FOLDER, SCAN, schedule_options
-from tgd_pet.cli.progress import denoise_with_bar
-from tgd_pet.denoising import best_device
+from tgd_kit.devices import best_device
 from tgd_kit.errors import ImageError
-from tgd_pet.training.finetuning import PHI, Flow
-from tgd_kit.imaging.image import PETImage, check_output, check_same_grid, read_image, write_image
+from tgd_kit.imaging.files import check_output
+from tgd_kit.imaging.image import Image, check_same_grid
+from tgd_kit.runs.record import denoised_by
+from tgd_kit.training.fit import NETWORK
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.cli.shared import denoise_with_progress
+from tgd_pet.images.suv import SUV
 from tgd_pet.network import load_network
+from tgd_pet.training.finetuning import PHI, Flow
 from tgd_pet.training.online import PATIENCE, ROWS, Online, OnlineMethod, online
-from tgd_kit.runs.provenance import denoised_by
-from tgd_kit.training.fit import Schedule
 
 
 @click.command("online")
@@ -40,7 +44,9 @@ from tgd_kit.training.fit import Schedule
     "--method", type=click.Choice(get_args(OnlineMethod)), default="tgd", help="full: plain noise2noise."
 )
 @click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
-@click.option("--flow", type=click.Choice(get_args(Flow)), default="masked", help="Where TGD masks.")
+@click.option(
+    "--flow", type=click.Choice(get_args(Flow)), default="masked", help="Whether gradients pass frozen maps."
+)
 @click.option("--patience", type=click.IntRange(min=1), default=PATIENCE, help="Epochs without gain.")
 @schedule_options(rate=3e-4, steps=50)
 def online_command(
@@ -60,17 +66,26 @@ def online_command(
     """Adapt a network to one patient, from SCAN_A and SCAN_B, and denoise the whole scan.
 
     SCAN_A and SCAN_B are images of two independent halves of the counts, on one grid: NIfTI in SUV, or a folder
-    or zip of DICOM. Each is input once and target once (noise2noise); only the kernels that the network hardly
+    or zip of DICOM. Each is input once and target once (noise2noise); only the filters that the network hardly
     uses are retrained, or all with --method full. A slab of slices in the middle decides when to stop. The same
-    command takes up an interrupted run.
+    command continues an interrupted run.
     """
     _check_paths(scan_a, scan_b, full, out)
     network = load_network(checkpoint)
     images = _read([scan_a, scan_b, *([full] if full else [])], series)
     run = run or out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.nii')}.online")
-    settings = {"method": method, "phi": phi, "flow": flow, "patience": patience}
-    halves = [image.axial() for image in images[:2]]
-    tuned = online(network, *halves, run, Schedule(**schedule), **settings)
+    half_a, half_b = (image.axial() for image in images[:2])
+    tuned = online(
+        network,
+        half_a,
+        half_b,
+        run,
+        Schedule(**schedule),
+        method=method,
+        phi=phi,
+        flow=flow,
+        patience=patience,
+    )
     _finish(tuned, images, out, run, checkpoint)
 
 
@@ -80,50 +95,49 @@ def _check_paths(scan_a: Path, scan_b: Path, full: Path | None, out: Path) -> No
             check_output(out, source)
     if full is None and not out.suffix:
         raise ImageError(
-            "The mean of two scans is no DICOM series.", "Pass --full, or let OUT end with .nii.gz."
+            "The mean of two scans is not a DICOM series.", "Pass --full, or let OUT end with .nii.gz."
         )
 
 
-def _read(paths: Sequence[Path], series: Sequence[str]) -> list[PETImage]:
+def _read(paths: Sequence[Path], series: Sequence[str]) -> list[Image]:
     if series and len(series) != len(paths):
         raise ImageError(
             f"--series is given {len(series)} times for {len(paths)} scans.",
             "Give it once per scan, in order.",
         )
-    images = [
-        read_image(path, series=name) for path, name in zip(paths, series or [None] * len(paths), strict=True)
-    ]
+    names: Sequence[str | None] = series or [None] * len(paths)
+    images = [SUV.read(path, series=name) for path, name in zip(paths, names, strict=True)]
     for path, image in zip(paths[1:], images[1:], strict=True):
         check_same_grid(images[0], image, (str(paths[0]), str(path)))
     return images
 
 
 @rank_zero_only
-def _finish(tuned: Online, images: Sequence[PETImage], out: Path, run: Path, checkpoint: Path) -> None:
-    """Speak, denoise and write: work for one process of several."""
+def _finish(tuned: Online, images: Sequence[Image], out: Path, run: Path, checkpoint: Path) -> None:
+    """Report, denoise and write; one process of several does it."""
     _say(tuned, run)
     a, b, *whole = images
     if not whole:
-        click.echo("The mean of both halves stands for the full-count image.")
-    image = whole[0] if whole else replace(a, voxels=(a.voxels + b.voxels) / 2)
-    volume = denoise_with_bar(tuned.network.to(best_device()), image.axial())
-    click.echo(write_image(image.with_axial(volume), out, denoised_by(checkpoint, _weights(tuned, run))))
+        click.echo("The mean of both halves is used as the full-count image.")
+    image = whole[0] if whole else replace(a, voxels=(a.voxels + b.voxels) / np.float32(2))
+    volume = denoise_with_progress(tuned.network.to(best_device()), image.axial())
+    click.echo(SUV.write(image.with_axial(volume), out, denoised_by(checkpoint, _weights(tuned, run))))
 
 
 def _weights(tuned: Online, run: Path) -> Path:
-    """What the patient taught: rows with TGD, a whole network without."""
-    return run / ("network.safetensors" if tuned.plan is None else ROWS)
+    """What was learnt: the trainable rows with TGD, a whole network without."""
+    return run / (NETWORK if tuned.plan is None else ROWS)
 
 
 def _say(tuned: Online, run: Path) -> None:
     if tuned.plan is None:
-        click.echo("Plain noise2noise: every kernel is retrained.")
+        click.echo("Plain noise2noise: every filter is retrained.")
     else:
         click.echo(tuned.plan)
         click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
     gain = f"{tuned.before:.4f} before, {tuned.after:.4f} after"
     click.echo(f"Held-out slices, RMSE to the other half with its noise, in SUV: {gain}")
     if not tuned.learnt:
-        click.echo("Training brought no gain there: the network stays as it was.")
+        click.echo("Training brought no gain there: the network is unchanged.")
     what = "network is" if tuned.plan is None else "retrained rows are"
     click.echo(f"The patient's {what} in {_weights(tuned, run)}")

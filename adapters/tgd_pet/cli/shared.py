@@ -1,21 +1,18 @@
-"""The simulated studies of a folder, for the commands that train on them."""
+"""What several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import click
+from torch import nn
 
-from tgd_kit.errors import RunError
-from tgd_pet.simulation.files import Study, load_study
+from tgd_kit.arrays import FloatArray
+from tgd_kit.progress import progress
+from tgd_pet.denoising import denoise
+
+VERSION = click.Choice(["v1", "v2"])
 
 
-def open_studies(folder: Path) -> Sequence[Study]:
-    """All studies of a folder, by name.
-
-    Raises:
-        RunError: there is none.
-    """
-    studies = [load_study(path) for path in sorted(folder.glob("study_*.npz"))]
-    if not studies:
-        raise RunError(f"{folder} holds no study.", "Make some with `tgd pet simulate`.")
-    return studies
+def denoise_with_progress(network: nn.Module, volume: FloatArray) -> FloatArray:
+    """`denoise`, showing how many slices are done."""
+    with progress("denoised slices", len(volume)) as task:
+        return denoise(network, volume, progress=lambda done, _: task.advance(done - task.done))

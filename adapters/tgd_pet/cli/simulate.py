@@ -9,19 +9,20 @@ from typing import Any
 import click
 
 from tgd_kit.cli.options import COUNT, FOLDER, SEED
-from tgd_pet.simulation.files import StudyConfig, simulate_set
+from tgd_pet.simulation.config import PatientConfig
+from tgd_pet.simulation.files import simulate_set
 
 
 @click.command("simulate")
 @click.argument("folder", type=FOLDER)
-@click.option("--studies", type=COUNT, default=8, help="Number of patients.")
+@click.option("--patients", type=COUNT, default=8, help="Number of patients.")
 @click.option("--seed", type=SEED, default=0, help="Seed of the first patient; the others count on from it.")
 @click.option("--body-size", type=click.Choice(["low", "high", "mixed"]), default="mixed", help="BMI.")
 @click.option("--feature", type=click.Choice(["none", "bladder", "line"]), default="none", help="Hot object.")
 @click.option("--realisations", type=click.IntRange(min=0), default=0, help="Repeated short scans of each.")
 @click.option("--workers", type=COUNT, default=2, help="Processes.")
-def simulate_command(folder: Path, studies: int, seed: int, workers: int, **drawn: Any) -> None:
+def simulate_command(folder: Path, patients: int, seed: int, workers: int, **drawn: Any) -> None:
     """Simulate patients and their scans into FOLDER, each reconstructed as v1 and as v2 images."""
-    config = replace(StudyConfig.demo(), **drawn)
-    paths = simulate_set(folder, range(seed, seed + studies), config, workers=workers)
-    click.echo(f"{len(paths)} studies in {folder}")
+    config = replace(PatientConfig.demo(), **drawn)
+    paths = simulate_set(folder, range(seed, seed + patients), config, workers=workers)
+    click.echo(f"{len(paths)} patients in {folder}")

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from tgd_kit.cli.options import FOLDER
-from tgd_pet.report.write import write_report
-from tgd_pet.experiment.settings import PROFILES, read_settings
 from tgd_pet.experiment.run import run_study
+from tgd_pet.experiment.settings import PROFILES, read_settings
+from tgd_pet.report.write import write_report
 
 SHIPPED = [path.stem for path in sorted(PROFILES.glob("*.yaml"))]
 
@@ -27,8 +27,8 @@ def study_command(config: str, out: Path) -> None:
     """Simulate, train, adapt, learn online and measure, as in the TGD paper; write tables and figures.
 
     "quick" is what docs/pet.md shows, which says how long it took; "tiny" is for tests (its networks learn nothing
-    of use); "full" has the paper's widths and has not been run. Every step leaves a file: what was interrupted
-    goes on where it stopped.
+    useful); "full" has the paper's widths and has not been run. Every step leaves a file: the same command continues
+    an interrupted study.
     """
     settings = read_settings(PROFILES / f"{config}.yaml" if config in SHIPPED else Path(config))
     run_study(out, settings)

@@ -15,16 +15,17 @@ from scipy.ndimage import binary_dilation, distance_transform_edt
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from tgd_pet.denoising import denoise
-from tgd_pet.evaluation.scores import Mask, RepeatedScans, Volume, around, lesion_bias, liver_cov
+from tgd_kit.arrays import FloatArray, Mask
 from tgd_kit.simulation.grid import Grid
+from tgd_pet.denoising import denoise
+from tgd_pet.evaluation.scores import RepeatedScans, around, lesion_bias, liver_cov
 
 RANGE_SUV = 10.0  # the data range of PSNR and SSIM: fixed, so that patients can be compared
-SMALL_MM3 = 4 / 3 * np.pi * 7.5**3  # a sphere of 15 mm
+LARGEST_SMALL_LESION_MM3 = 4 / 3 * np.pi * 7.5**3  # a sphere of 15 mm
 ROI_VOXELS = 2  # how far a lesion's region of interest reaches beyond the lesion
-NEAR_MM = 40.0  # artefacts are looked for up to this distance from a hot object ...
-HALO_MM = 12.0  # ... but for the halo that hugs it, up to here, which is looked at by itself
-ARTEFACT_SUV = 0.3  # a larger error near a hot object counts as artefact
+HALO_MM = 12.0  # the halo of a hot object reaches up to this distance from it; it is measured by itself
+NEAR_MM = 40.0  # artefacts are measured beyond the halo, up to this distance
+SMALLEST_ARTEFACT_SUV = 0.3  # a larger error near a hot object counts as artefact
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Artefacts:
             tissue is so near.
         mean: mean error in SUV.
         rmse: root mean squared error in SUV.
-        lowest: the lowest voxel in SUV; a halo below zero is no tissue.
+        lowest: the lowest voxel in SUV; tissue cannot be below zero.
         volume: of the tissue whose error exceeds 0.3 SUV, in mL.
         hot: bias of the object's mean SUV, in %.
     """
@@ -86,33 +87,33 @@ class Artefacts:
 
 
 def measure(
-    network: nn.Module | None, study: RepeatedScans, version: str, *, images: int | None = None
+    network: nn.Module | None, patient: RepeatedScans, version: str, *, images: int | None = None
 ) -> Patient:
     """Denoise the short scans of a patient and measure them; without a network the scans themselves.
 
     Args:
         network: maps triplets (B, 3, H, W) in SUV to denoised triplets.
-        study: a simulated patient with repeated short scans and lesions.
+        patient: a simulated patient with repeated short scans and lesions.
         version: which reconstruction, "v1" or "v2".
         images: number of scans; all by default.
     """
-    window = around(study.body())
-    target, body = study.full(version)[window], study.body()[window]
-    lesions = [mask[window] for mask in study.lesion_masks()]
-    scans = denoised(network, [scan[window] for scan in study.realisations(version)[:images]])
-    true, liver = study.true[window], study.liver()[window]
-    return measure_images(scans, target, true, body, lesions, liver, _voxel_mm3(study))
+    window = around(patient.body())
+    target, body = patient.full(version)[window], patient.body()[window]
+    lesions = [mask[window] for mask in patient.lesion_masks()]
+    scans = denoised(network, [scan[window] for scan in patient.realisations(version)[:images]])
+    true, liver = patient.true[window], patient.liver()[window]
+    return measure_images(scans, target, true, body, lesions, liver, _voxel_mm3(patient))
 
 
-def denoised(network: nn.Module | None, scans: Sequence[Volume]) -> list[Volume]:
+def denoised(network: nn.Module | None, scans: Sequence[FloatArray]) -> list[FloatArray]:
     """The scans after the network; as they are where it is None."""
     return list(scans) if network is None else [denoise(network, scan) for scan in scans]
 
 
 def measure_images(
-    scans: Sequence[Volume],
-    target: Volume,
-    true: Volume,
+    scans: Sequence[FloatArray],
+    target: FloatArray,
+    true: FloatArray,
     body: Mask,
     lesions: Sequence[Mask],
     liver: Mask,
@@ -128,7 +129,8 @@ def measure_images(
         (0.0, 14.14, 0.1, 40.0)
     """
     biases = [lesion_bias(scans, target, mask) for mask in lesions]
-    small = [bias for bias, mask in zip(biases, lesions, strict=True) if mask.sum() * voxel_mm3 < SMALL_MM3]
+    sizes = [mask.sum() * voxel_mm3 for mask in lesions]
+    small = [bias for bias, size in zip(biases, sizes, strict=True) if size < LARGEST_SMALL_LESION_MM3]
     tops = [(np.mean([scan[mask].max() for scan in scans]), target[mask].max()) for mask in lesions]
     similar = [_similarity(scan, target) for scan in scans]
     roi = body & np.any([binary_dilation(mask, iterations=ROI_VOXELS) for mask in lesions], axis=0)
@@ -145,7 +147,7 @@ def measure_images(
     )
 
 
-def around_hot_object(image: Volume, target: Volume, hot: Mask, body: Mask, grid: Grid) -> Artefacts:
+def around_hot_object(image: FloatArray, target: FloatArray, hot: Mask, body: Mask, grid: Grid) -> Artefacts:
     """What `image` has around the hot object and the full-count image of the same reconstruction has not.
 
     Args:
@@ -164,29 +166,33 @@ def around_hot_object(image: Volume, target: Volume, hot: Mask, body: Mask, grid
         mean=float(error.mean()),
         rmse=_rms(error),
         lowest=float(image[near].min()),
-        volume=float((np.abs(error) > ARTEFACT_SUV).sum() * np.prod(grid.spacing_mm) / 1000),
+        volume=float((np.abs(error) > SMALLEST_ARTEFACT_SUV).sum() * np.prod(grid.spacing_mm) / 1000),
         hot=lesion_bias([image], target, hot),
     )
 
 
-def _rms(values: Volume | npt.NDArray[np.float64]) -> float:
+def _rms(values: FloatArray | npt.NDArray[np.float64]) -> float:
     return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
 
 
 def _within(mask: Mask, distance_mm: float, grid: Grid) -> Mask:
-    return distance_transform_edt(~mask, sampling=grid.spacing_mm) <= distance_mm
+    distance: npt.NDArray[np.float64] = distance_transform_edt(~mask, sampling=grid.spacing_mm)
+    return distance <= distance_mm
 
 
-def _similarity(image: Volume, target: Volume) -> Volume:
+def _similarity(image: FloatArray, target: FloatArray) -> FloatArray:
     """SSIM of every voxel within its slice (Wang et al., IEEE Trans Image Process 2004; 11x11 Gaussian)."""
-    slices = (torch.from_numpy(np.ascontiguousarray(volume))[:, None] for volume in (image, target))
+    found, expected = (torch.from_numpy(np.ascontiguousarray(volume))[:, None] for volume in (image, target))
     _, full = structural_similarity_index_measure(
-        *slices, data_range=(0.0, RANGE_SUV), return_full_image=True
+        found, expected, data_range=(0.0, RANGE_SUV), return_full_image=True
     )
-    return full[:, 0].numpy()
+    similar: FloatArray = full[:, 0].numpy()
+    return similar
 
 
-def _error(scans: Sequence[Volume], similar: Sequence[Volume], target: Volume, region: Mask) -> RegionError:
+def _error(
+    scans: Sequence[FloatArray], similar: Sequence[FloatArray], target: FloatArray, region: Mask
+) -> RegionError:
     squares = [np.square(scan[region].astype(np.float64) - target[region]).mean() for scan in scans]
     rmse = float(np.sqrt(np.mean(squares)))
     return RegionError(
@@ -196,5 +202,5 @@ def _error(scans: Sequence[Volume], similar: Sequence[Volume], target: Volume, r
     )
 
 
-def _voxel_mm3(study: RepeatedScans) -> float:
-    return float(np.prod(study.grid().spacing_mm))
+def _voxel_mm3(patient: RepeatedScans) -> float:
+    return float(np.prod(patient.grid().spacing_mm))

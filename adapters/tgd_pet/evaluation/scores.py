@@ -10,29 +10,27 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torchmetrics import MeanSquaredError
 
-from tgd_pet.training.patches import Scans
-from tgd_pet.denoising import denoise
+from tgd_kit.arrays import FloatArray, Mask
 from tgd_kit.simulation.grid import Grid
+from tgd_pet.denoising import denoise
 from tgd_pet.network import WIDTHS
+from tgd_pet.training.patches import Scans
 
-Volume = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 MARGIN = len(WIDTHS)  # pixels: each 3x3 convolution sees one further
 
 
 class RepeatedScans(Scans, Protocol):
-    """What evaluation needs of a study besides what training does."""
+    """What evaluation needs of a patient besides what training does."""
 
     @property
-    def true(self) -> Volume:
+    def true(self) -> FloatArray:
         """The activity itself."""
 
-    def realisations(self, version: str) -> Sequence[Volume]:
+    def realisations(self, version: str) -> Sequence[FloatArray]:
         """Independent low-count images of the same patient; may be none."""
 
     def liver(self) -> Mask:
@@ -47,13 +45,13 @@ class RepeatedScans(Scans, Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one denoiser on one version of the images of a few studies.
+    """Scores of one denoiser on one version of the images of a few patients.
 
     Args:
         rmse: root mean squared error in SUV against the full-count image, over the body, of low-count images.
         bias: mean over all lesions of `lesion_bias`, in %; None without realisations.
         bias_error: standard error of that mean, from the spread between lesions.
-        cov: mean over the studies of `liver_cov`, in %; None without realisations or liver.
+        cov: mean over the patients of `liver_cov`, in %; None without realisations or liver.
     """
 
     rmse: float
@@ -64,7 +62,7 @@ class Scores:
 
 def evaluate(
     network: nn.Module | None,
-    studies: Sequence[RepeatedScans],
+    patients: Sequence[RepeatedScans],
     version: str,
     *,
     ensemble: bool = True,
@@ -74,13 +72,13 @@ def evaluate(
 
     Args:
         network: maps triplets (B, 3, H, W) in SUV to denoised triplets.
-        studies: test studies.
+        patients: test patients.
         version: which reconstruction, "v1" or "v2".
         ensemble: also denoise the realisations, for bias and CoV.
         progress: called after each image.
     """
 
-    def denoised(images: Sequence[Volume]) -> list[Volume]:
+    def denoised(images: Sequence[FloatArray]) -> list[FloatArray]:
         done = []
         for image in images:
             done.append(image if network is None else denoise(network, image))
@@ -91,17 +89,17 @@ def evaluate(
     error = MeanSquaredError(squared=False)
     biases: list[float] = []
     covs: list[float] = []
-    for study in studies:
-        body = study.body()
+    for patient in patients:
+        body = patient.body()
         window = around(body)
-        target = study.full(version)[window]
-        for image in denoised([low[window] for low in study.low(version)]):
+        target = patient.full(version)[window]
+        for image in denoised([low[window] for low in patient.low(version)]):
             error.update(*(torch.from_numpy(volume[body[window]]) for volume in (image, target)))
-        realisations = denoised([r[window] for r in study.realisations(version)]) if ensemble else []
+        realisations = denoised([r[window] for r in patient.realisations(version)]) if ensemble else []
         if realisations:
-            biases += [lesion_bias(realisations, target, mask[window]) for mask in study.lesion_masks()]
-        if len(realisations) > 1 and study.liver().any():
-            covs.append(liver_cov(realisations, study.liver()[window]))
+            biases += [lesion_bias(realisations, target, mask[window]) for mask in patient.lesion_masks()]
+        if len(realisations) > 1 and patient.liver().any():
+            covs.append(liver_cov(realisations, patient.liver()[window]))
     return Scores(
         rmse=float(error.compute()),
         bias=float(np.mean(biases)) if biases else None,
@@ -110,7 +108,7 @@ def evaluate(
     )
 
 
-def lesion_bias(realisations: Sequence[Volume], target: Volume, lesion: Mask) -> float:
+def lesion_bias(realisations: Sequence[FloatArray], target: FloatArray, lesion: Mask) -> float:
     """Ensemble bias of a lesion's mean SUV, in % of its mean in the target.
 
     ``100 ((1/R) sum_r mu_r - T) / T``, where mu_r and T are the means over the lesion in realisation r and in
@@ -127,7 +125,7 @@ def lesion_bias(realisations: Sequence[Volume], target: Volume, lesion: Mask) ->
     return float(100.0 * (expected - true) / true)
 
 
-def liver_cov(realisations: Sequence[Volume], liver: Mask) -> float:
+def liver_cov(realisations: Sequence[FloatArray], liver: Mask) -> float:
     """Ensemble coefficient of variation in the liver, in %: noise from scan to scan, not from voxel to voxel.
 
     The standard deviation of each voxel over the realisations, averaged over the liver, divided by the mean

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -12,19 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgd_kit.runs.files import replacing
+from tgd_kit.runs.files import write_json
+from tgd_kit.training.fit import NETWORK
 from tgd_pet.evaluation.measures import around_hot_object, denoised, measure, measure_images
-from tgd_pet.network import DnCNN, load_network, new_network
+from tgd_pet.experiment.patients import adaptation, testing, training, unseen
 from tgd_pet.experiment.recipes import BASES, Recipe, Variant, adapt
 from tgd_pet.experiment.settings import Settings
-from tgd_pet.simulation.patient import Study
-from tgd_pet.simulation.files import load_study
-from tgd_pet.experiment.patients import adaptation, testing, training, unseen
-from tgd_kit.training.fit import fit
+from tgd_pet.network import DnCNN, load_network, new_network
+from tgd_pet.simulation.files import load_patient
+from tgd_pet.simulation.patient import SimulatedPatient
+from tgd_pet.training.fit import fit
 from tgdsurgery import sweep_phi
 
-SWEEP_TOLERANCE = 0.05  # relative rise of the old task's error that the proposed phi may cause
-SWEEP_SCANS = 2
+LARGEST_RISE = 0.05  # relative, of the old task's error, that the proposed phi may cause
+SWEEP_SCANS = 2  # of each patient
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Job:
 
     def network(self, name: str) -> DnCNN:
         """The trained network of this name."""
-        return load_network(self.run_folder(name) / "network.safetensors")
+        return load_network(self.run_folder(name) / NETWORK)
 
 
 def owner(settings: Settings, seed: int, name: str) -> str:
@@ -74,8 +74,7 @@ def do(job: Job) -> None:
     """Do a job; its file appears whole or not at all."""
     found = job.do()
     if found is not None:
-        with replacing(job.path) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(job.path, found)
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,15 @@ class Train(Job):
     @property
     def path(self) -> Path:
         """The network."""
-        return self.run_folder(self.name) / "network.safetensors"
+        return self.run_folder(self.name) / NETWORK
 
     def do(self) -> None:
         """`fit` resumes by itself."""
         number = self.settings.base(self.seed)
         network = new_network(number, self.settings.widths, self.settings.suv_limit)
         schedule = replace(self.settings.training, seed=number)
-        studies = _load(training(self.out, self.settings))
-        fit(network, studies, BASES[self.name], self.run_folder(self.name), schedule, progress=False)
+        patients = _load(training(self.out, self.settings))
+        fit(network, patients, BASES[self.name], self.run_folder(self.name), schedule, progress=False)
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,9 @@ class Adapt(Job):
     def do(self) -> dict[str, Any]:
         """The network is left in its run's folder."""
         schedule = replace(self.settings.tuning, seed=self.seed)
-        studies = _load(adaptation(self.out, self.settings, self.seed))
+        patients = _load(adaptation(self.out, self.settings, self.seed))
         share, kept = adapt(
-            self.network("v1-net"), studies, self.run_folder(self.recipe.name), schedule, self.recipe
+            self.network("v1-net"), patients, self.run_folder(self.recipe.name), schedule, self.recipe
         )
         return {"share": share, "kept": kept}
 
@@ -160,7 +159,7 @@ class Sweep(Job):
 
         example = torch.zeros(1, self.settings.widths[-1], 32, 32)
         network = self.network("v1-net")
-        found = sweep_phi(network, error, self.settings.sweep, example, tolerance=SWEEP_TOLERANCE)
+        found = sweep_phi(network, error, self.settings.sweep, example, tolerance=LARGEST_RISE)
         return {**asdict(found), "proposed": found.proposed}
 
 
@@ -183,8 +182,8 @@ class Learn(Job):
         return {"online": learning, **measure_unseen(network, patient)}
 
 
-def learned(job: Learn, patient: Study) -> tuple[DnCNN | None, dict[str, Any] | None]:
-    """The network for an unseen case, and how it learnt; it is trained where it is not there yet.
+def learned(job: Learn, patient: SimulatedPatient) -> tuple[DnCNN | None, dict[str, Any] | None]:
+    """The network for an unseen case, and how it learnt; it is trained if it is not there yet.
 
     No network for the noisy image; nothing learnt where a network is applied as it is.
     """
@@ -194,15 +193,15 @@ def learned(job: Learn, patient: Study) -> tuple[DnCNN | None, dict[str, Any] | 
         return network, None
     folder = job.out / "online" / str(job.seed) / job.case / variant.name
     found = variant.learn(network, patient, folder, replace(job.settings.online, seed=job.seed))
-    told = {key: getattr(found, key) for key in ("share", "before", "after", "learnt")}
-    return found.network, told
+    learning = {key: getattr(found, key) for key in ("share", "before", "after", "learnt")}
+    return found.network, learning
 
 
-def measure_unseen(network: DnCNN | None, patient: Study) -> dict[str, Any]:
+def measure_unseen(network: DnCNN | None, patient: SimulatedPatient) -> dict[str, Any]:
     """The measures of the denoised scan of an unseen case, as JSON.
 
     There is one scan only, so the noise of the liver is that from voxel to voxel, as in the paper's
-    supplement for its catheter patient. The hot object is no part of the body.
+    supplement for its catheter patient. The hot object does not count as body.
     """
     (done,) = denoised(network, patient.low("v2"))
     target, hot, liver = patient.full("v2"), patient.hot(), patient.liver()
@@ -216,11 +215,11 @@ def measure_unseen(network: DnCNN | None, patient: Study) -> dict[str, Any]:
     return found
 
 
-def _load(paths: Iterable[Path]) -> list[Study]:
+def _load(paths: Iterable[Path]) -> list[SimulatedPatient]:
     return [_cached(path) for path in paths]
 
 
 @lru_cache(maxsize=64)
-def _cached(path: Path) -> Study:
+def _cached(path: Path) -> SimulatedPatient:
     """A process does many jobs on the same patients."""
-    return load_study(path)
+    return load_patient(path)

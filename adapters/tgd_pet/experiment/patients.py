@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgd_pet.experiment.settings import SCAN_SECONDS, Settings
-from tgd_pet.simulation.patient import Feature, StudyConfig
-from tgd_pet.simulation.files import simulate_set
+from tgd_pet.simulation.config import Feature, PatientConfig
+from tgd_pet.simulation.files import patient_file, simulate_files
 
 SHORT_SECONDS = 60.0  # of the repeated scans of a test patient, as in the paper
 FEATURES: dict[str, Feature] = {"bladder": "bladder", "line": "line", "low counts": "none"}
@@ -25,18 +25,21 @@ class PatientSet:
 
     name: str
     numbers: tuple[int, ...]
-    config: StudyConfig
+    config: PatientConfig
 
     def paths(self, out: Path) -> list[Path]:
-        """The study files, in the order of the numbers."""
-        return [out / "studies" / self.name / f"study_{number:06d}.npz" for number in self.numbers]
+        """The files, in the order of the numbers."""
+        return [patient_file(out / "patients" / self.name, number) for number in self.numbers]
 
 
 def simulate_patients(out: Path, settings: Settings, *, progress: bool = True) -> None:
     """Simulate what is not there yet."""
-    for chosen in patient_sets(settings):
-        folder = out / "studies" / chosen.name
-        simulate_set(folder, chosen.numbers, chosen.config, workers=settings.workers, progress=progress)
+    wanted = {
+        path: (number, chosen.config)
+        for chosen in patient_sets(settings)
+        for number, path in zip(chosen.numbers, chosen.paths(out), strict=True)
+    }
+    simulate_files(wanted, workers=settings.workers, progress=progress)
 
 
 def patient_sets(settings: Settings) -> list[PatientSet]:
@@ -60,23 +63,23 @@ def patient_sets(settings: Settings) -> list[PatientSet]:
 
 
 def training(out: Path, settings: Settings) -> list[Path]:
-    """The studies that v1-net and v2-net are trained on."""
+    """The patients that v1-net and v2-net are trained on."""
     return patient_sets(settings)[0].paths(out)
 
 
 def adaptation(out: Path, settings: Settings, seed: int) -> list[Path]:
-    """The studies that this seed adapts to."""
+    """The patients that this seed adapts to."""
     thin = settings.simulated(body_size="low")
     return _set("adapt", _of_seed(settings, seed), thin).paths(out)
 
 
 def testing(out: Path, settings: Settings) -> list[Path]:
-    """The test studies, the thin patients first."""
+    """The test patients, the thin ones first."""
     return [path for chosen in patient_sets(settings)[2:4] for path in chosen.paths(out)]
 
 
 def unseen(out: Path, settings: Settings, case: str, seed: int) -> Path:
-    """The study of this seed's patient with an unseen feature."""
+    """This seed's patient with an unseen feature."""
     return _unseen(settings, case, (seed,)).paths(out)[0]
 
 
@@ -95,5 +98,5 @@ def _of_seed(settings: Settings, seed: int) -> range:
     return range(seed * PER_SEED, seed * PER_SEED + settings.adapt)
 
 
-def _set(name: str, numbers: Iterable[int], config: StudyConfig) -> PatientSet:
+def _set(name: str, numbers: Iterable[int], config: PatientConfig) -> PatientSet:
     return PatientSet(name, tuple(FIRST[name] + number for number in numbers), config)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from tgd_pet.training.patches import Scans
-from tgd_pet.training.finetuning import Flow, Method, finetune
-from tgd_pet.network import DnCNN
-from tgd_pet.training.online import Online, OnlineMethod, online
+from tgd_kit.training.schedule import Schedule
 from tgd_pet.experiment.settings import Settings
-from tgd_pet.simulation.patient import Study
-from tgd_kit.training.fit import Schedule
+from tgd_pet.network import DnCNN
+from tgd_pet.simulation.patient import SimulatedPatient
+from tgd_pet.training.finetuning import Flow, Method, finetune
+from tgd_pet.training.online import Online, OnlineMethod, online
+from tgd_pet.training.patches import Scans
 
 BASES = {"v1-net": "v1", "v2-net": "v2"}
 TGD, TGD_TWICE, FULL_FLOW = "TGD-net", "TGD2-net", ", full flow"
@@ -53,16 +54,18 @@ class Variant:
     phi: float = 0.0
     flow: Flow = "masked"
 
-    def learn(self, base: DnCNN, study: Study, folder: Path, schedule: Schedule) -> Online:
-        """The base after learning from the two halves of the study's short scan, for a variant that learns."""
+    def learn(self, base: DnCNN, patient: SimulatedPatient, folder: Path, schedule: Schedule) -> Online:
+        """The base after learning from the two halves of the patient's short scan, for a variant that learns."""
+        half_a, half_b = patient.halves("v2")
         return online(
             base,
-            *study.halves("v2"),
+            half_a,
+            half_b,
             folder,
             schedule,
             phi=self.phi,
             flow=self.flow,
-            method=self.method,
+            method=cast(OnlineMethod, self.method),
             progress=False,
         )
 
@@ -70,7 +73,7 @@ class Variant:
 def recipes(settings: Settings) -> list[Recipe]:
     """All networks of a study, in the order of its tables."""
     first, again = settings.phi, settings.phi_again
-    peers = {"l2-sp": "L2-SP", "lwf": "LwF", "lora": "LoRA"}
+    peers: dict[Method, str] = {"l2-sp": "L2-SP", "lwf": "LwF", "lora": "LoRA"}
     return [
         *(Recipe(name) for name in BASES),
         Recipe("FT-net", "last3"),
@@ -81,7 +84,7 @@ def recipes(settings: Settings) -> list[Recipe]:
         Recipe(TGD_TWICE + FULL_FLOW, "tgd", (first, again), "full"),
         *(Recipe(f"{TGD}, phi {phi:g}", "tgd", (phi,)) for phi in settings.phis),
         *(Recipe(f"{TGD}{FULL_FLOW}, phi {phi:g}", "tgd", (phi,), "full") for phi in settings.phis),
-        *(Recipe(peers[peer], peer) for peer in settings.peers),
+        *(Recipe(title, peer) for peer, title in peers.items() if peer in settings.peers),
     ]
 
 
@@ -100,22 +103,24 @@ def variants(settings: Settings) -> list[Variant]:
 
 
 def adapt(
-    base: DnCNN, studies: Sequence[Scans], folder: Path, schedule: Schedule, recipe: Recipe
+    base: DnCNN, patients: Sequence[Scans], folder: Path, schedule: Schedule, recipe: Recipe
 ) -> tuple[float, bool | None]:
     """Adapt v1-net to v2 images by a recipe; the network is left in `folder`.
 
     Returns:
         Share of the parameters that were trainable, in the last round of several; and whether every frozen
-        entry was kept, in all of them; None where nothing was frozen.
+        entry was kept in all of them; None where nothing was frozen.
     """
     if recipe.method != "tgd":
-        tuned = finetune(base, studies, "v2", folder, schedule, method=recipe.method, progress=False)
+        tuned = finetune(
+            base, patients, "v2", folder, schedule, method=cast(Method, recipe.method), progress=False
+        )
         return tuned.share, tuned.kept
     kept = True
     *earlier, last = [folder / f"round {i}" for i in range(1, len(recipe.phis))] + [folder]
     for phi, run in zip(recipe.phis, (*earlier, last), strict=True):
         tuned = finetune(
-            base, studies, "v2", run, schedule, method="tgd", phi=phi, flow=recipe.flow, progress=False
+            base, patients, "v2", run, schedule, method="tgd", phi=phi, flow=recipe.flow, progress=False
         )
         base, kept = tuned.network, kept and bool(tuned.kept)
     return tuned.share, kept

@@ -1,12 +1,12 @@
 """The TGD paper's study on simulated scans: simulate, train, adapt, learn online, measure.
 
-Every stage is a list of independent jobs, and every job leaves one file, so the same call takes up where the
+Every stage is a list of independent jobs, and every job leaves one file, so the same call continues where the
 last one ended. A folder holds:
 
 ==================================  =====================================================================
 `settings.json`                     what was asked
 `run.json`                          how long each stage took, on how many cores, with which versions
-`studies/<set>/`                    the simulated patients: train, adapt, test low, test high, and the unseen
+`patients/<set>/`                   the simulated patients: train, adapt, test low, test high, and the unseen
 `networks/base-<number>/<name>/`    the training runs of v1-net and v2-net, which seeds may share
 `networks/<seed>/<name>/`           those of the adaptations
 `adapted/<seed>/<name>.json`        share of the parameters that trained, whether the others were kept
@@ -19,18 +19,18 @@ last one ended. A folder holds:
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from tgd_kit.progress import progress as shown
 from tgd_kit.runs.jobs import run_jobs
-from tgd_pet.experiment.recipes import BASES, recipes, variants
 from tgd_kit.runs.record import timed
-from tgd_pet.experiment.settings import Settings, claim
-from tgd_pet.experiment.patients import CASES, simulate_patients
+from tgd_kit.runs.reserve import reserve
 from tgd_pet.experiment.jobs import Adapt, Job, Learn, Measure, Sweep, Train, do
+from tgd_pet.experiment.patients import CASES, simulate_patients
+from tgd_pet.experiment.recipes import BASES, recipes, variants
+from tgd_pet.experiment.settings import GROWING, Settings
 
 
 def run_study(out: Path, settings: Settings, *, progress: bool = True) -> None:
@@ -39,17 +39,15 @@ def run_study(out: Path, settings: Settings, *, progress: bool = True) -> None:
     Raises:
         RunError: `out` holds a study with other settings, a process died, or training diverged.
     """
-    claim(out, settings)
+    reserve(out / "settings.json", asdict(settings), what="study", free=GROWING)
     with timed(out, "simulating patients"):
         simulate_patients(out, settings, progress=progress)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        for title, jobs in stages(out, settings).items():
-            missing = [job for job in jobs if not job.path.exists()]
-            task = bar.add_task(title, total=len(jobs), completed=len(jobs) - len(missing))
-            with timed(out, title):
-                for _ in run_jobs(do, ((job,) for job in missing), settings.workers):
-                    bar.advance(task)
+    for title, jobs in stages(out, settings).items():
+        missing = [job for job in jobs if not job.path.exists()]
+        done = len(jobs) - len(missing)
+        with timed(out, title), shown(title, len(jobs), done=done, show=progress) as task:
+            for _ in run_jobs(do, ((job,) for job in missing), settings.workers):
+                task.advance()
 
 
 def stages(out: Path, settings: Settings) -> dict[str, list[Job]]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import yaml
-
-from tgd_pet.simulation.acquisition import Scanner
 from tgd_kit.errors import RunError
-from tgd_kit.runs.files import replacing
-from tgd_kit.simulation.projector import Geometry, TimeOfFlight
-from tgd_pet.simulation.patient import StudyConfig
-from tgd_kit.training.fit import Schedule
+from tgd_kit.runs import settings
+from tgd_kit.runs.settings import read_yaml
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.simulation.acquisition import Scanner
+from tgd_pet.simulation.config import PatientConfig
+from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
 
 PROFILES = Path(__file__).parent / "profiles"
+REMEDY = f"Start from one in {PROFILES}."
 SCAN_SECONDS = 600.0  # of the full scan that all others are thinned from, as in the paper
-GROWING = ("seeds", "workers", "phis", "online_phis", "peers")  # more of these only adds work
+# More of these add work, and change no result that is there.
+GROWING = ("seeds", "workers", "phis", "online_phis", "peers")
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Settings:
         sweep: thresholds of the ablation.
         sweep_patients: how many test patients it is judged on.
         bases: number of v1-nets and of v2-nets, which differ in first weights and patches; seed s starts from
-            those of number s modulo `bases`. Seeds that share them are no independent repetitions, and count
-            as one in a test over seeds.
-        seeds: of adaptation patients, patches, and patients with unseen features; all that follows the first
+            those of number s modulo `bases`. Seeds that share them are not independent: they count as one in a
+            test over seeds.
+        seeds: of adaptation patients, patches, and patients with unseen features; everything after the first
             training is repeated for each.
         workers: processes of one thread.
     """
@@ -98,8 +97,8 @@ class Settings:
         """The number of each base that a seed starts from, in the order of the seeds."""
         return list(dict.fromkeys(self.base(seed) for seed in self.seeds))
 
-    def simulated(self, **changes: Any) -> StudyConfig:
-        """How patients are simulated, with changes to `StudyConfig`."""
+    def simulated(self, **changes: Any) -> PatientConfig:
+        """How patients are simulated, with changes to `PatientConfig`."""
         geometry = Geometry(
             size=self.size,
             voxel_mm=self.voxel_mm,
@@ -108,7 +107,7 @@ class Settings:
             bin_mm=self.voxel_mm,
             tof=TimeOfFlight(),
         )
-        config = StudyConfig(
+        config = PatientConfig(
             Scanner(geometry, slice_mm=self.voxel_mm),
             slices=self.slices,
             prompts_per_slice=self.prompts_per_slice,
@@ -123,13 +122,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         RunError: the file is missing or not YAML, or its keys or values are not those of `Settings`.
     """
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(
-            f"{path} cannot be read as YAML ({error}).", f"Start from one in {PROFILES}."
-        ) from error
-    return settings_from(given, str(path))
+    return settings_from(read_yaml(path, REMEDY), str(path))
 
 
 def settings_from(given: object, where: str) -> Settings:
@@ -142,61 +135,10 @@ def settings_from(given: object, where: str) -> Settings:
     Raises:
         RunError: names or values are not those of `Settings`.
     """
-    return _filled(Settings, given, where)  # type: ignore[no-any-return]
-
-
-def claim(folder: Path, settings: Settings) -> None:
-    """Note the settings in the folder of a study; refuse a folder whose results had others.
-
-    Raises:
-        RunError: a setting differs that results depend on.
-    """
-    record = folder / "settings.json"
-    if record.exists():
-        found = settings_from(json.loads(record.read_text(encoding="utf-8")), str(record))
-        decisive = [field.name for field in fields(settings) if field.name not in GROWING]
-        changed = [name for name in decisive if getattr(found, name) != getattr(settings, name)]
-        if changed:
+    found = settings.settings_from(Settings, given, where, REMEDY)
+    for name in ("training", "tuning", "online"):
+        if getattr(found, name).processes > 1:
             raise RunError(
-                f"{folder} holds a study with another {', '.join(changed)}.",
-                "Choose another folder, or delete that one.",
+                f"{where}: {name} has several devices.", "A study trains each network on one; set `workers`."
             )
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
-
-
-def _filled(kind: Any, given: object, where: str) -> Any:
-    """A dataclass from a mapping, with lists as tuples and nested mappings as dataclasses."""
-    if not isinstance(given, Mapping):
-        raise RunError(f"{where} is not a list of settings.", f"Start from one in {PROFILES}.")
-    known = {field.name: field for field in fields(kind)}
-    unknown = sorted(str(key) for key in given.keys() - known.keys())
-    needed = {name for name, field in known.items() if field.default is MISSING}
-    missing = sorted(needed - given.keys())
-    if unknown or missing:
-        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [
-            f"has unknown {', '.join(unknown)}"
-        ] * bool(unknown)
-        raise RunError(f"{where} {' and '.join(parts)}.", f"Start from one in {PROFILES}.")
-    types = get_type_hints(kind)
-    return kind(**{name: _value(types[name], value, f"{where}: {name}") for name, value in given.items()})
-
-
-def _value(kind: Any, value: object, where: str) -> Any:
-    if kind is Schedule:
-        return _schedule(value, where)
-    if kind in (int, float):
-        if not isinstance(value, (int, kind)) or isinstance(value, bool):
-            raise RunError(f"{where} is {value!r}.", f"Give a number ({kind.__name__}).")
-        return kind(value)
-    if not isinstance(value, list):
-        raise RunError(f"{where} is {value!r}.", "Give a list.")
-    item = kind.__args__[0]
-    return tuple(entry if item is str else _value(item, entry, where) for entry in value)
-
-
-def _schedule(value: object, where: str) -> Schedule:
-    schedule: Schedule = _filled(Schedule, value, where)
-    if schedule.processes > 1:
-        raise RunError(f"{where} has several devices.", "A study trains each network on one; set `workers`.")
-    return schedule
+    return found

@@ -1,103 +1,43 @@
-"""The factor from a PET series' units to SUV by body weight, from its DICOM tags."""
+"""SUV by body weight as the quantity of PET files, and the values that it cannot have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset
-from pydicom.valuerep import DA, DT, TM
 
+from tgd_kit.arrays import FloatArray
 from tgd_kit.errors import ImageError
-from tgd_kit.imaging.dicom.tags import EXPORT, optional, positive, require
+from tgd_kit.imaging.files import Quantity
+from tgd_kit.imaging.slabs import slabs
+from tgd_pet.images.dose import suv_factor
 
-SMALLEST_DOSE = 1e5  # Bq: less than any injection, more than any dose written in MBq by mistake
-LONGEST_WAIT = 10  # half-lives between injection and scan
+LARGEST_MEAN_SUV = 50.0  # that of a body is about 1; Bq/mL are thousands of times as large
+LARGEST_NEGATIVE_SHARE = 0.5  # of the sum of positive values: noise around zero stays below, HU do not
 
 
-def suv_factor(slices: Sequence[Dataset]) -> float:
-    """What to multiply rescaled pixels with to get SUVbw, in g/mL.
+def check_suv(path: Path, voxels: FloatArray) -> None:
+    """Refuse values that SUV cannot have.
 
-    Units GML are SUV already. For BQML it is weight / dose, where the dose is decayed to the time to which
-    the images are decay-corrected: the start of the scan (DecayCorrection START) or the injection (ADMIN).
-    The start of the scan is the series time, or the first acquisition where that is earlier, because the
-    series time of a processed series is when it was processed.
+    Args:
+        path: where they come from, for messages.
+        voxels: finite values.
 
     Raises:
-        ImageError: a tag is missing, contradicts another, or means a quantity that is not SUVbw.
-
-    Reference: the vendor-neutral pseudo-code of the Quantitative Imaging Biomarkers Alliance's SUV group.
+        ImageError: they are largely negative, or far too large.
     """
-    first = slices[0]
-    for tag in ("Units", "PatientWeight", "DecayCorrection", "SUVType", "SeriesTime"):
-        if len({str(optional(dataset, tag)) for dataset in slices}) > 1:
-            raise ImageError(f"{tag} differs between the slices.", "Pass one series as the scanner wrote it.")
-    units = require(first, "Units")
-    if units == "GML":
-        suv_type = optional(first, "SUVType") or "BW"
-        if suv_type != "BW":
-            raise ImageError(
-                f"The series is in SUV of type {suv_type}, not by body weight.", "Export it as SUVbw or BQML."
-            )
-        return 1.0
-    if units != "BQML":
+    above = below = 0.0
+    for part in slabs(voxels.shape):
+        values = voxels[..., part]
+        above += values[values > 0].sum(dtype=np.float64)
+        below -= values[values < 0].sum(dtype=np.float64)
+    if below > LARGEST_NEGATIVE_SHARE * above:
+        raise ImageError(f"The values of {path} are largely negative.", "Pass a PET image in SUV (g/mL).")
+    if above > LARGEST_MEAN_SUV * voxels.size:
         raise ImageError(
-            f"The units of the series are {units}, not BQML or GML.", "Export it in Bq/mL or SUVbw."
+            f"The mean of {path} is {above / voxels.size:.3g}, too much for SUV.",
+            "Divide Bq/mL by the dose per gram of body weight, or pass the DICOM series itself.",
         )
-    missing = {"ATTN", "DECY"} - set(np.atleast_1d(require(first, "CorrectedImage")))
-    if missing:
-        raise ImageError(
-            f"The images are not corrected for {' and '.join(sorted(missing))}.", "Pass the corrected series."
-        )
-    return 1000.0 * positive(first, "PatientWeight") / _dose_at_reference(slices)
 
 
-def _dose_at_reference(slices: Sequence[Dataset]) -> float:
-    first = slices[0]
-    injection, *others = require(first, "RadiopharmaceuticalInformationSequence")
-    if others:
-        raise ImageError("The series tells of several injections.", EXPORT)
-    dose = positive(injection, "RadionuclideTotalDose")
-    if dose < SMALLEST_DOSE:
-        raise ImageError(
-            f"RadionuclideTotalDose is {dose:g} Bq, which no patient gets.", "Write it in Bq, not MBq."
-        )
-    correction = require(first, "DecayCorrection")
-    if correction == "ADMIN":
-        return dose
-    if correction != "START":
-        raise ImageError(
-            f"DecayCorrection is {correction}, not START or ADMIN.", "Pass the decay-corrected series."
-        )
-    half_life = positive(injection, "RadionuclideHalfLife")
-    wait = _wait(slices, injection)
-    if not 0 <= wait <= LONGEST_WAIT * half_life:
-        raise ImageError(
-            f"The scan starts {wait / 60:.0f} min after the injection, by its tags.",
-            "Correct the times or dates.",
-        )
-    return dose * 2.0 ** (-wait / half_life)
-
-
-def _wait(slices: Sequence[Dataset], injection: Dataset) -> float:
-    """Seconds from injection to the start of the scan."""
-    try:
-        scan = min(
-            _moment(require(slices[0], "SeriesDate"), require(slices[0], "SeriesTime")),
-            *(_moment(require(d, "AcquisitionDate"), require(d, "AcquisitionTime")) for d in slices),
-        )
-        start = optional(injection, "RadiopharmaceuticalStartDateTime")
-        if start is not None:
-            injected = DT(str(start)).replace(tzinfo=None)
-        else:
-            injected = _moment(f"{scan:%Y%m%d}", require(injection, "RadiopharmaceuticalStartTime"))
-            if injected > scan:  # only the time of day is known: the scan is after midnight
-                injected -= timedelta(days=1)
-    except ValueError as error:
-        raise ImageError(f"A date or time cannot be read ({error}).", EXPORT) from error
-    return (scan - injected).total_seconds()
-
-
-def _moment(date: object, time: object) -> datetime:
-    return datetime.combine(DA(str(date)), TM(str(time)))
+SUV = Quantity("SUV", "g/mL", modality="PT", factor=suv_factor, check=check_suv)

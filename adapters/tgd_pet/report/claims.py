@@ -8,15 +8,16 @@ from typing import Literal
 
 import numpy as np
 
+from tgd_kit.report.markdown import interval, markdown
+from tgd_kit.report.statistics import PAIRS, Difference, agreed_sign, compare
 from tgd_pet.experiment.recipes import FULL_FLOW, TGD, TGD_TWICE
 from tgd_pet.report.results import StudyResults
-from tgd_kit.report.statistics import PAIRS, Difference, agreed_sign, compare
-from tgd_pet.report.tables import IMAGE_COLUMNS, interval, markdown
+from tgd_pet.report.tables import IMAGE_COLUMNS
 
 TITLES = {column.key: column.title for column in IMAGE_COLUMNS}
-ERROR_MARGIN = 0.05  # of the other's RMSE: a smaller rise is no harm
-# In points of lesion bias: a smaller loss is none. The paper's v1-net and v2-net are 2.2 apart.
-BIAS_MARGIN = 2.0
+HARMLESS_RISE = 0.05  # of the other's RMSE: a smaller rise counts as no harm
+# In points of lesion bias: a smaller loss counts as none. The paper's v1-net and v2-net are 2.2 apart.
+HARMLESS_BIAS = 2.0
 Verdict = Literal["holds", "does not hold", "not shown"]
 Origin = Literal["paper", "reader"]
 Measured = tuple[str, str, str]  # key, title, format
@@ -102,7 +103,7 @@ def _about_networks(results: StudyResults) -> list[Claim]:
         what = _compared(f"{TITLES[key]} on {version}", pair, form, sign, margin)
         return Claim(text, what, found, sign, form, origin, margin)
 
-    harmless = ERROR_MARGIN * results.summary("v1-net", "v1", "body.rmse").mean
+    harmless = HARMLESS_RISE * results.summary("v1-net", "v1", "body.rmse").mean
     early = "A network of v1 images underestimates lesions on v2 images"
     many = "a network of many v2 images"
     through = "Gradients through frozen maps (full flow) fit the new images better"
@@ -132,7 +133,7 @@ def _about_threshold(results: StudyResults) -> list[Claim]:
     if not changes.size:
         return []
     margin, form = 100 * results.sweeps[0]["tolerance"], "+.1f"
-    text = f"Leaving out the kernels below phi {phi:g} leaves the old task almost unchanged"
+    text = f"Leaving out the filters below phi {phi:g} leaves the old task almost unchanged"
     what = _compared("change of RMSE on v1 in %", ("without them", "v1-net"), form, -1, margin)
     return [Claim(text, what, (compare(changes, 0 * changes, "seeds"),), -1, form, "paper", margin)]
 
@@ -169,12 +170,14 @@ def _about_unseen(results: StudyResults) -> list[Claim]:
         ]
 
     def about_lesions(case: str) -> list[Claim]:
-        no_larger = ERROR_MARGIN * float(np.nanmean(results.unseen_values(case, "N2N", "body.rmse")))
+        no_larger = HARMLESS_RISE * float(np.nanmean(results.unseen_values(case, "N2N", "body.rmse")))
         origin: Origin = "reader" if case == "low counts" else "paper"
         return [
-            claim("reader", f"N2N keeps lesions, {case}", case, ("N2N", "v2-net"), bias, 1, BIAS_MARGIN),
+            claim("reader", f"N2N keeps lesions, {case}", case, ("N2N", "v2-net"), bias, 1, HARMLESS_BIAS),
             *(
-                claim(origin, f"{short} keeps lesions, {case}", case, (name, "v2-net"), bias, 1, BIAS_MARGIN)
+                claim(
+                    origin, f"{short} keeps lesions, {case}", case, (name, "v2-net"), bias, 1, HARMLESS_BIAS
+                )
                 for short, name in paper_variants.items()
             ),
             claim("reader", f"TGD-N2N keeps lesions better than N2N, {case}", case, (masked, "N2N"), bias, 1),

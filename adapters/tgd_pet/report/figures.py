@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tgd_pet.evaluation.scores import Volume, around
-from tgd_kit.runs.files import replacing
+from tgd_kit.arrays import FloatArray
+from tgd_kit.report.pictures import new_figure, save_figure
+from tgd_kit.report.statistics import Summary, summarise
 from tgd_pet.evaluation.measures import denoised
+from tgd_pet.evaluation.scores import around
+from tgd_pet.experiment.jobs import Learn, Measure, learned
+from tgd_pet.experiment.patients import CASES, testing, unseen
 from tgd_pet.experiment.recipes import TGD
 from tgd_pet.report.results import StudyResults
-from tgd_pet.simulation.patient import Study
-from tgd_kit.report.statistics import Summary, summarise
-from tgd_pet.simulation.files import load_study
-from tgd_pet.experiment.patients import CASES, testing, unseen
-from tgd_pet.experiment.jobs import Learn, Measure, learned
 from tgd_pet.report.tables import PAPER_DROPPED
+from tgd_pet.simulation.files import load_patient
+from tgd_pet.simulation.patient import SimulatedPatient
 
 FIGURES = ("networks", "threshold", "unseen", "tasks")
 SHOWN_NETWORKS = ("input", "v1-net", "v2-net", "FT-net", TGD)
-TOP_SUV, SPAN_SUV = 6.0, 1.0
-NEARBY = 20.0  # %: what the second panel of the tasks' figure shows
+TOP_SUV, SPAN_SUV = 6.0, 1.0  # drawn black; and in full colour, as a difference
+LARGEST_NEARBY_CHANGE = 20.0  # %: what the second panel of the tasks' figure shows
 
 
 def draw_figures(out: Path, results: StudyResults, folder: Path) -> None:
@@ -41,7 +41,7 @@ def draw_figures(out: Path, results: StudyResults, folder: Path) -> None:
 def _draw_networks(out: Path, results: StudyResults, path: Path) -> None:
     """The first thin patient: one scan on v1 and on v2 images, with bias and CoV over all his scans."""
     settings, seed = results.settings, results.settings.seeds[0]
-    patient = load_study(testing(out, settings)[0])
+    patient = load_patient(testing(out, settings)[0])
     z, window = _best_slice(patient), around(patient.body())
     figure, axes = _panels(4, len(SHOWN_NETWORKS) + 1)
     for rows, version in ((axes[:2], "v2"), (axes[2:], "v1")):
@@ -53,16 +53,15 @@ def _draw_networks(out: Path, results: StudyResults, path: Path) -> None:
             bias, cov = (results.values(name, version, key)[0, 0] for key in ("bias", "cov"))
             title = f"{name}, {version}\nbias {bias:+.1f} %, CoV {cov:.1f} %"
             _show(column, image[z], target[z], title)
-        _show(rows[:, -1], *[target[z]] * 2, f"full counts, {version}")
-    _save(figure, path)
+        _show(rows[:, -1], target[z], target[z], f"full counts, {version}")
+    save_figure(figure, path)
 
 
 def _draw_threshold(results: StudyResults, path: Path) -> None:
     """Share left out and change of the old task's error against phi, with the paper's shares."""
     sweeps = [sweep["rows"] for sweep in results.sweeps]
     phis = [row["phi"] for row in sweeps[0]]
-    figure = Figure(figsize=(9.0, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 3.6, dpi=120)
     left, right = figure.subplots(1, 2)
     for axis, key, label in (
         (left, "dropped", "parameters left out (%)"),
@@ -76,7 +75,7 @@ def _draw_threshold(results: StudyResults, path: Path) -> None:
     left.plot(PAPER_DROPPED.keys(), [100 * share for share in PAPER_DROPPED.values()], "s--", label="paper")
     left.legend()
     right.axhline(0, color="grey", linewidth=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_unseen(out: Path, results: StudyResults, path: Path) -> None:
@@ -87,7 +86,7 @@ def _draw_unseen(out: Path, results: StudyResults, path: Path) -> None:
     figure, axes = _panels(2 * len(CASES), len(names) + 1)
     chosen = {variant.name: variant for variant in results.all_variants}
     for rows, case in zip(axes.reshape(len(CASES), 2, -1), CASES, strict=True):
-        patient = load_study(unseen(out, settings, case, seed))
+        patient = load_patient(unseen(out, settings, case, seed))
         z = int(patient.hot().sum(axis=(1, 2)).argmax()) if patient.hot().any() else _best_slice(patient)
         box = around(patient.body() | patient.hot())[1:]
         target = patient.full("v2")[z][box]
@@ -98,13 +97,12 @@ def _draw_unseen(out: Path, results: StudyResults, path: Path) -> None:
             idle = "\nstayed as it was" if learning and not learning["learnt"] else ""
             _show(column, image[z][box], target, f"{name}\nlesion bias {bias:+.1f} %{idle}", top=4.0)
         _show(rows[:, -1], target, target, f"full counts\n{case}", top=4.0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_tasks(results: StudyResults, path: Path) -> None:
     """Change of the error on new and on old images by each adaptation, relative to v1-net: all, and nearby."""
-    figure = Figure(figsize=(11.5, 4.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11.5, 4.6, dpi=110)
     axes = figure.subplots(1, 2)
     changes = {
         name: (_change(results, name, "v1"), _change(results, name, "v2"))
@@ -116,7 +114,9 @@ def _draw_tasks(results: StudyResults, path: Path) -> None:
         style = {"fmt": "os^Dv<>"[index % 7], "color": colours(index), "capsize": 2, "label": name}
         for axis in axes:
             axis.errorbar(x.mean, y.mean, xerr=x.over_seeds, yerr=y.over_seeds, **style)
-    near = [(x.mean, y.mean) for x, y in changes.values() if max(abs(x.mean), abs(y.mean)) < NEARBY]
+    near = [
+        (x.mean, y.mean) for x, y in changes.values() if max(abs(x.mean), abs(y.mean)) < LARGEST_NEARBY_CHANGE
+    ]
     if near:
         (left, right), (low, high) = (
             (min(0.0, *values), max(0.0, *values)) for values in zip(*near, strict=True)
@@ -130,7 +130,7 @@ def _draw_tasks(results: StudyResults, path: Path) -> None:
         axis.set_xlabel("change of RMSE, v1 images (old task), %")
         axis.set_ylabel("change of RMSE, v2 images (new task), %")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", title="lines: v1-net")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _change(results: StudyResults, name: str, version: str) -> Summary:
@@ -138,7 +138,7 @@ def _change(results: StudyResults, name: str, version: str) -> Summary:
     return summarise(100 * (after / before - 1))
 
 
-def _best_slice(patient: Study) -> int:
+def _best_slice(patient: SimulatedPatient) -> int:
     """The slice with the largest section of lesions, of those that show liver if there are any."""
     lesions, liver = (
         mask.sum(axis=(1, 2)) for mask in (np.any(patient.lesion_masks(), axis=0), patient.liver())
@@ -146,13 +146,14 @@ def _best_slice(patient: Study) -> int:
     return int((lesions * ((liver > 0) | ~liver.any())).argmax())
 
 
-def _panels(rows: int, columns: int) -> tuple[Figure, npt.NDArray[np.object_]]:
-    figure = Figure(figsize=(2.3 * columns, 1.75 * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+def _panels(rows: int, columns: int) -> tuple[Figure, Any]:
+    figure = new_figure(2.3 * columns, 1.75 * rows)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _show(column: Sequence[Axes], image: Volume, target: Volume, title: str, top: float = TOP_SUV) -> None:
+def _show(
+    column: Sequence[Axes], image: FloatArray, target: FloatArray, title: str, top: float = TOP_SUV
+) -> None:
     """An image above its difference from the target."""
     above, below = column
     above.imshow(image, cmap="gray_r", vmin=0, vmax=top)
@@ -164,8 +165,3 @@ def _show(column: Sequence[Axes], image: Volume, target: Volume, title: str, top
         below.imshow(image - target, cmap="RdBu_r", vmin=-SPAN_SUV, vmax=SPAN_SUV)
     for axis in column:
         axis.set_axis_off()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary)

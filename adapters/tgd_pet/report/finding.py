@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tgd_pet.experiment.patients import CASES
 from tgd_pet.experiment.recipes import Variant
 from tgd_pet.report.results import StudyResults
-from tgd_pet.experiment.patients import CASES
 
 
 def finding(results: StudyResults) -> str:

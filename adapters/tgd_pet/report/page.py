@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tgd_pet.report.claims import BIAS_MARGIN, ERROR_MARGIN, Claim, claims, claims_table
-from tgd_pet.report.finding import finding
-from tgd_pet.evaluation.measures import ARTEFACT_SUV, HALO_MM, NEAR_MM
-from tgd_pet.network import SUV_LIMIT
-from tgd_pet.simulation.osem import RECONSTRUCTIONS, Reconstruction
-from tgd_pet.experiment.recipes import TGD
-from tgd_pet.report.results import StudyResults
-from tgd_pet.experiment.settings import Settings
-from tgd_pet.experiment.patients import CASES
+from tgd_kit.training.schedule import Schedule
+from tgd_pet.evaluation.measures import HALO_MM, NEAR_MM, SMALLEST_ARTEFACT_SUV
 from tgd_pet.experiment.jobs import SWEEP_SCANS
+from tgd_pet.experiment.patients import CASES
+from tgd_pet.experiment.recipes import TGD
+from tgd_pet.experiment.settings import Settings
+from tgd_pet.network import SUV_LIMIT
+from tgd_pet.report.claims import HARMLESS_BIAS, HARMLESS_RISE, Claim, claims, claims_table
+from tgd_pet.report.finding import finding
+from tgd_pet.report.results import StudyResults
 from tgd_pet.report.tables import (
     difference_table,
     image_table,
@@ -25,7 +25,7 @@ from tgd_pet.report.tables import (
     table_1,
     unseen_table,
 )
-from tgd_kit.training.fit import Schedule
+from tgd_pet.simulation.osem import RECONSTRUCTIONS, Reconstruction
 
 IMAGES = "images"
 HEAD = """# The PET study
@@ -37,7 +37,7 @@ figures are made by
 $ tgd pet study --config {profile} -o runs/pet
 ```
 
-which takes up where it stopped when it is called again. Nothing here was measured on patients, and the paper's
+which continues where it stopped when it is called again. Nothing here was measured on patients, and the paper's
 images are not ours: its figures stand beside ours to compare directions, not values.
 """
 READING = """
@@ -145,9 +145,9 @@ def _what_was_done(settings: Settings) -> str:
         f"unseen feature. {_bases(settings)}",
         f"TGD at phi {settings.phi:g}; TGD2 repeats it on the tuned network, with new scores, at phi "
         f"{settings.phi_again:g}. Masked flow is the paper's (no gradient through frozen maps), full flow masks "
-        "parameters only. What trained is given for its second round.",
-        f"Networks see SUV up to {settings.suv_limit:g}, which is as good as no limit, as in the paper; those of "
-        f"`tgd pet train` and `tgd pet demo` see hot objects as if they were of SUV {SUV_LIMIT:g}.",
+        "parameters only. The share that trained is that of its second round.",
+        f"Networks see SUV up to {settings.suv_limit:g}, which is practically no limit, as in the paper; those of "
+        f"`tgd pet train` and `tgd pet demo` see anything hotter than SUV {SUV_LIMIT:g} as SUV {SUV_LIMIT:g}.",
         "L2-SP, LwF and LoRA have the same patches and steps, and their usual strengths, not tuned.",
     ]
     return "\n".join(f"* {line}" for line in lines) + "\n"
@@ -171,7 +171,7 @@ def _counted(found: Sequence[Claim]) -> str:
 
 def _reading(settings: Settings) -> str:
     return READING.format(
-        error=ERROR_MARGIN, bias=BIAS_MARGIN, patients=settings.test, seeds=_repetitions(settings)
+        error=HARMLESS_RISE, bias=HARMLESS_BIAS, patients=settings.test, seeds=_repetitions(settings)
     )
 
 
@@ -180,7 +180,7 @@ def _about_sweep(results: StudyResults) -> str:
     tolerance = sweeps[0]["tolerance"]
     scans = min(SWEEP_SCANS, settings.realisations)
     lines = [
-        "What is left out when the kernels below phi are zeroed in v1-net, and what that does to the old task (the "
+        "What is left out when the filters below phi are zeroed in v1-net, and what that does to the old task (the "
         f"paper's figure 4; it judges by eye), on {scans} short scans of each of {settings.sweep_patients} test "
         f"patients, for {_count(len(sweeps), 'v1-net')}.",
         f"Proposed is the largest phi up to which the error rises by at most {tolerance:.0%}: {_proposed(sweeps)}.",
@@ -190,11 +190,11 @@ def _about_sweep(results: StudyResults) -> str:
         rise = sum(changes) / len(changes)
         lines.append(
             f"At phi {phi:g} the paper finds the images almost identical; here the old task's error changes by "
-            f"{rise:+.0%} when these kernels are left out."
+            f"{rise:+.0%} when these filters are left out."
         )
         if rise > tolerance:
             lines.append(
-                "So the kernels that TGD retrains are not idle in this network, and the method lacks the slack that "
+                "So the filters that TGD retrains are not idle in this network, and the method lacks the slack that "
                 "it counts on."
             )
     return " ".join(lines) + "\n"
@@ -213,11 +213,11 @@ def _about_unseen(settings: Settings) -> str:
     return (
         f"A bladder of SUV 60, a catheter line of SUV 60 outside the body ({settings.online_seconds:g} s scans), and a "
         f"scan of {settings.low_count_seconds:g} s. N2N trains v2-net on the two halves of that one scan; TGD-N2N "
-        "retrains only the kernels below phi; TGD2-N2N starts from TGD-net. A quarter of the slices, three at least, "
+        "retrains only the filters below phi; TGD2-N2N starts from TGD-net. A quarter of the slices, three at least, "
         "decides when to stop; where nothing was better there, the network stayed as it was: learnt in counts the "
         "runs in which it did not. The halo is tissue from the voxels that touch the object to "
         f"{HALO_MM:g} mm, nearby is from there to {NEAR_MM:g} mm; artefact: where the error nearby exceeds "
-        f"{ARTEFACT_SUV:g} SUV. Lesion bias and CoV are those of one scan, so its "
+        f"{SMALLEST_ARTEFACT_SUV:g} SUV. Lesion bias and CoV are those of one scan, so its "
         "noise is in them: compare rows, not with the tables above. RMSE is over the body without the object. A "
         "network that stops denoising keeps lesions too: read lesion bias beside the RMSE of the scan itself (input).\n"
     )
@@ -241,14 +241,14 @@ def _limits(settings: Settings) -> str:
         "Ellipsoid torsos and one simulated scanner; how its shift from v1 to v2 compares with the paper's is unknown.",
         f"Networks of widths {_list(settings.widths)} (the paper's: 64 to 256) after "
         f"{settings.training.epochs * settings.training.steps} steps. Whether wider or longer trained ones have idle "
-        "kernels was not tested; nor whether masked flow does better at a lower rate.",
+        "filters was not tested; nor whether masked flow does better at a lower rate.",
         _about_spread(settings),
         "Unseen features have one patient a seed, and their lesion bias comes from one scan each.",
         "What stops online learning is the error over all active voxels of the held-out slices, in which a hot object "
         "outweighs the rest.",
         "Every image of a test patient comes from the scan that its target comes from, as in the paper.",
         "The paper's time saving (64%) is almost all data preparation, which is not simulated here.",
-        "Frozen kernels stay bit for bit, but read retrained maps: old weights are preserved, not the old function.",
+        "Frozen filters stay bit for bit, but read retrained maps: old weights are preserved, not the old function.",
     ]
     return "\n".join(f"* {line}" for line in lines)
 

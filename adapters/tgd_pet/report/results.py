@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tgd_kit.runs.files import replacing
-from tgd_pet.experiment.recipes import TGD, Variant, recipes, variants
-from tgd_kit.runs.record import read_record
-from tgd_pet.experiment.settings import Settings, settings_from
 from tgd_kit.report.statistics import PAIRS, Difference, Summary, column, compare, summarise
-from tgd_pet.experiment.patients import CASES
+from tgd_kit.runs.files import read_json, write_text
+from tgd_kit.runs.record import read_record
 from tgd_pet.experiment.jobs import measures_path
+from tgd_pet.experiment.patients import CASES
+from tgd_pet.experiment.recipes import TGD, Variant, recipes, variants
+from tgd_pet.experiment.settings import Settings, settings_from
 
 Table = npt.NDArray[np.float64]  # (seed, patient)
 # What tables show of each network, and of each unseen case.
@@ -108,7 +108,8 @@ class StudyResults:
 
     def unseen_difference(self, first: str, second: str, case: str, key: str) -> Difference:
         """First minus second of two treatments, paired by seed, and so by patient."""
-        return self._compare(*(self.unseen_values(case, name, key) for name in (first, second)), "seeds")
+        found, reference = (self.unseen_values(case, name, key) for name in (first, second))
+        return self._compare(found, reference, "seeds")
 
     def learnt(self, variant: str, *cases: str) -> tuple[int, int] | None:
         """In how many of its runs on these cases (or all) a variant learnt; None where it does not train."""
@@ -126,7 +127,7 @@ class StudyResults:
         return [run for run in found if run is not None]
 
     def sweep_changes(self, phi: float) -> list[float]:
-        """The relative change of each v1-net's error without the kernels below phi; none where it was not tried."""
+        """The relative change of each v1-net's error without the filters below phi; none where it was not tried."""
         return [row["change"] for sweep in self.sweeps for row in sweep["rows"] if row["phi"] == phi]
 
     def _compare(self, first: Table, second: Table, over: str) -> Difference:
@@ -155,7 +156,8 @@ def gather(out: Path, settings: Settings) -> StudyResults:
         settings,
         measures={
             str(seed): {
-                name or "input": _read(measures_path(out, settings, seed, name)) for name in (None, *named)
+                name or "input": read_json(measures_path(out, settings, seed, name))
+                for name in (None, *named)
             }
             for seed in settings.seeds
         },
@@ -192,9 +194,7 @@ def write_results(results: StudyResults, path: Path, claims: Sequence[Any]) -> N
         "unseen summaries": unseen,
         **asdict(results),
     }
-    with replacing(path) as temporary:
-        text = json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _differences(results: StudyResults, name: str) -> dict[str, Any]:
@@ -214,17 +214,13 @@ def _differences(results: StudyResults, name: str) -> dict[str, Any]:
 
 def read_results(path: Path) -> StudyResults:
     """The inverse of `write_results`."""
-    data = _read(path)
+    data = read_json(path)
     kept = {key: data[key] for key in ("measures", "adapted", "sweeps", "unseen", "run")}
     return StudyResults(settings_from(data["settings"], str(path)), **kept)
 
 
 def _folder(folder: Path) -> dict[str, Any]:
-    return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
 
 
 def _plain(value: Any) -> Any:

@@ -5,14 +5,14 @@ Paper: Chen, Asma and Chan, MICCAI 2021, table 1, figure 4 and the supplement's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tgd_kit.report.markdown import interval, markdown, spread
+from tgd_kit.report.statistics import PAIRS, agreed_sign, summarise
 from tgd_pet.experiment.recipes import FULL_FLOW, TGD
 from tgd_pet.report.results import StudyResults
-from tgd_kit.report.statistics import PAIRS, Difference, Summary, agreed_sign, summarise
 
 PAPER_TABLE_1 = {  # network -> lesion bias in %, liver CoV in %
     "v1-net": (-6.30, 6.02),
@@ -65,20 +65,6 @@ LESION_COLUMNS = (
     Shown("liver CoV %", "cov", PERCENT),
     Shown("RMSE", "body.rmse", ".3f"),
 )
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; all columns but the first are aligned to the right.
-
-    Example:
-        >>> print(markdown(["", "x"], [["a", "1"]]))
-        |  | x |
-        |---|---:|
-        | a | 1 |
-    """
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    first, ruler = "| " + " | ".join(lines[0]) + " |", "|" + "|".join(lines[1]) + "|"
-    return "\n".join([first, ruler, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def table_1(results: StudyResults) -> str:
@@ -244,26 +230,3 @@ def online_table(results: StudyResults) -> str:
 def _change(results: StudyResults, pair: tuple[str, str], case: str, _: str, key: str, form: str) -> str:
     found = results.unseen_difference(*pair, case, key)
     return interval(found, form, bold=bool(found.sign))
-
-
-def spread(found: Summary, form: str) -> str:
-    """Mean ± standard deviation over the seeds.
-
-    Example:
-        >>> spread(Summary(1.25, 0.5, None), ".1f")
-        '1.2 ± 0.5'
-    """
-    mean = format(found.mean, form)
-    return mean if not found.over_seeds else f"{mean} ± {format(found.over_seeds, form.replace('+', ''))}"
-
-
-def interval(found: Difference, form: str, *, bold: bool = False) -> str:
-    """Difference and its 95% interval; no interval where there is none.
-
-    Example:
-        >>> interval(Difference(1.0, 0.5, 1.5, 0.01, 4), "+.1f", bold=True)
-        '**+1.0 (+0.5 to +1.5)**'
-    """
-    mean, low, high = (format(value, form) for value in (found.mean, found.low, found.high))
-    text = mean if np.isnan(found.low) else f"{mean} ({low} to {high})"
-    return f"**{text}**" if bold else text

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from tgd_kit.runs.files import write_text
+from tgd_pet.experiment.settings import Settings
 from tgd_pet.report.claims import claims
-from tgd_kit.runs.files import replacing
+from tgd_pet.report.figures import draw_figures
 from tgd_pet.report.page import IMAGES, page
 from tgd_pet.report.results import gather, read_results, write_results
-from tgd_pet.experiment.settings import Settings
-from tgd_pet.report.figures import draw_figures
 
 
 def write_report(out: Path, settings: Settings, profile: str) -> Path:
@@ -30,7 +30,5 @@ def write_report(out: Path, settings: Settings, profile: str) -> Path:
     write_results(found, report / "results.json", tested)
     results = read_results(report / "results.json")  # so that the page is what the file makes
     draw_figures(out, results, report / IMAGES)
-    text = page(results, profile)
-    with replacing(report / "pet.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(report / "pet.md", page(results, profile))
     return report / "pet.md"

@@ -1,21 +1,26 @@
 """From a phantom to counts: resolution, attenuation, scatter, randoms and Poisson noise; and thinning.
 
-The reconstruction is told the exact attenuation, scatter and randoms (a perfect CT and perfect estimates);
-what it does not know is the noise, and anything finer than its grid.
+The reconstruction knows the exact attenuation, scatter and randoms (a perfect CT and perfect estimates). It does
+not know the noise, nor anything finer than its grid.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tgd_kit.arrays import FloatArray
+from tgd_kit.errors import SimulationError
 from tgd_kit.simulation.grid import Grid
+from tgd_kit.simulation.projector import Projector, blur
+from tgd_pet.simulation.geometry import Geometry
 from tgd_pet.simulation.phantom import Phantom
-from tgd_kit.simulation.projector import FloatArray, Geometry, Projector, SimulationError, blur
 
 CountArray = NDArray[np.int32]
+Scalar = TypeVar("Scalar", np.int32, np.float32)
 
 
 @dataclass(frozen=True)
@@ -175,9 +180,11 @@ def _scatter(trues: FloatArray, scanner: Scanner) -> FloatArray:
     return blur(trues, scanner.scatter_mm, (np.inf, np.inf, geometry.bin_mm, tof_mm, scanner.slice_mm))
 
 
-def _sum_tof(sinogram: NDArray[np.generic]) -> NDArray[np.generic]:
-    return sinogram.sum(axis=3, keepdims=True, dtype=sinogram.dtype)
+def _sum_tof(sinogram: NDArray[Scalar]) -> NDArray[Scalar]:
+    summed: NDArray[Scalar] = sinogram.sum(axis=3, keepdims=True, dtype=sinogram.dtype)
+    return summed
 
 
 def _average_slice_pairs(volume: FloatArray) -> FloatArray:
-    return volume.reshape(-1, 2, *volume.shape[1:]).mean(axis=1)
+    averaged: FloatArray = volume.reshape(-1, 2, *volume.shape[1:]).mean(axis=1)
+    return averaged

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tgd_kit.arrays import Mask
 from tgd_kit.simulation.grid import Box, Grid, Vector
 
 BodySize = Literal["low", "high", "mixed"]
@@ -65,7 +65,7 @@ class Organ:
     exponent: float = 2.0
     turn: float = 0.0
 
-    def voxels(self, grid: Grid) -> tuple[Box, NDArray[np.bool_]]:
+    def voxels(self, grid: Grid) -> tuple[Box, Mask]:
         """A box that contains the organ, and which of its voxels the organ fills."""
         in_plane = (
             float(np.hypot(*self.half_axes_mm[1:])) if self.exponent > 2 else max(self.half_axes_mm[1:])

@@ -1,6 +1,6 @@
-"""Sets of simulated studies on disk: one `.npz` file a study, made in parallel, kept when already there.
+"""Simulated patients on disk: one `.npz` file each, made in parallel, kept when already there.
 
-Fields of a study file (images are float32 SUV in g/mL, axes (z, y, x); `v` is `v1` or `v2`):
+Fields of a patient file (images are float32 SUV in g/mL, axes (z, y, x); `v` is `v1` or `v2`):
 
 ================  ====================================================================================
 `true`            the phantom's activity on the reconstruction grid
@@ -14,7 +14,7 @@ Fields of a study file (images are float32 SUV in g/mL, axes (z, y, x); `v` is `
                   `realisation_fraction` of the counts each: for ensemble bias and CoV
 `{v}_half_{h}`    image from half h (0 or 1) of the counts of `low_0`: the pair for noise2noise; only
                   where there are realisations
-`config`          the `StudyConfig` as JSON
+`config`          the `PatientConfig` as JSON
 `seed`            the seed; config and seed determine everything else
 ================  ====================================================================================
 
@@ -25,51 +25,53 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from numpy.typing import NDArray
 
-from tgd_kit.runs.files import replacing
+from tgd_kit.errors import RunError
+from tgd_kit.progress import progress as shown
+from tgd_kit.runs.files import replacing, write_json
 from tgd_kit.runs.jobs import run_jobs
+from tgd_pet.simulation.config import PatientConfig, PatientError
 from tgd_pet.simulation.osem import RECONSTRUCTIONS
-from tgd_pet.simulation.patient import Study, StudyConfig, StudyError, simulate_study
+from tgd_pet.simulation.patient import SimulatedPatient, simulate_patient
 from tgdsurgery import TGDError
-
-__all__ = ["Study", "StudyConfig", "StudyError", "load_study", "save_study", "simulate_set", "simulate_study"]
 
 MANIFEST = "manifest.json"
 _TABLES = ("true", "labels", "lesions", "spacing", "fractions")
 
 
-def save_study(study: Study, path: str | Path) -> None:
-    """Write a study file; it appears under its name only when it is complete."""
-    fields = {name: getattr(study, name) for name in (*_TABLES, "seed")}
+def save_patient(patient: SimulatedPatient, path: str | Path) -> None:
+    """Write a patient file; it appears under its name only when it is complete."""
+    fields: dict[str, Any] = {name: getattr(patient, name) for name in (*_TABLES, "seed")}
+    fields |= {**patient.images, "config": patient.config.to_json()}
     with replacing(Path(path)) as temporary:
-        np.savez(temporary, **fields, **study.images, config=study.config.to_json())
+        np.savez(temporary, **fields)
 
 
-def load_study(path: str | Path) -> Study:
-    """Read a study file.
+def load_patient(path: str | Path) -> SimulatedPatient:
+    """Read a patient file.
 
     Raises:
-        StudyError: the file is missing, damaged, or not a study.
+        PatientError: the file is missing, damaged, or not a patient.
     """
     path = Path(path)
     if not path.is_file():
-        raise StudyError(f"There is no study file {path}.", "Simulate it first, or check the path.")
+        raise PatientError(f"There is no patient file {path}.", "Simulate it first, or check the path.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        config = StudyConfig.from_json(str(arrays.pop("config")))
+        config = PatientConfig.from_json(str(arrays.pop("config")))
         seed = int(arrays.pop("seed"))
         fields = {name: arrays.pop(name) for name in _TABLES}
-        study = Study(**fields, images=arrays, config=config, seed=seed)
-        _check_shapes(study)
+        patient = SimulatedPatient(**fields, images=arrays, config=config, seed=seed)
+        _check_shapes(patient)
     except TGDError as error:
-        raise StudyError(f"{path} cannot be used: {error.problem}", error.remedy) from error
+        raise PatientError(f"{path} cannot be used: {error.problem}", error.remedy) from error
     except (
         OSError,
         EOFError,
@@ -79,73 +81,108 @@ def load_study(path: str | Path) -> Study:
         ValueError,
         AttributeError,
     ) as error:
-        raise StudyError(f"{path} is not a whole study file: {error}.", "Simulate it again.") from error
-    return study
+        raise PatientError(f"{path} is not a whole patient file: {error}.", "Simulate it again.") from error
+    return patient
 
 
-def _check_shapes(study: Study) -> None:
-    volumes = {"labels": study.labels, **study.images}
-    missing = {f"{version}_full" for version in RECONSTRUCTIONS} - study.images.keys()
+def _check_shapes(patient: SimulatedPatient) -> None:
+    volumes: dict[str, NDArray[Any]] = {"labels": patient.labels, **patient.images}
+    missing = {f"{version}_full" for version in RECONSTRUCTIONS} - patient.images.keys()
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    wrong = [name for name, volume in volumes.items() if volume.shape != study.true.shape]
-    if wrong or study.true.ndim != 3 or study.lesions.shape[1:] != (5,) or study.spacing.shape != (3,):
+    wrong = [name for name, volume in volumes.items() if volume.shape != patient.true.shape]
+    if wrong or patient.true.ndim != 3 or patient.lesions.shape[1:] != (5,) or patient.spacing.shape != (3,):
         raise ValueError(f"its arrays do not fit together ({', '.join(wrong) or 'true, lesions or spacing'})")
-    if not all(np.isfinite(volume).all() for volume in study.images.values()):
+    if not all(np.isfinite(volume).all() for volume in patient.images.values()):
         raise ValueError("its images hold values that are not finite")
 
 
-def simulate_set(
-    folder: str | Path, seeds: Iterable[int], config: StudyConfig, *, workers: int = 1, progress: bool = True
-) -> list[Path]:
-    """Simulate one study per seed into `folder`.
+def load_set(folder: Path) -> list[SimulatedPatient]:
+    """All patients of a folder, by name.
 
-    Studies of this configuration that are already there are kept, so an interrupted run is resumed by
-    calling it again; files of other configurations with the same seed are replaced. `manifest.json` lists
-    all studies of this configuration in the folder.
+    Raises:
+        RunError: there is none.
+        PatientError: a file is damaged.
+    """
+    patients = [load_patient(path) for path in sorted(folder.glob("patient_*.npz"))]
+    if not patients:
+        raise RunError(f"{folder} holds no patient.", "Make some with `tgd pet simulate`.")
+    return patients
+
+
+def patient_file(folder: Path, seed: int) -> Path:
+    """Where a set in this folder has the patient of this seed."""
+    return folder / f"patient_{seed:06d}.npz"
+
+
+def simulate_set(
+    folder: str | Path,
+    seeds: Iterable[int],
+    config: PatientConfig,
+    *,
+    workers: int = 1,
+    progress: bool = True,
+) -> list[Path]:
+    """Simulate one patient per seed into `folder`: see `simulate_files`.
 
     Args:
         folder: made if missing.
-        seeds: one study each; the file is called `study_<seed>.npz`.
+        seeds: one patient each; the file is called `patient_<seed>.npz`.
         config: how they are simulated.
-        workers: number of processes, each of one thread. With more than one, a script that calls this needs
-            the usual `if __name__ == "__main__":`.
-        progress: show a progress bar on standard error.
+        workers: number of processes.
+        progress: show how far it is.
 
     Returns:
-        the files, in the order of the seeds.
+        The files, in the order of the seeds.
+    """
+    wanted = {patient_file(Path(folder), seed): (seed, config) for seed in seeds}
+    simulate_files(wanted, workers=workers, progress=progress)
+    return list(wanted)
+
+
+def simulate_files(
+    wanted: Mapping[Path, tuple[int, PatientConfig]], *, workers: int = 1, progress: bool = True
+) -> None:
+    """Simulate patients of one or several sets; each process builds the projector once for all of them.
+
+    Files that are already there and of this seed and configuration are kept, so the same call continues an
+    interrupted one; others are replaced. `manifest.json` lists all patients of the last configuration in a folder.
+
+    Args:
+        wanted: file to seed and configuration.
+        workers: number of processes (`tgd_kit.runs.jobs.run_jobs`).
+        progress: show how far it is.
 
     Raises:
         RunError: a process died.
     """
-    folder = Path(folder)
-    paths = {seed: folder / f"study_{seed:06d}.npz" for seed in seeds}
-    missing = {seed: path for seed, path in paths.items() if _seed_of_current(path, config) != seed}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("simulating studies", total=len(paths), completed=len(paths) - len(missing))
-        for _ in run_jobs(_simulate_file, ((*item, config) for item in missing.items()), workers):
-            bar.advance(task)
-    _write_manifest(folder, config)
-    return list(paths.values())
+    missing = [
+        (seed, path, config)
+        for path, (seed, config) in wanted.items()
+        if _seed_of_current(path, config) != seed
+    ]
+    with shown("simulated patients", len(wanted), done=len(wanted) - len(missing), show=progress) as task:
+        for _ in run_jobs(_simulate_file, missing, workers):
+            task.advance()
+    for folder, config in {path.parent: config for path, (_, config) in wanted.items()}.items():
+        _write_manifest(folder, config)
 
 
-def _simulate_file(seed: int, path: Path, config: StudyConfig) -> None:
-    save_study(simulate_study(seed, config), path)
+def _simulate_file(seed: int, path: Path, config: PatientConfig) -> None:
+    save_patient(simulate_patient(seed, config), path)
 
 
-def _seed_of_current(path: Path, config: StudyConfig) -> int | None:
-    """The seed of a whole study of this configuration, None for any other file."""
+def _seed_of_current(path: Path, config: PatientConfig) -> int | None:
+    """The seed of a whole patient of this configuration, None for any other file."""
     try:
-        study = load_study(path)
-    except StudyError:
+        patient = load_patient(path)
+    except PatientError:
         return None
-    return study.seed if study.config == config else None
+    return patient.seed if patient.config == config else None
 
 
-def _write_manifest(folder: Path, config: StudyConfig) -> None:
-    seeds = {path.name: _seed_of_current(path, config) for path in sorted(folder.glob("study_*.npz"))}
-    studies = [{"file": name, "seed": seed} for name, seed in seeds.items() if seed is not None]
-    manifest = {"config_hash": config.hash(), "config": json.loads(config.to_json()), "studies": studies}
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2))
+def _write_manifest(folder: Path, config: PatientConfig) -> None:
+    seeds = {path.name: _seed_of_current(path, config) for path in sorted(folder.glob("patient_*.npz"))}
+    patients = [{"file": name, "seed": seed} for name, seed in seeds.items() if seed is not None]
+    manifest = {"config_hash": config.hash(), "config": json.loads(config.to_json()), "patients": patients}
+    write_json(folder / MANIFEST, manifest)

@@ -1,4 +1,4 @@
-"""Ordered-subsets expectation maximisation, and the two reconstructions that the experiments tell apart."""
+"""Ordered-subsets expectation maximisation, and the two reconstructions that the experiments compare."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tgd_kit.arrays import FloatArray
+from tgd_kit.simulation.projector import Projector, blur
 from tgd_pet.simulation.acquisition import Acquisition, Scanner
-from tgd_kit.simulation.projector import FloatArray, Projector, blur
 
 _TINY = 1e-6  # counts, or counts per SUV: keeps lines that see nothing from dividing by zero
 
@@ -72,4 +73,5 @@ def reconstruct(acquisition: Acquisition, scanner: Scanner, settings: Reconstruc
 def _field_of_view(size: int) -> FloatArray:
     """1 inside the circle that every angle sees, 0 outside."""
     centred = np.arange(size) - (size - 1) / 2
-    return (np.hypot(centred[:, None], centred) <= size / 2).astype(np.float32)
+    inside: FloatArray = (np.hypot(centred[:, None], centred) <= size / 2).astype(np.float32)
+    return inside

@@ -1,124 +1,34 @@
-"""One simulated study: a patient drawn, scanned once, and reconstructed many times."""
+"""A simulated patient: drawn, scanned once, and reconstructed many times."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from tgd_pet.simulation.acquisition import Acquisition, Scanner, acquire
-from tgd_pet.simulation.anatomy import LABELS, BodySize
+from tgd_kit.arrays import FloatArray, Mask
 from tgd_kit.simulation.grid import Grid, blocks
+from tgd_pet.simulation.acquisition import Acquisition, acquire
+from tgd_pet.simulation.anatomy import LABELS
+from tgd_pet.simulation.config import PatientConfig, PatientError
 from tgd_pet.simulation.osem import RECONSTRUCTIONS, reconstruct
 from tgd_pet.simulation.phantom import Phantom, random_torso
-from tgd_kit.simulation.projector import FloatArray, Geometry, SimulationError, TimeOfFlight
-from tgdsurgery import TGDError
 
-Feature = Literal["none", "bladder", "line"]
-Mask = NDArray[np.bool_]
-
-FORMAT = 3  # raise it whenever the same configuration and seed would give another study
-_FEATURE_SUV = 60.0
-_SECTION_MM = {"none": (-50.0, 50.0), "line": (-50.0, 50.0), "bladder": (225.0, 265.0)}
-_LIVER_MARGIN_MM = 8.0
-_LESION_MARGIN_MM = 12.0
-
-
-class StudyError(TGDError):
-    """A study file that is missing, damaged or not a study, or an image that a study does not have."""
+FEATURE_SUV = 60.0
+SECTION_MM = {  # range of the slab's centre along the body
+    "none": (-50.0, 50.0),
+    "line": (-50.0, 50.0),
+    "bladder": (225.0, 265.0),
+}
+SMALLEST_LIVER_DEPTH_MM = 8.0
+SMALLEST_LESION_GAP_MM = 12.0
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """How studies are drawn, scanned and reconstructed.
-
-    Attributes:
-        scanner: geometry and physics.
-        slices: number of reconstructed slices.
-        body_size: "low" (BMI below 23), "high" (above 28) or "mixed".
-        feature: "bladder" moves the slab to the pelvis and fills the bladder with SUV 60, "line" adds a
-            catheter line of SUV 60 outside the body; both are unlike anything in a study with "none", which
-            shows the liver.
-        prompts_per_slice: range of the expected prompts in an average slice of the full scan.
-        fractions: shares of the counts of the low-count images.
-        realisations: number of independent short scans; 0 for training studies.
-        realisation_fraction: their share of the counts.
-
-    Raises:
-        SimulationError: slices or prompts are not positive, a fraction is not in (0, 1], or the realisations
-            need more than all counts.
-    """
-
-    scanner: Scanner
-    slices: int
-    body_size: BodySize = "mixed"
-    feature: Feature = "none"
-    prompts_per_slice: tuple[float, float] = (1.5e6, 2.5e6)
-    fractions: tuple[float, ...] = (0.1, 0.2)
-    realisations: int = 0
-    realisation_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        low, high = self.prompts_per_slice
-        if self.slices < 1 or not 0 < low <= high:
-            raise SimulationError(
-                "A study needs slices, and a range of prompts above 0.", "Check both numbers."
-            )
-        if not all(0 < f <= 1 for f in (*self.fractions, self.realisation_fraction)) or not self.fractions:
-            raise SimulationError("Fractions of the counts must lie in (0, 1].", "Check the fractions.")
-        if self.realisations * self.realisation_fraction > 1 + 1e-9:
-            raise SimulationError(
-                f"{self.realisations} realisations of {self.realisation_fraction:.0%} exceed the scan.",
-                "Take fewer or shorter ones.",
-            )
-
-    @classmethod
-    def demo(cls) -> StudyConfig:
-        """20 slices of 112 x 112 voxels of 4 mm; a study takes a few seconds."""
-        geometry = Geometry(size=112, voxel_mm=4.0, angles=120, bins=112, bin_mm=4.0, tof=TimeOfFlight())
-        return cls(Scanner(geometry, slice_mm=4.0), slices=20)
-
-    @classmethod
-    def tiny(cls) -> StudyConfig:
-        """8 slices of 48 x 48 voxels of 9 mm, with two realisations: a fraction of a second, for tests."""
-        geometry = Geometry(size=48, voxel_mm=9.0, angles=48, bins=48, bin_mm=9.0, tof=TimeOfFlight())
-        return cls(Scanner(geometry, slice_mm=9.0), slices=8, prompts_per_slice=(2e5, 4e5), realisations=2)
-
-    def to_json(self) -> str:
-        """The configuration and the simulator's version as JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> StudyConfig:
-        """The inverse of `to_json`.
-
-        Raises:
-            StudyError: the text was written by another version of the simulator.
-        """
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
-        }
-        if fields.pop("format", None) != FORMAT:
-            raise StudyError("The study was made by another version of the simulator.", "Simulate it again.")
-        scanner = fields.pop("scanner")
-        geometry = scanner.pop("geometry")
-        tof = geometry.pop("tof")
-        geometry = Geometry(**geometry, tof=TimeOfFlight(**tof) if tof else None)
-        return cls(Scanner(geometry, **scanner), **fields)
-
-    def hash(self) -> str:
-        """Identifies the configuration and the simulator's version."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Study:
+class SimulatedPatient:
     """A simulated patient; the attributes are described in `tgd_pet.simulation.files`."""
 
     true: FloatArray
@@ -127,7 +37,7 @@ class Study:
     spacing: NDArray[np.float64]
     fractions: NDArray[np.float64]
     images: Mapping[str, FloatArray]
-    config: StudyConfig
+    config: PatientConfig
     seed: int
 
     def full(self, version: str) -> FloatArray:
@@ -139,11 +49,11 @@ class Study:
         return self._images(version, "low")
 
     def realisations(self, version: str) -> list[FloatArray]:
-        """The independent short scans; empty for a training study."""
+        """The independent short scans; empty for a training patient."""
         return self._images(version, "real")
 
     def halves(self, version: str) -> list[FloatArray]:
-        """The two halves of the first low-count scan; empty for a training study."""
+        """The two halves of the first low-count scan; empty for a training patient."""
         return self._images(version, "half")
 
     def grid(self) -> Grid:
@@ -152,18 +62,21 @@ class Study:
 
     def body(self) -> Mask:
         """Everything inside the skin."""
-        return (self.labels > 0) & (self.labels != LABELS["line"])
+        inside: Mask = (self.labels > 0) & (self.labels != LABELS["line"])
+        return inside
 
     def hot(self) -> Mask:
-        """The bladder or the line of a study with such a feature; empty where there is none."""
-        return self.labels == LABELS.get(self.config.feature, -1)
+        """The bladder or the line of a patient with such a feature; empty for other patients."""
+        hot: Mask = self.labels == LABELS.get(self.config.feature, -1)
+        return hot
 
     def liver(self) -> Mask:
         """Liver at least 8 mm from its surface and 12 mm from any lesion; empty if it is not in the slab."""
         depth = distance_transform_edt(self.labels == LABELS["liver"], sampling=self.spacing)
-        mask, grid = depth > _LIVER_MARGIN_MM, self.grid()
+        grid = self.grid()
+        mask: Mask = depth > SMALLEST_LIVER_DEPTH_MM
         for *centre, radius, _ in self.lesions:
-            mask &= grid.distance(centre) > radius + _LESION_MARGIN_MM
+            mask &= grid.distance(centre) > radius + SMALLEST_LESION_GAP_MM
         return mask
 
     def lesion_masks(self) -> list[Mask]:
@@ -177,16 +90,16 @@ class Study:
     def _images(self, version: str, kind: str) -> list[FloatArray]:
         if version not in RECONSTRUCTIONS:
             known = ", ".join(RECONSTRUCTIONS)
-            raise StudyError(f"There is no reconstruction {version!r}.", f"Choose one of {known}.")
+            raise PatientError(f"There is no reconstruction {version!r}.", f"Choose one of {known}.")
         return [image for name, image in self.images.items() if name.startswith(f"{version}_{kind}")]
 
 
-def simulate_study(seed: int, config: StudyConfig) -> Study:
+def simulate_patient(seed: int, config: PatientConfig) -> SimulatedPatient:
     """Draw, scan and reconstruct one patient; everything follows from the seed and the configuration.
 
     Example:
-        >>> study = simulate_study(0, StudyConfig.tiny())
-        >>> study.full("v2").shape, len(study.low("v2")), len(study.realisations("v2"))
+        >>> patient = simulate_patient(0, PatientConfig.tiny())
+        >>> patient.full("v2").shape, len(patient.low("v2")), len(patient.realisations("v2"))
         ((8, 48, 48), 2, 2)
     """
     rng = np.random.default_rng(seed)
@@ -194,10 +107,10 @@ def simulate_study(seed: int, config: StudyConfig) -> Study:
     phantom = random_torso(
         rng,
         scanner.phantom_grid(config.slices),
-        section_mm=rng.uniform(*_SECTION_MM[config.feature]),
+        section_mm=rng.uniform(*SECTION_MM[config.feature]),
         body_size=config.body_size,
-        bladder_suv=_FEATURE_SUV if config.feature == "bladder" else None,
-        line_suv=_FEATURE_SUV if config.feature == "line" else None,
+        bladder_suv=FEATURE_SUV if config.feature == "bladder" else None,
+        line_suv=FEATURE_SUV if config.feature == "line" else None,
     )
     full = acquire(rng, phantom, scanner, prompts_per_slice=rng.uniform(*config.prompts_per_slice))
     scans = {"full": full, **_short_scans(full, config, rng)}
@@ -206,7 +119,7 @@ def simulate_study(seed: int, config: StudyConfig) -> Study:
         for name, scan in scans.items()
         for version, settings in RECONSTRUCTIONS.items()
     }
-    return Study(
+    return SimulatedPatient(
         true=blocks(phantom.activity).mean(axis=(1, 3, 5)),
         labels=phantom.labels[::2, ::2, ::2].copy(),  # labels have no mean: one voxel stands for its block
         lesions=_lesion_table(phantom),
@@ -218,7 +131,9 @@ def simulate_study(seed: int, config: StudyConfig) -> Study:
     )
 
 
-def _short_scans(full: Acquisition, config: StudyConfig, rng: np.random.Generator) -> dict[str, Acquisition]:
+def _short_scans(
+    full: Acquisition, config: PatientConfig, rng: np.random.Generator
+) -> dict[str, Acquisition]:
     """What is thinned from the full scan; the order lets realisations be added without changing the rest."""
     low = [full.thinned(fraction, rng) for fraction in config.fractions]
     scans = {f"low_{i}": scan for i, scan in enumerate(low)}

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from tgd_pet.simulation.anatomy import LABELS, TISSUES, BodySize, torso_organs
+from tgd_kit.arrays import FloatArray, Mask
+from tgd_kit.errors import SimulationError
 from tgd_kit.simulation.grid import Grid, Vector, blocks
-from tgd_kit.simulation.projector import FloatArray, SimulationError
+from tgd_pet.simulation.anatomy import LABELS, TISSUES, BodySize, torso_organs
 
 LESION_RADIUS_MM = (4.0, 12.5)
 LESION_HOSTS = ("liver", "lung", "soft tissue")
@@ -107,8 +108,9 @@ def random_torso(
 def _texture(rng: np.random.Generator, grid: Grid) -> FloatArray:
     """Smooth random variation of the uptake around 1."""
     noise = rng.standard_normal(grid.shape, dtype=np.float32)
-    smooth = gaussian_filter(noise, [_TEXTURE_MM / d for d in grid.spacing_mm], truncate=3.0)
-    return np.clip(1.0 + _TEXTURE * smooth / smooth.std(), 0.8, 1.2).astype(np.float32)
+    smooth: FloatArray = gaussian_filter(noise, [_TEXTURE_MM / d for d in grid.spacing_mm], truncate=3.0)
+    texture: FloatArray = np.clip(1.0 + _TEXTURE * smooth / smooth.std(), 0.8, 1.2).astype(np.float32)
+    return texture
 
 
 def _random_lesions(
@@ -116,9 +118,8 @@ def _random_lesions(
 ) -> list[Lesion]:
     """Up to 5 to 10 lesions, each wholly inside its host and apart from the others; two in a liver with room."""
     coarse = grid.coarser()  # eight times fewer distances to compute
-    room = {
-        host: _depth_inside(blocks(labels == LABELS[host]).all((1, 3, 5)), coarse) for host in LESION_HOSTS
-    }
+    whole = {host: np.asarray(blocks(labels == LABELS[host]).all((1, 3, 5))) for host in LESION_HOSTS}
+    room = {host: _depth_inside(mask, coarse) for host, mask in whole.items()}
     lesions: list[Lesion] = []
     for i in range(int(rng.integers(5, 11))):
         radius = rng.uniform(*LESION_RADIUS_MM)
@@ -137,10 +138,13 @@ def _random_lesions(
     return lesions
 
 
-def _depth_inside(mask: NDArray[np.bool_], grid: Grid) -> FloatArray:
+def _depth_inside(mask: Mask, grid: Grid) -> FloatArray:
     """A lower bound in mm of each voxel's depth below the mask's surface; the grid's ends are surface too."""
-    to_centre = distance_transform_edt(np.pad(mask, 1), sampling=grid.spacing_mm)[1:-1, 1:-1, 1:-1]
-    return (to_centre - np.linalg.norm(grid.spacing_mm) / 2).astype(np.float32)
+    to_surface: NDArray[np.float64] = distance_transform_edt(np.pad(mask, 1), sampling=grid.spacing_mm)
+    depth: FloatArray = (to_surface[1:-1, 1:-1, 1:-1] - np.linalg.norm(grid.spacing_mm) / 2).astype(
+        np.float32
+    )
+    return depth
 
 
 def _add_sphere(activity: FloatArray, grid: Grid, lesion: Lesion) -> None:

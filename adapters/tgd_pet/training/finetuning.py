@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import lightning as L
 import torch
@@ -15,10 +15,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from tgd_kit.training.fit import NETWORK
+from tgd_kit.training.module import network_of
+from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.weights import save_weights
+from tgd_pet.network import DnCNN
+from tgd_pet.training.fit import fit
 from tgd_pet.training.patches import Scans
-from tgd_pet.network import DnCNN, save_network
 from tgd_pet.training.peers import l2_sp, learning_without_forgetting, lora
-from tgd_kit.training.fit import Schedule, fit
 from tgdsurgery import TGDPlan, apply_tgd, guard, remove_tgd, verify
 
 Method = Literal["full", "last3", "tgd", "l2-sp", "lwf", "lora"]
@@ -48,7 +52,7 @@ class Tuned:
 
 def finetune(
     network: DnCNN,
-    studies: Sequence[Scans],
+    patients: Sequence[Scans],
     version: str,
     folder: Path,
     schedule: Schedule,
@@ -58,10 +62,10 @@ def finetune(
     flow: Flow = "masked",
     progress: bool = True,
 ) -> Tuned:
-    """Train a copy of `network` on few studies; see `tgd_kit.training.fit.fit` for the arguments they share.
+    """Train a copy of `network` on few patients; see `tgd_pet.training.fit.fit` for the arguments they share.
 
     Args:
-        method: "tgd" retrains the kernels below `phi` in each layer and keeps the last convolution, as the
+        method: "tgd" retrains the filters below `phi` in each layer and keeps the last convolution, as the
             paper does; "last3" the last three convolutions with their norms (the paper's FT-net); "full" all;
             the others are in `tgd_pet.training.peers`.
         phi: threshold of TGD; the paper's 0.3 by default.
@@ -72,7 +76,7 @@ def finetune(
         TGDError: the network cannot be rewritten.
     """
     train = partial(
-        fit, studies=studies, version=version, folder=folder, schedule=schedule, progress=progress
+        fit, patients=patients, version=version, folder=folder, schedule=schedule, progress=progress
     )
     if method == "tgd":
         return _tgd(network, phi, flow, train)
@@ -80,7 +84,7 @@ def finetune(
         return Tuned(*PEERS[method](network, train))
     if method == "lora":
         merged, share = lora(network, partial(train, folder=folder / "adapters"))
-        rank_zero_only(save_network)(merged, folder / "network.safetensors")
+        rank_zero_only(save_weights)(merged, folder / NETWORK)
         return Tuned(merged, share)
     tuned = copy.deepcopy(network)
     if method == "full":
@@ -90,11 +94,20 @@ def finetune(
 
 
 def _tgd(network: DnCNN, phi: float, flow: Flow, train: Callable[..., None]) -> Tuned:
-    triplet = torch.zeros(1, network.convolutions[0].in_channels, 32, 32)
-    rewritten = apply_tgd(network, triplet, phi=phi, flow=flow)
-    plan: TGDPlan = rewritten.tgd_plan
+    rewritten = with_tgd(network, phi, flow)
     train(rewritten, purpose=f"TGD fine-tuning, phi {phi:g}, flow {flow}", callbacks=[_Guarded()])
-    tuned = remove_tgd(rewritten)
+    return without_tgd(network, rewritten)
+
+
+def with_tgd(network: DnCNN, phi: float, flow: Flow) -> nn.Module:
+    """A copy of the network of which training changes only the filters below `phi`."""
+    triplet = torch.zeros(1, network.convolutions[0].in_channels, 32, 32)
+    return apply_tgd(network, triplet, phi=phi, flow=flow)
+
+
+def without_tgd(network: DnCNN, rewritten: nn.Module) -> Tuned:
+    """The plain network from what `with_tgd` made of `network`, after training."""
+    plan, tuned = cast(TGDPlan, rewritten.tgd_plan), cast(DnCNN, remove_tgd(rewritten))
     return Tuned(tuned, plan.share, verify(network, tuned, plan).ok, plan)
 
 
@@ -102,7 +115,7 @@ class _Guarded(Callback):
     """Hands the optimizer to the guard, once it exists."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        guard(trainer.optimizers[0], pl_module.network)
+        guard(trainer.optimizers[0], network_of(pl_module))
 
 
 def _last_three(network: DnCNN, tuned: DnCNN, train: Callable[..., None]) -> Tuned:
@@ -118,4 +131,4 @@ def _last_three(network: DnCNN, tuned: DnCNN, train: Callable[..., None]) -> Tun
 def _before_last_three(network: DnCNN) -> nn.Sequential:
     """Every layer before the third-last convolution."""
     layers = list(network.noise)
-    return network.noise[: layers.index(network.convolutions[-3])]
+    return cast(nn.Sequential, network.noise[: layers.index(network.convolutions[-3])])

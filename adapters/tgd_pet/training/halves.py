@@ -5,26 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from tgd_pet.denoising import denoise
+from tgd_kit.arrays import FloatArray, Mask
 from tgd_kit.errors import RunError
-from tgd_kit.imaging.slabs import Voxels
+from tgd_pet.denoising import denoise
 
-ACTIVE_SUV = 0.1  # far below any tissue, above the mean of the noise in air
-SMOOTHING = 2.0  # standard deviation in voxels of what is compared with it
-SHARE, LEAST, MOST = (
-    4,
-    3,
-    16,
-)  # a quarter of the slices is held out: 3 to 16, of which one alone is mostly noise
+SMALLEST_ACTIVE_SUV = 0.1  # far below any tissue, above the mean of the noise in air
+SMOOTHING_VOXELS = 2.0  # standard deviation of the Gaussian before the comparison
+HELD_OUT_SHARE = 1 / 4  # of the slices
+LEAST_HELD_OUT, MOST_HELD_OUT = 3, 16  # slices; a single one is mostly noise
 GAP = 2  # slices on either side: a triplet reaches one slice beyond its centre, as does a held-out one
-TOTALS = 0.25  # the totals of halves of one scan differ by noise alone, far less than this
-SAME = 0.01  # their voxels differ by more than this: one image stored twice differs by its rounding
-
-Mask = npt.NDArray[np.bool_]
+LARGEST_DIFFERENCE_OF_TOTALS = 0.25  # relative: the totals of halves of one scan differ far less, by noise
+SMALLEST_DIFFERENCE_OF_VOXELS = 0.01  # relative: one image stored twice differs less, by rounding
 
 
 @dataclass(frozen=True)
@@ -38,14 +32,14 @@ class HeldOut:
         slices: what is held out.
     """
 
-    scan_a: Voxels
-    scan_b: Voxels
+    scan_a: FloatArray
+    scan_b: FloatArray
     active: Mask
     slices: slice
 
     def trained(self) -> Mask:
         """The active voxels that patches are centred on: none in a held-out slice or in the gap around."""
-        trained = self.active.copy()
+        trained: Mask = self.active.copy()
         trained[max(self.slices.start - GAP, 0) : self.slices.stop + GAP] = False
         return trained
 
@@ -60,7 +54,7 @@ class HeldOut:
         return float(np.sqrt(np.mean(squares)))
 
 
-def hold_out(scan_a: Voxels, scan_b: Voxels, *, patch: int) -> HeldOut:
+def hold_out(scan_a: FloatArray, scan_b: FloatArray, *, patch: int) -> HeldOut:
     """Two halves as they can be trained on; the slab is in the middle of the slices with activity.
 
     Args:
@@ -73,10 +67,10 @@ def hold_out(scan_a: Voxels, scan_b: Voxels, *, patch: int) -> HeldOut:
     """
     _check(scan_a, scan_b, patch)
     scan_a, scan_b = (np.ascontiguousarray(scan) for scan in (scan_a, scan_b))
-    active = gaussian_filter((scan_a + scan_b) / 2, SMOOTHING) > ACTIVE_SUV
+    active = gaussian_filter((scan_a + scan_b) / 2, SMOOTHING_VOXELS) > SMALLEST_ACTIVE_SUV
     filled = np.flatnonzero(active.any(axis=(1, 2)))
     spare = len(filled) - 2 * GAP - 1  # one at least is to train on
-    count = max(1, min(max(len(filled) // SHARE, LEAST), MOST, spare))
+    count = max(1, min(max(int(len(filled) * HELD_OUT_SHARE), LEAST_HELD_OUT), MOST_HELD_OUT, spare))
     start = int(filled[(len(filled) - count) // 2]) if len(filled) else 0
     held_out = HeldOut(scan_a, scan_b, active, slice(start, start + count))
     if not held_out.trained().any():
@@ -87,7 +81,7 @@ def hold_out(scan_a: Voxels, scan_b: Voxels, *, patch: int) -> HeldOut:
     return held_out
 
 
-def _check(scan_a: Voxels, scan_b: Voxels, patch: int) -> None:
+def _check(scan_a: FloatArray, scan_b: FloatArray, patch: int) -> None:
     if scan_a.shape != scan_b.shape:
         raise RunError(
             f"The halves have shapes {scan_a.shape} and {scan_b.shape}.", "Pass images on one grid."
@@ -97,13 +91,13 @@ def _check(scan_a: Voxels, scan_b: Voxels, patch: int) -> None:
             f"Slices of {scan_a.shape[2]} x {scan_a.shape[1]} pixels hold no patch of {patch} x {patch}.",
             "Pass larger images, or a Schedule of smaller patches.",
         )
-    if np.linalg.norm(scan_a - scan_b) <= SAME * np.linalg.norm(scan_a):
+    if np.linalg.norm(scan_a - scan_b) <= SMALLEST_DIFFERENCE_OF_VOXELS * np.linalg.norm(scan_a):
         raise RunError(
-            "The two images are the same, but for rounding.",
+            "The two images are the same except for rounding.",
             "Pass independent halves: what they share is taken for signal.",
         )
     totals = [float(scan.sum(dtype=np.float64)) for scan in (scan_a, scan_b)]
-    if abs(totals[0] - totals[1]) > TOTALS * max(map(abs, totals)):
+    if abs(totals[0] - totals[1]) > LARGEST_DIFFERENCE_OF_TOTALS * max(map(abs, totals)):
         raise RunError(
             f"The mean of one image is {totals[0] / scan_a.size:.3g}, of the other {totals[1] / scan_a.size:.3g}.",
             "Pass two halves of one scan, both in SUV.",
@@ -114,14 +108,14 @@ def _check(scan_a: Voxels, scan_b: Voxels, patch: int) -> None:
 class _Direction:
     """One half as the noisy image and the other as its target, as `tgd_pet.training.patches.Scans`."""
 
-    noisy: Voxels
-    target: Voxels
+    noisy: FloatArray
+    target: FloatArray
     centres: Mask
 
-    def full(self, version: str) -> Voxels:
+    def full(self, version: str) -> FloatArray:
         return self.target
 
-    def low(self, version: str) -> list[Voxels]:
+    def low(self, version: str) -> list[FloatArray]:
         return [self.noisy]
 
     def body(self) -> Mask:

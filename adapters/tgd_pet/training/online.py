@@ -2,7 +2,7 @@
 
 The two halves of a scan have the same expectation and independent noise, so the best prediction of one from
 the other, by the mean squared error, is the image without noise. Each is input once and target once. What the
-network learns is for this patient alone; with TGD it is a few rows, stored as a file of their own.
+network learns is for this patient alone; with TGD it is the trainable rows, in a file of their own.
 
 References:
     Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (online learning: TGD_N2N and TGD^2_N2N).
@@ -17,17 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
+from tgd_kit.arrays import FloatArray
 from tgd_kit.training.keep_best import KeepBest
-from tgd_pet.training.finetuning import PHI, Flow, Tuned
-from tgd_pet.training.halves import HeldOut, hold_out, swapped
+from tgd_kit.training.schedule import Schedule
 from tgd_pet.network import DnCNN
-from tgd_kit.imaging.slabs import Voxels
-from tgd_kit.training.fit import Schedule, fit
-from tgdsurgery import apply_tgd, remove_tgd, save_delta, verify
+from tgd_pet.training.finetuning import PHI, Flow, Tuned, with_tgd, without_tgd
+from tgd_pet.training.fit import fit
+from tgd_pet.training.halves import hold_out, swapped
+from tgdsurgery import save_delta
 
 OnlineMethod = Literal["tgd", "full"]
 ROWS = "patient.safetensors"
@@ -40,8 +39,8 @@ class Online(Tuned):
 
     Args:
         before: root mean squared difference, in SUV, between one denoised half and the other half as it is, over
-            the held-out slices and in both directions, of the given network. The other half's noise is part of
-            it, so it is far from 0 for the best of networks; a smaller one is a better network all the same.
+            the held-out slices and in both directions, of the given network. It includes the other
+            half's noise, so it is far from 0 even for the best network. Still, smaller is better.
         after: that of the network after training.
     """
 
@@ -56,8 +55,8 @@ class Online(Tuned):
 
 def online(
     network: DnCNN,
-    scan_a: Voxels,
-    scan_b: Voxels,
+    scan_a: FloatArray,
+    scan_b: FloatArray,
     folder: Path,
     schedule: Schedule,
     *,
@@ -72,7 +71,7 @@ def online(
     A quarter of the slices, in the middle, is held out with a gap on both sides: no triplet of slices that is
     trained on shares a slice with one that is held out. Training stops when `patience` epochs in a row brought
     no smaller error there, and the weights of the epoch with the smallest one are kept, or the given ones where
-    no epoch was better. The same call takes up an interrupted run (see `tgd_kit.training.fit.fit`).
+    no epoch was better. The same call continues an interrupted run (see `tgd_pet.training.fit.fit`).
 
     Args:
         network: the base, which stays as it is: v2-net for the paper's TGD_N2N, TGD-net for its TGD^2_N2N.
@@ -94,7 +93,7 @@ def online(
     held_out = hold_out(scan_a, scan_b, patch=schedule.patch)
     train = partial(
         fit,
-        studies=swapped(held_out),
+        patients=swapped(held_out),
         version="halves",
         folder=folder,
         schedule=schedule,
@@ -106,14 +105,9 @@ def online(
         tuned = copy.deepcopy(network)
         train(tuned, purpose=f"noise2noise, patience {patience}")
         return Online(tuned, share=1.0, before=before, after=held_out.error(tuned))
-    triplet = torch.zeros(1, network.convolutions[0].in_channels, 32, 32)
-    rewritten = apply_tgd(network, triplet, phi=phi, flow=flow)
+    rewritten = with_tgd(network, phi, flow)
     train(rewritten, purpose=f"TGD noise2noise, phi {phi:g}, flow {flow}, patience {patience}")
     rank_zero_only(save_delta)(rewritten, folder / ROWS)
-    return _tuned(network, rewritten, held_out, before)
-
-
-def _tuned(network: DnCNN, rewritten: nn.Module, held_out: HeldOut, before: float) -> Online:
-    plan, tuned = rewritten.tgd_plan, remove_tgd(rewritten)
-    kept = verify(network, tuned, plan).ok
-    return Online(tuned, plan.share, kept, plan, before=before, after=held_out.error(tuned))
+    found = without_tgd(network, rewritten)
+    after = held_out.error(found.network)
+    return Online(found.network, found.share, found.kept, found.plan, before=before, after=after)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,18 @@ from torch import Tensor, nn
 from tgd_kit.errors import RunError
 from tgd_pet.network import DnCNN
 
-L2_SP = 0.01
-LWF = 1.0
+L2_SP_STRENGTH = 0.01
+LWF_STRENGTH = 1.0
 LORA_RANK = 8
 
-Train = Callable[..., None]  # `tgd_kit.training.fit.fit` with data, folder and schedule set
+Train = Callable[..., None]  # `tgd_pet.training.fit.fit` with data, folder and schedule set
 
 
 def l2_sp(network: DnCNN, train: Train) -> tuple[DnCNN, float]:
     """Full fine-tuning with a spring from every parameter to its first value.
 
-    Adds ``L2_SP / 2 * sum (w - w0)^2`` to the loss (in SUV^2). All parameters have an old value here, so the
-    paper's second term, for a new head, is absent.
+    Adds ``L2_SP_STRENGTH / 2 * sum (w - w0)^2`` to the loss (in SUV^2). All parameters have an old value here, so the
+    paper's second term, for a new head, does not apply.
 
     Reference: Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
     Networks", ICML 2018, equation 2.
@@ -39,16 +40,17 @@ def l2_sp(network: DnCNN, train: Train) -> tuple[DnCNN, float]:
 
     def penalty(noisy: Tensor, denoised: Tensor) -> Tensor:
         pairs = zip(tuned.parameters(), anchors, strict=True)
-        return L2_SP / 2 * sum((now - then.to(now.device)).square().sum() for now, then in pairs)
+        squares = ((now - then.to(now.device)).square().sum() for now, then in pairs)
+        return L2_SP_STRENGTH / 2 * sum(squares, start=torch.zeros((), device=noisy.device))
 
-    train(tuned, purpose=f"L2-SP, strength {L2_SP:g}", penalty=penalty)
+    train(tuned, purpose=f"L2-SP, strength {L2_SP_STRENGTH:g}", penalty=penalty)
     return tuned, 1.0
 
 
 def learning_without_forgetting(network: DnCNN, train: Train) -> tuple[DnCNN, float]:
     """Full fine-tuning that also imitates the old network on the new images.
 
-    Adds ``LWF`` times the mean squared difference between the outputs of both networks: distillation for a
+    Adds ``LWF_STRENGTH`` times the mean squared difference between the outputs of both networks: distillation for a
     network that regresses. With strength 1 the target is halfway between the truth and the old output.
 
     Reference: Li and Hoiem, "Learning without Forgetting", ECCV 2016, equation 1; the distance between
@@ -62,9 +64,9 @@ def learning_without_forgetting(network: DnCNN, train: Train) -> tuple[DnCNN, fl
     def penalty(noisy: Tensor, denoised: Tensor) -> Tensor:
         with torch.no_grad():
             remembered = old.to(noisy.device)(noisy)
-        return LWF * nn.functional.mse_loss(denoised, remembered)
+        return LWF_STRENGTH * nn.functional.mse_loss(denoised, remembered)
 
-    train(tuned, purpose=f"learning without forgetting, strength {LWF:g}", penalty=penalty)
+    train(tuned, purpose=f"learning without forgetting, strength {LWF_STRENGTH:g}", penalty=penalty)
     return tuned, 1.0
 
 
@@ -95,5 +97,5 @@ def lora(network: DnCNN, train: Train) -> tuple[DnCNN, float]:
     norms = [module for module in adapted.modules() if isinstance(module, nn.BatchNorm2d)]
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     train(adapted, purpose=f"LoRA of rank {LORA_RANK}", held=norms)
-    merged = adapted.merge_and_unload().requires_grad_(True).eval()
+    merged = cast(DnCNN, adapted.merge_and_unload().requires_grad_(True).eval())
     return merged, trained / sum(p.numel() for p in network.parameters())

@@ -92,14 +92,21 @@ def parsed(name: str, data: bytes, *, pixels: bool = True) -> Dataset:
     return dataset
 
 
-def choose(datasets: Sequence[Dataset], path: Path, series: str | None) -> Sequence[Dataset]:
-    """The files of the one PET series, or of that with the number, description or UID `series`.
+def choose(datasets: Sequence[Dataset], path: Path, modality: str, series: str | None) -> Sequence[Dataset]:
+    """The files of the one series, or of that with the number, description or UID `series`.
+
+    Args:
+        datasets: of all files.
+        path: where they come from, for messages.
+        modality: that the series must have, in DICOM's two letters.
+        series: which one, where there are several.
 
     Raises:
-        ImageError: there is none, or several and it is not said which; or it is not single-frame PET.
+        ImageError: there is none, or several and `series` does not choose one; or it has another modality, or
+            several frames in one file.
     """
     if not datasets:
-        raise ImageError(f"{path} holds no DICOM file.", "Pass the folder or zip of one PET series.")
+        raise ImageError(f"{path} holds no DICOM file.", "Pass the folder or zip of one series.")
     groups: dict[str, list[Dataset]] = {}
     for dataset in datasets:
         groups.setdefault(str(require(dataset, "SeriesInstanceUID")), []).append(dataset)
@@ -111,11 +118,14 @@ def choose(datasets: Sequence[Dataset], path: Path, series: str | None) -> Seque
             f"{path} holds {which}: {listed}.", "Choose one with --series: its number, description or UID."
         )
     first = found[0][0]
-    if require(first, "Modality") != "PT":
-        raise ImageError(f"{_described(found[0])} in {path} is not PET.", "Pass the series of modality PT.")
+    if require(first, "Modality") != modality:
+        raise ImageError(
+            f"{_described(found[0])} in {path} is not of modality {modality}.",
+            f"Pass the series of modality {modality}.",
+        )
     if int(optional(first, "NumberOfFrames") or 1) > 1:
         raise ImageError(
-            f"{path} is a multi-frame file.", "Export the series as one file per slice, or as NIfTI in SUV."
+            f"{path} is a multi-frame file.", "Export the series as one file per slice, or as NIfTI."
         )
     return found[0]
 

@@ -16,13 +16,13 @@ from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
+from tgd_kit.arrays import FloatArray
 from tgd_kit.imaging.dicom.series import DicomSource
-from tgd_kit.runs.files import replacing
-from tgd_kit.imaging.slabs import Voxels
 from tgd_kit.imaging.dicom.tags import optional
+from tgd_kit.runs.files import replacing
 
-LARGEST = 2**15 - 1  # of a stored pixel: PET is stored with 16 bits, and an intercept of 0
-# What the source says about its own pixels, and vouches for.
+LARGEST_PIXEL = 2**15 - 1  # stored: 16 bits with a sign
+# Tags that hold for the source's own pixels only.
 OUTDATED = (
     "SmallestImagePixelValue",
     "LargestImagePixelValue",
@@ -38,49 +38,49 @@ OUTDATED = (
 )
 
 
-def write_derived(voxels: Voxels, source: DicomSource, folder: Path, description: str) -> float:
-    """Write a volume in SUV as a series derived from that of `source`, in the source's units.
+def write_derived(voxels: FloatArray, source: DicomSource, folder: Path, description: str) -> float:
+    """Write a denoised volume as a series derived from that of `source`, in the source's units.
 
-    Units, dose, times and weight are the source's, so any reader comes to the same SUV (by body weight, g/mL).
-    Every slice has a slope of its own, its largest magnitude / 32767, so a pixel is rounded by at most 1 / 65534
-    of the largest in its slice. Study, frame of reference, patient and acquisition stay; series and instances
-    get new UIDs, and each slice refers to the source slices it was made from. Private tags are left out,
-    as nobody can say whether they still hold.
+    All tags that units depend on are the source's, so any reader computes the same quantity. Every slice has a
+    slope of its own, its largest magnitude / 32767, so a pixel is rounded by at most 1 / 65534 of the largest
+    in its slice. Study, frame of reference, patient and acquisition stay. Series and instances get new UIDs,
+    and each slice refers to the source slices it was made from. Private tags are left out: nobody can say
+    whether they still hold.
 
     Args:
-        voxels: (column, row, slice) in SUV, on the grid of `source`.
+        voxels: (column, row, slice) in the quantity of `source`, on its grid.
         source: the slices it was made from; a slice of a 2.5-D network is made from three of them.
         folder: a new or empty one.
         description: what was done, for DerivationDescription.
 
     Returns:
-        The largest step between stored values, in SUV; the rounding error is at most half of it.
+        The largest step between stored values, in the volume's quantity; the rounding error is at most half of it.
     """
     series, now, largest_step = generate_uid(), datetime.now().astimezone(), 0.0
     with replacing(folder) as temporary:
         temporary.mkdir()
         for index, header in enumerate(source.slices):
-            pixels, slope = _quantised(voxels[..., index].T.astype(np.float64) / source.suv_factor)
+            pixels, slope = _quantised(voxels[..., index].T.astype(np.float64) / source.factor)
             derived = _derived(header, source.slices[max(index - 1, 0) : index + 2])
             derived.SeriesInstanceUID = series
             derived.InstanceCreationDate, derived.InstanceCreationTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
-            step = f"pixels are rounded to steps of {slope:.3g} {derived.Units}"
+            step = f"pixels are rounded to steps of {slope:.3g} {optional(header, 'Units') or ''}".rstrip()
             derived.DerivationDescription = f"{description}; {step}"
             _put(derived, pixels, slope)
             derived.save_as(temporary / f"{index + 1:05d}.dcm", enforce_file_format=True)
-            largest_step = max(largest_step, float(slope) * source.suv_factor)
+            largest_step = max(largest_step, float(slope) * source.factor)
     return largest_step
 
 
-def _quantised(activity: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int16], DSfloat]:
+def _quantised(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int16], DSfloat]:
     """Stored pixels and their slope, which is exact in the 16 characters that DICOM has for it."""
-    slope = DSfloat(float(np.abs(activity).max()) / LARGEST or 1.0, auto_format=True)
+    slope = DSfloat(float(np.abs(values).max()) / LARGEST_PIXEL or 1.0, auto_format=True)
     slope = DSfloat(str(slope))
-    return np.rint(activity / slope).astype(np.int16), slope
+    return np.rint(values / slope).astype(np.int16), slope
 
 
 def _derived(header: Dataset, sources: Sequence[Dataset]) -> Dataset:
-    """The tags of a slice but for what does not hold any more, as an instance of its own."""
+    """The tags of a slice that still hold, as an instance of its own."""
     derived = Dataset()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Invalid value for VR")  # faults of the source that do not matter
@@ -93,7 +93,9 @@ def _derived(header: Dataset, sources: Sequence[Dataset]) -> Dataset:
     derived.SOPInstanceUID = generate_uid()
     derived.ImageType = ["DERIVED", "SECONDARY"]
     derived.SeriesNumber = int(optional(header, "SeriesNumber") or 0) + 1000
-    derived.SeriesDescription = f"{str(optional(header, 'SeriesDescription') or 'PET')[:55]} denoised"
+    derived.SeriesDescription = (
+        f"{str(optional(header, 'SeriesDescription') or header.Modality)[:55]} denoised"
+    )
     derived.SourceImageSequence = [_reference(source) for source in sources]
     derived.file_meta = FileMetaDataset()
     derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -103,7 +105,7 @@ def _derived(header: Dataset, sources: Sequence[Dataset]) -> Dataset:
 
 
 def _readable(dataset: Dataset, tag: BaseTag) -> DataElement | None:
-    """A copy of an element, decoded; None where that fails, which no tag that was needed does."""
+    """A copy of an element, decoded; None where that fails. The tags that are needed were decoded before."""
     try:
         return copy.deepcopy(dataset[tag])
     except (ValueError, TypeError, NotImplementedError):

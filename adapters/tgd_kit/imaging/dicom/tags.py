@@ -1,4 +1,4 @@
-"""DICOM tags that must be there: read strictly, refused in one line."""
+"""DICOM tags, read strictly: what is missing or malformed is refused in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 
 from tgd_kit.errors import ImageError
 
-EXPORT = "Export the series again with its grid, dose, times and weight, or pass a NIfTI file in SUV."
+EXPORT = "Export the series again with all its tags, or pass a NIfTI file."
 
 
 def optional(dataset: Dataset, tag: str) -> Any:

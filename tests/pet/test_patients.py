@@ -7,30 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tgd_pet.simulation import files as studies
+
+from tgd_kit.errors import SimulationError
+from tgd_pet.simulation import files as patients
 from tgd_pet.simulation.acquisition import Scanner
 from tgd_pet.simulation.anatomy import LABELS
-from tgd_kit.simulation.projector import Geometry, SimulationError, TimeOfFlight
-from tgd_pet.simulation.patient import FORMAT
-from tgd_pet.simulation.files import (
-    Study,
-    StudyConfig,
-    StudyError,
-    load_study,
-    save_study,
-    simulate_set,
-    simulate_study,
-)
+from tgd_pet.simulation.config import FORMAT, PatientConfig, PatientError
+from tgd_pet.simulation.files import load_patient, save_patient, simulate_set
+from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
+from tgd_pet.simulation.patient import SimulatedPatient, simulate_patient
 
-TINY = StudyConfig.tiny()
+TINY = PatientConfig.tiny()
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
-    return simulate_study(7, TINY)
+def patient() -> SimulatedPatient:
+    return simulate_patient(7, TINY)
 
 
-def assert_same_study(a: Study, b: Study) -> None:
+def assert_same_patient(a: SimulatedPatient, b: SimulatedPatient) -> None:
     for name in ("true", "labels", "lesions", "spacing", "fractions"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         assert getattr(a, name).dtype == getattr(b, name).dtype
@@ -40,94 +35,94 @@ def assert_same_study(a: Study, b: Study) -> None:
     assert (a.config, a.seed) == (b.config, b.seed)
 
 
-def test_a_study_has_the_promised_images(study: Study) -> None:
+def test_a_patient_has_the_promised_images(patient: SimulatedPatient) -> None:
     shape = (TINY.slices, 48, 48)
     for version in ("v1", "v2"):
-        lists = study.low(version), study.realisations(version), study.halves(version)
+        lists = patient.low(version), patient.realisations(version), patient.halves(version)
         assert [len(images) for images in lists] == [len(TINY.fractions), TINY.realisations, 2]
-        for image in (study.full(version), *chain(*lists)):
+        for image in (patient.full(version), *chain(*lists)):
             assert (image.shape, image.dtype) == (shape, np.float32)
             assert np.isfinite(image).all()
             assert image.min() >= 0
-    assert study.true.shape == study.labels.shape == study.body().shape == shape
-    np.testing.assert_array_equal(study.spacing, [9.0, 9.0, 9.0])
-    with pytest.raises(StudyError, match="v3"):
-        study.full("v3")
+    assert patient.true.shape == patient.labels.shape == patient.body().shape == shape
+    np.testing.assert_array_equal(patient.spacing, [9.0, 9.0, 9.0])
+    with pytest.raises(PatientError, match="v3"):
+        patient.full("v3")
 
 
-def test_images_are_in_suv(study: Study) -> None:
-    liver = study.liver()
+def test_images_are_in_suv(patient: SimulatedPatient) -> None:
+    liver = patient.liver()
     for version in ("v1", "v2"):
         # Some hundred voxels with 10 % noise: 2 % is several sigma. Short scans have the same scale.
-        for image in (study.full(version), study.low(version)[0], study.realisations(version)[1]):
-            assert image[liver].mean() == pytest.approx(study.true[liver].mean(), rel=0.05)
+        for image in (patient.full(version), patient.low(version)[0], patient.realisations(version)[1]):
+            assert image[liver].mean() == pytest.approx(patient.true[liver].mean(), rel=0.05)
 
 
-def test_more_counts_are_nearer_the_truth(study: Study) -> None:
-    body = study.body()
+def test_more_counts_are_nearer_the_truth(patient: SimulatedPatient) -> None:
+    body = patient.body()
     for version in ("v1", "v2"):
-        images = study.full(version), study.low(version)[1], study.low(version)[0]
-        errors = [np.square(image - study.true)[body].mean() for image in images]
+        images = patient.full(version), patient.low(version)[1], patient.low(version)[0]
+        errors = [np.square(image - patient.true)[body].mean() for image in images]
         assert errors == sorted(errors)
 
 
-def test_masks(study: Study) -> None:
-    liver, body = study.liver(), study.body()
-    assert 50 < liver.sum() < (study.labels == LABELS["liver"]).sum()
+def test_masks(patient: SimulatedPatient) -> None:
+    liver, body = patient.liver(), patient.body()
+    assert 50 < liver.sum() < (patient.labels == LABELS["liver"]).sum()
     assert not (liver & ~body).any()
-    masks = study.lesion_masks()
-    assert len(masks) == len(study.lesions)
-    for mask, (*centre, radius, suv) in zip(masks, study.lesions, strict=True):
+    masks = patient.lesion_masks()
+    assert len(masks) == len(patient.lesions)
+    for mask, (*centre, radius, suv) in zip(masks, patient.lesions, strict=True):
         index = tuple(np.round(np.array(centre) / 9.0 + (np.array(mask.shape) - 1) / 2).astype(int))
         assert mask[index]
         assert mask.sum() <= max(8, 4 / 3 * np.pi * (radius / 9.0 + 1) ** 3)
         assert not (liver & mask).any()
-        assert study.true[mask].max() <= suv * (1 + 1e-6)
+        assert patient.true[mask].max() <= suv * (1 + 1e-6)
 
 
-def test_the_seed_and_the_configuration_determine_the_study(study: Study) -> None:
-    assert_same_study(simulate_study(7, TINY), study)
-    assert not np.array_equal(simulate_study(12, TINY).true, study.true)
+def test_the_seed_and_the_configuration_determine_the_patient(patient: SimulatedPatient) -> None:
+    assert_same_patient(simulate_patient(7, TINY), patient)
+    assert not np.array_equal(simulate_patient(12, TINY).true, patient.true)
 
 
-def test_realisations_change_no_other_image(study: Study) -> None:
-    training = simulate_study(7, replace(TINY, realisations=0))
+def test_realisations_change_no_other_image(patient: SimulatedPatient) -> None:
+    training = simulate_patient(7, replace(TINY, realisations=0))
     assert training.realisations("v1") == training.halves("v2") == []
     assert len(training.images) == 2 * (1 + len(TINY.fractions))
     for name, image in training.images.items():
-        np.testing.assert_array_equal(image, study.images[name])
+        np.testing.assert_array_equal(image, patient.images[name])
 
 
 def test_v2_is_sharper_and_noisier_than_v1() -> None:
     """The premise of the experiments: what v1-net takes for noise is partly signal in v2 images."""
     geometry = Geometry(size=96, voxel_mm=4.5, angles=60, bins=96, bin_mm=4.5, tof=TimeOfFlight())
-    config = StudyConfig(Scanner(geometry, slice_mm=4.5), slices=12)
-    study = simulate_study(1, config)
-    liver, noise, recovery = study.liver(), {}, {}
+    config = PatientConfig(Scanner(geometry, slice_mm=4.5), slices=12)
+    patient = simulate_patient(1, config)
+    liver, noise, recovery = patient.liver(), {}, {}
     for version in ("v1", "v2"):
-        relative = study.low(version)[0][liver] / study.true[liver]
+        relative = patient.low(version)[0][liver] / patient.true[liver]
         noise[version] = relative.std() / relative.mean()
-        full = study.full(version)
-        recovery[version] = np.mean([full[m].mean() / study.true[m].mean() for m in study.lesion_masks()])
+        full = patient.full(version)
+        recovery[version] = np.mean([full[m].mean() / patient.true[m].mean() for m in patient.lesion_masks()])
     assert noise["v2"] > 1.1 * noise["v1"]  # about 1.32, of thousands of voxels
     assert recovery["v2"] > recovery["v1"] + 0.02  # about 0.05
 
 
 @pytest.mark.parametrize("feature", ["bladder", "line"])
-def test_hot_features_are_unlike_any_training_study(feature: str, study: Study) -> None:
-    hot = simulate_study(11, replace(TINY, feature=feature))
+def test_hot_features_are_unlike_any_training_patient(feature: str, patient: SimulatedPatient) -> None:
+    hot = simulate_patient(11, replace(TINY, feature=feature))
     assert (hot.labels == LABELS[feature]).any()
-    assert hot.true.max() > 1.5 * study.true.max()
-    assert hot.full("v2").max() > study.full("v2").max()
+    assert hot.true.max() > 1.5 * patient.true.max()
+    assert hot.full("v2").max() > patient.full("v2").max()
 
 
 def test_configurations_survive_json() -> None:
     without_tof = replace(TINY.scanner, geometry=TINY.scanner.geometry.without_tof())
-    for config in (TINY, StudyConfig.demo(), replace(TINY, scanner=without_tof, body_size="low")):
-        assert StudyConfig.from_json(config.to_json()) == config
-    hashes = {config.hash() for config in (TINY, StudyConfig.demo(), replace(TINY, body_size="low"))}
+    for config in (TINY, PatientConfig.demo(), replace(TINY, scanner=without_tof, body_size="low")):
+        assert PatientConfig.from_json(config.to_json()) == config
+    hashes = {config.hash() for config in (TINY, PatientConfig.demo(), replace(TINY, body_size="low"))}
     assert len(hashes) == 3
-    assert StudyConfig.tiny().hash() == TINY.hash()
+    assert PatientConfig.tiny().hash() == TINY.hash()
 
 
 @pytest.mark.parametrize(
@@ -146,15 +141,15 @@ def test_impossible_configurations_are_refused(wrong: dict[str, object]) -> None
         replace(TINY, **wrong)
 
 
-def test_a_file_gives_the_study_back(study: Study, tmp_path: Path) -> None:
-    save_study(study, tmp_path / "study.npz")
-    assert_same_study(load_study(tmp_path / "study.npz"), study)
-    assert [path.name for path in tmp_path.iterdir()] == ["study.npz"]
+def test_a_file_gives_the_patient_back(patient: SimulatedPatient, tmp_path: Path) -> None:
+    save_patient(patient, tmp_path / "patient.npz")
+    assert_same_patient(load_patient(tmp_path / "patient.npz"), patient)
+    assert [path.name for path in tmp_path.iterdir()] == ["patient.npz"]
 
 
-def test_files_that_are_no_studies_are_refused(study: Study, tmp_path: Path) -> None:
+def test_files_that_are_no_patients_are_refused(patient: SimulatedPatient, tmp_path: Path) -> None:
     whole = tmp_path / "whole.npz"
-    save_study(study, whole)
+    save_patient(patient, whole)
     data = whole.read_bytes()
     with np.load(whole) as archive:
         fields = {name: archive[name] for name in archive.files}
@@ -181,40 +176,40 @@ def test_files_that_are_no_studies_are_refused(study: Study, tmp_path: Path) -> 
         np.savez(tmp_path / name, **content)
     np.save(tmp_path / "array.npy", fields["true"])
     for name in (*spoiled, *changed, "array.npy", "absent.npz"):
-        with pytest.raises(StudyError):
-            load_study(tmp_path / name)
-    load_study(whole)
+        with pytest.raises(PatientError):
+            load_patient(tmp_path / name)
+    load_patient(whole)
 
 
 def test_a_set_is_resumed_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(seed: int, config: StudyConfig) -> Study:
+    def interrupt(seed: int, config: PatientConfig) -> SimulatedPatient:
         if seed == 2:
             raise KeyboardInterrupt
-        return simulate_study(seed, config)
+        return simulate_patient(seed, config)
 
     simulated: list[int] = []
 
-    def record(seed: int, config: StudyConfig) -> Study:
+    def record(seed: int, config: PatientConfig) -> SimulatedPatient:
         simulated.append(seed)
-        return simulate_study(seed, config)
+        return simulate_patient(seed, config)
 
-    monkeypatch.setattr(studies, "simulate_study", interrupt)
+    monkeypatch.setattr(patients, "simulate_patient", interrupt)
     with pytest.raises(KeyboardInterrupt):
         simulate_set(tmp_path, [1, 2, 3], TINY, progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["study_000001.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["patient_000001.npz"]
 
-    monkeypatch.setattr(studies, "simulate_study", record)
-    (tmp_path / "study_000003.npz").write_bytes(b"half a file")
+    monkeypatch.setattr(patients, "simulate_patient", record)
+    (tmp_path / "patient_000003.npz").write_bytes(b"half a file")
     paths = simulate_set(tmp_path, [1, 2, 3], TINY, progress=False)
     assert simulated == [2, 3]
-    assert [load_study(path).seed for path in paths] == [1, 2, 3]
+    assert [load_patient(path).seed for path in paths] == [1, 2, 3]
 
     other = replace(TINY, body_size="low")
     simulate_set(tmp_path, [3], other, progress=False)
     simulate_set(tmp_path, [2], TINY, progress=False)
     assert simulated == [2, 3, 3]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert [entry["seed"] for entry in manifest["studies"]] == [1, 2]
+    assert [entry["seed"] for entry in manifest["patients"]] == [1, 2]
     assert manifest["config_hash"] == TINY.hash()
 
 
@@ -223,7 +218,7 @@ def test_processes_make_the_same_files(tmp_path: Path) -> None:
     alone = simulate_set(tmp_path / "alone", [1, 2, 3], config, progress=False)
     together = simulate_set(tmp_path / "together", [1, 2, 3], config, workers=2, progress=False)
     for a, b in zip(alone, together, strict=True):
-        assert_same_study(load_study(a), load_study(b))
+        assert_same_patient(load_patient(a), load_patient(b))
 
 
 def test_a_failure_leaves_no_file(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Pictures of results: figures drawn without a display, and slices beside what they differ by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tgd_kit.arrays import FloatArray
+from tgd_kit.runs.files import replacing
+
+
+def new_figure(width: float, height: float, dpi: float = 100) -> Figure:
+    """An empty figure, sizes in inches, whose parts find their places by themselves."""
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the file's suffix."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def draw_comparison(
+    slices: Mapping[str, FloatArray], target: str, path: Path, *, unit: str, top: float, span: float = 1.0
+) -> None:
+    """Draw slices side by side, dark where values are high, above their difference from the target.
+
+    Args:
+        slices: title to (y, x) slice, drawn in this order.
+        target: title of the slice that the others are compared with.
+        path: PNG file.
+        unit: of the values, for the colour bars.
+        top: value drawn black; 0 is white.
+        span: difference drawn in full colour.
+    """
+    rows, columns = slices[target].shape
+    figure = new_figure(2.7 * len(slices) + 0.9, 2 * 2.7 * rows / columns + 0.6, dpi=120)
+    axes = figure.subplots(2, len(slices), squeeze=False)
+    for (title, values), image, difference in zip(slices.items(), *axes, strict=True):
+        shown = image.imshow(values, cmap="gray_r", vmin=0, vmax=top)
+        image.set_title(title)
+        compared = difference.imshow(values - slices[target], cmap="RdBu_r", vmin=-span, vmax=span)
+        for axis in (image, difference):
+            axis.set_axis_off()
+    figure.colorbar(shown, ax=axes[0], label=f"{unit}, 0 to {top:g}", pad=0.01)
+    figure.colorbar(compared, ax=axes[1], label=f"difference from {target} ({unit})", pad=0.01)
+    save_figure(figure, path)
