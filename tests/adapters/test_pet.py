@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tgd_pet.network import DnCNN, new_network
 from torch import Tensor, nn
 
 from tests.adapters.contract import Adapter, AdapterContract
+from tgd_pet.network import DnCNN, new_network
 
 
 def network(seed: int) -> DnCNN:
