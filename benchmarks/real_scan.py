@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
 from tgd_pet.denoising import denoise
 from tgd_pet.images.suv import SUV
 from tgd_pet.network import load_network

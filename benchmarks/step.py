@@ -45,8 +45,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import in_a_child, setting, write_json
 from benchmarks.step_page import RESULTS, write_page
-from tgdsurgery import TGDPlan, apply_tgd, plan_tgd
 from tgd_pet.network import DnCNN
+from tgdsurgery import TGDPlan, apply_tgd, plan_tgd
 
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LIMIT = 1200.0  # seconds per network

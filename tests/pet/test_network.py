@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from tgdsurgery.core.errors import CheckpointError
 from tgd_kit.devices import best_device
 from tgd_kit.training.weights import save_weights
 from tgd_pet.denoising import denoise, triplets
 from tgd_pet.network import DnCNN, load_network, new_network
+from tgdsurgery.core.errors import CheckpointError
 
 NARROW = (6, 5, 4, 3)
 widths = st.lists(st.integers(1, 6), min_size=2, max_size=6)
