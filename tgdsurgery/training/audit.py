@@ -58,7 +58,8 @@ Network = nn.Module | Mapping[str, Tensor]
 def verify(before: Network, after: Network, plan: TGDPlan | None = None) -> Audit:
     """Compare what the plan freezes, bit for bit (a NaN equals the same NaN, 0.0 is not -0.0).
 
-    Running statistics count only with `norm_stats="hold"`; with "batch" they are meant to move. Where FSDP2
+    Running statistics count only with `norm_stats="hold"`; with "batch" they are meant to move. Other buffers
+    (counters, caches) are not compared: no plan freezes them. Where FSDP2
     keeps a network in pieces, all processes must call this.
 
     Args:
