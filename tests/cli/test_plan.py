@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tgdsurgery import TGDPlan, plan_tgd
-from tgdsurgery.cli.options import InputShape, parse_shape
-from tgdsurgery.cli.plan import parse_override
+from tgdsurgery.cli.options import InputShape, parse_override, parse_shape
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import click
 
 from tgdsurgery import channel_map
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option, nearest
+from tgdsurgery.cli.options import ArgumentError, InputShape, debug_option, input_shape_option, nearest
 from tgdsurgery.cli.output import show
 from tgdsurgery.core import tables
 from tgdsurgery.core.records import ChannelMap, Producer
@@ -53,7 +53,7 @@ class Run:
 
 
 @click.command("map")
-@click.option("--model", required=True, metavar="MODULE:FACTORY", help=MODEL)
+@model_option
 @input_shape_option
 @click.option("--layer", required=True, help="The layer whose input channels are shown.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one entry per input channel.")

@@ -1,16 +1,20 @@
-"""Options that several commands share, and how their values are read. Imports no torch."""
+"""Options that several commands share, and how their values are read."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import click
 
 from tgdsurgery.core.errors import TGDError
+from tgdsurgery.core.plan import Override
 
 _DEBUG = "tgdsurgery.debug"
+MODEL = "The network: package.module:factory or path/to/file.py:factory, called without arguments."
 
 
 class ArgumentError(TGDError):
@@ -47,6 +51,19 @@ def parse_shape(value: str) -> InputShape:
     return InputShape(tuple(int(size) for size in sizes), whole=kind == "int")
 
 
+def parse_override(value: str) -> tuple[str, Override]:
+    """The layer's name or prefix, and what holds for it: `NAME=train`, `NAME=freeze` or `NAME=phi`."""
+    name, equals, rule = value.rpartition("=")
+    try:
+        if not (name and equals):
+            raise ValueError
+        return name, cast(Override, rule) if rule in ("train", "freeze") else float(rule)
+    except ValueError:
+        raise ArgumentError(
+            f"{value!r} is not an override.", "Write NAME=train, NAME=freeze or NAME=0.5 (a phi of its own)."
+        ) from None
+
+
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta[_DEBUG] = True  # shared by all contexts of this run
@@ -72,4 +89,17 @@ input_shape_option = click.option(
     multiple=True,
     help="Shape of the model's input, batch first; repeat for several inputs. Found by trial if not given.",
 )
-MODEL = "The network: package.module:factory or path/to/file.py:factory, called without arguments."
+model_option = click.option("--model", required=True, metavar="MODULE:FACTORY", help=MODEL)
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="The model's weights; as the factory made it if not given.",
+)
+override_option = click.option(
+    "--override",
+    "overrides",
+    type=parse_override,
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="train, freeze or a phi of its own for a layer or prefix; repeatable.",
+)

@@ -5,51 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import click
 
 from tgdsurgery import plan_tgd
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.options import (
+    ArgumentError,
+    InputShape,
+    checkpoint_option,
+    debug_option,
+    input_shape_option,
+    model_option,
+    override_option,
+)
 from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.plan import Flow, NormStats, Override
 
 
-def parse_override(value: str) -> tuple[str, Override]:
-    """The layer's name or prefix, and what holds for it: `NAME=train`, `NAME=freeze` or `NAME=phi`."""
-    name, equals, rule = value.rpartition("=")
-    try:
-        if not (name and equals):
-            raise ValueError
-        return name, cast(Override, rule) if rule in ("train", "freeze") else float(rule)
-    except ValueError:
-        raise ArgumentError(
-            f"{value!r} is not an override.", "Write NAME=train, NAME=freeze or NAME=0.5 (a phi of its own)."
-        ) from None
-
-
 @click.command("plan")
-@click.option("--model", required=True, metavar="MODULE:FACTORY", help=MODEL)
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="The model's weights; as the factory made it if not given.",
-)
+@model_option
+@checkpoint_option
 @input_shape_option
 @click.option("--phi", type=float, help="Channels that score below are retrained; 0.3 without --budget.")
 @click.option(
     "--budget", type=float, help="Share of the filters' parameters to retrain at most, in place of phi."
 )
-@click.option(
-    "--override",
-    "overrides",
-    type=parse_override,
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="train, freeze or a phi of its own for a layer or prefix; repeatable.",
-)
+@override_option
 @click.option(
     "--flow",
     type=click.Choice(get_args(Flow)),

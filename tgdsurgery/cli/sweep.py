@@ -13,9 +13,16 @@ from torch import nn
 
 from tgdsurgery import sweep_phi
 from tgdsurgery.cli.models import example_inputs, load_function, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.options import (
+    ArgumentError,
+    InputShape,
+    checkpoint_option,
+    debug_option,
+    input_shape_option,
+    model_option,
+    override_option,
+)
 from tgdsurgery.cli.output import refuse_input, say
-from tgdsurgery.cli.plan import parse_override
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.errors import TGDError
 from tgdsurgery.core.plan import Override
@@ -37,12 +44,8 @@ def parse_phis(value: str) -> list[float]:
 
 
 @click.command("sweep")
-@click.option("--model", required=True, metavar="MODULE:FACTORY", help=MODEL)
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="The model's weights; as the factory made it if not given.",
-)
+@model_option
+@checkpoint_option
 @click.option(
     "--evaluate",
     "evaluation",
@@ -59,14 +62,7 @@ def parse_phis(value: str) -> list[float]:
     show_default=True,
     help="Largest relative rise of the number that is accepted.",
 )
-@click.option(
-    "--override",
-    "overrides",
-    type=parse_override,
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="train, freeze or a phi of its own for a layer or prefix, as in tgd plan; repeatable.",
-)
+@override_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result here, as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the result here (.png, .svg, .pdf).")
 @debug_option

@@ -7,13 +7,8 @@ from torch import Tensor
 
 from tgdsurgery.core.torch_private import under_functorch
 
-# Integers of the size of a number.
-BITS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+# Integers of an entry's size in bytes: equal integers are equal bits, whatever the type means by them.
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
@@ -32,10 +27,10 @@ def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
 
 def zeroed(gradient: Tensor, mask: Tensor) -> Tensor:
     """The gradient where the mask (broadcastable) is True, and zero, not a product with zero, elsewhere."""
-    bits = BITS.get(gradient.dtype)
-    if bits is None or gradient.requires_grad or under_functorch():
+    if not gradient.is_floating_point() or gradient.requires_grad or under_functorch():
         return torch.where(mask, gradient, 0)
     # The same by the bits of the numbers, several times faster on a CPU; but nothing to differentiate.
+    bits = BITS[gradient.element_size()]
     return gradient.view(bits).bitwise_and(mask.to(bits).neg()).view(gradient.dtype)
 
 

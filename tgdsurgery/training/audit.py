@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tgdsurgery.core.errors import RewriteError
+from tgdsurgery.core.masking import BITS
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.sharding import gathered
 from tgdsurgery.core.tables import as_text, table
 from tgdsurgery.surgery.tgd_network import plan_of, unwrapped
-
-# Integers of an element's size: equal integers are equal bits, whatever the type means by them.
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -128,4 +126,4 @@ def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(_BITS[tensor.element_size()])
+    return tensor.contiguous().view(BITS[tensor.element_size()])
