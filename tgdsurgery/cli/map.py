@@ -11,7 +11,14 @@ import click
 
 from tgdsurgery import channel_map
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import ArgumentError, InputShape, debug_option, input_shape_option, nearest
+from tgdsurgery.cli.options import (
+    ArgumentError,
+    InputShape,
+    debug_option,
+    input_shape_option,
+    model_option,
+    nearest,
+)
 from tgdsurgery.cli.output import show
 from tgdsurgery.core import tables
 from tgdsurgery.core.records import ChannelMap, Producer
