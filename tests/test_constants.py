@@ -24,31 +24,31 @@ class Sized(Constants):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
-        self.keep("index", INDEX, CPU)
+        self._tgd_keep("index", INDEX, CPU)
 
 
 def test_they_are_no_state():
     module = Sized()
     assert list(module.state_dict()) == ["weight"]
     assert not list(module.buffers())
-    assert torch.equal(module.half().constant("index", CPU), INDEX)
+    assert torch.equal(module.half()._tgd_constant("index", CPU), INDEX)
 
 
 def test_they_follow_their_module_and_come_back():
     net = nn.Sequential(Sized()).to("meta")
-    assert net[0].placed["index"].is_meta
+    assert net[0]._tgd_placed["index"].is_meta
     net.to_empty(device="cpu")
-    assert torch.equal(net[0].placed["index"], INDEX)
+    assert torch.equal(net[0]._tgd_placed["index"], INDEX)
 
 
 def test_where_weights_are_assigned_they_follow_at_the_first_use():
     module = Sized().to("meta")
     module.load_state_dict({"weight": torch.ones(3)}, assign=True)
     with torch.inference_mode():
-        found = module.constant("index", CPU)
+        found = module._tgd_constant("index", CPU)
     assert torch.equal(found, INDEX)
     assert not found.is_inference()  # or no backward could keep it
-    assert module.constant("index", CPU) is found
+    assert module._tgd_constant("index", CPU) is found
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
@@ -56,8 +56,8 @@ def test_copies_have_their_own(duplicate):
     module = Sized()
     twin = duplicate(module)
     twin.to("meta")
-    assert not module.placed["index"].is_meta
-    assert torch.equal(duplicate(twin).constant("index", CPU), INDEX)
+    assert not module._tgd_placed["index"].is_meta
+    assert torch.equal(duplicate(twin)._tgd_constant("index", CPU), INDEX)
 
 
 @in_both_forms

@@ -28,7 +28,7 @@ from tests.laws.subjects import (
 from tests.laws.test_law8_leaks import snapshot
 from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
-from tgdsurgery import CheckpointError, RewriteError, apply_tgd, guard, load_delta, remove_tgd, save_delta
+from tgdsurgery import CheckpointError, RewriteError, apply_tgd, load_delta, remove_tgd, save_delta
 
 IMAGES = torch.linspace(-1, 1, 512).view(2, 1, 16, 16)
 
@@ -39,9 +39,8 @@ def trained(case: Case, method: Method) -> nn.Module:
     optimizer = torch.optim.SGD(tgd.parameters(), lr=0.01) if list(tgd.parameters()) else None
     loss = scalar_loss(call(tgd, case.inputs))
     if optimizer and loss.requires_grad:
-        with guard(optimizer, tgd):
-            loss.backward()
-            optimizer.step()
+        loss.backward()
+        optimizer.step()
     return tgd.eval()
 
 

@@ -1,8 +1,13 @@
-"""The optimizer guard and the audit."""
+"""How the layers form protects itself, the guard for other optimizers, and the audit."""
 
 from __future__ import annotations
 
 import copy
+import gc
+import io
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +17,10 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from tests.test_rewrite import MASKS, Net, TiedConvs, X, layer_of, plan_for
+from tgdsurgery import apply_tgd
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.surgery.apply import layers_form
+from tgdsurgery.surgery.layers import frozen_entries
 from tgdsurgery.surgery.remove import remove_tgd
 from tgdsurgery.training.audit import verify
 from tgdsurgery.training.optimizers import guard
@@ -63,7 +70,7 @@ def train(net: nn.Module, optimizer: Optimizer, steps: int = 3) -> None:
 
     for step in range(steps):
         torch.manual_seed(step)
-        if isinstance(optimizer, LBFGS):
+        if isinstance(getattr(optimizer, "optimizer", optimizer), LBFGS):
             optimizer.step(closure)
         else:
             closure()
@@ -93,46 +100,118 @@ def assert_trained(before: dict[str, Tensor], net: nn.Module) -> None:
     assert torch.equal(after["unused.weight"], before["unused.weight"])
 
 
-class TestGuard:
+def by_file(net: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
+    "torch.save": by_file,
+    "a copy of a copy": lambda net: copy.deepcopy(copy.deepcopy(net)),
+}
+
+
+class TestLayersForm:
+    """Every optimizer of torch leaves the frozen entries where they are, and nobody has to ask for it."""
+
     @pytest.mark.parametrize("flow", ["masked", "full"])
     @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_frozen_stay_and_trainable_move(self, name, flow):
         _, tgd = rewritten(flow=flow)
         before = copy.deepcopy(tgd.state_dict())
-        optimizer = OPTIMIZERS[name](tgd.parameters())
-        guard(optimizer, tgd)
-        train(tgd, optimizer)
+        train(tgd, OPTIMIZERS[name](tgd.parameters()))
         assert_trained(before, tgd)
 
     @pytest.mark.parametrize("make", [Adam, AdamW, lambda p: SGD(p, 0.01, momentum=0.9)])
     def test_state_of_an_optimizer_used_before(self, make):
         net, tgd = rewritten()
         before = copy.deepcopy(tgd.state_dict())
-        optimizer = used(make, net, tgd)
-        with guard(optimizer, tgd):
-            train(tgd, optimizer)
+        train(tgd, used(make, net, tgd))
         assert_trained(before, tgd)
-        train(tgd, optimizer, 1)  # no longer guarded: the stale state moves frozen entries
-        assert not verify(before, tgd, tgd.tgd_plan).ok
 
-    @pytest.mark.parametrize("name", ["momentum", "nesterov", "Adam", "AdamW", "Muon-like"])
-    def test_without_it_frozen_entries_move(self, name):
+    @pytest.mark.parametrize("name", COPIES)
+    @pytest.mark.parametrize("forward", [False, True])
+    def test_copies_before_their_first_forward_and_after(self, name, forward):
+        """Also where the original is gone."""
+        _, tgd = rewritten()
+        twin = COPIES[name](tgd)
+        del tgd
+        gc.collect()
+        before = copy.deepcopy(twin.state_dict())
+        optimizer = Muon(twin.parameters())
+        if forward:
+            train(twin, optimizer)
+            assert_trained(before, twin)
+        optimizer.step()
+        assert verify(before, twin).ok
+
+    def test_a_network_that_was_loaded_in_a_new_process(self, tmp_path):
+        net, tgd = rewritten()
+        for name, module in (("net", net), ("tgd", tgd)):
+            torch.save(module, tmp_path / name)
+        code = f"""
+import torch
+net, tgd = (torch.load(f"{tmp_path}/{{name}}", weights_only=False) for name in ("net", "tgd"))
+from tests.test_guard import Muon, verify
+Muon(tgd.parameters()).step()
+assert verify(net, tgd).ok
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_several_networks_in_one_optimizer_and_one_in_several(self):
+        (_, one), (_, other) = rewritten(), rewritten(flow="full")
+        before = copy.deepcopy(one.state_dict())
+        both = AdamW([*one.parameters(), *other.parameters()], 0.01, weight_decay=0.5)
+        parts = [AdamW([parameter], 0.01, weight_decay=0.5) for parameter in one.parameters()]
+        for optimizer in (both, *parts):
+            one(X).square().mean().backward()
+            other(X).square().mean().backward()
+            optimizer.step()
+        for net in (one, other):
+            assert verify(before, net).ok
+            assert not torch.equal(net.get_parameter("up.weight"), before["up.weight"])
+
+    def test_plain_networks_move_as_ever(self):
+        net, _ = rewritten()
+        before = net.first.weight.detach().clone()
+        Muon(net.parameters()).step()
+        assert not (net.first.weight == before).any()
+
+    def test_a_step_that_fails(self):
         _, tgd = rewritten()
         before = copy.deepcopy(tgd.state_dict())
-        train(tgd, OPTIMIZERS[name](tgd.parameters()))
-        assert not verify(before, tgd, tgd.tgd_plan).ok
+        optimizer = AdamW(tgd.parameters(), weight_decay=0.5)
 
-    def test_ends(self):
+        def closure() -> Tensor:
+            raise ValueError("no data")
+
+        with pytest.raises(ValueError, match="no data"):
+            optimizer.step(closure)
+        train(tgd, optimizer)
+        assert_trained(before, tgd)
+
+    def test_nothing_is_kept_alive(self):
+        gc.collect()
+        before = len(frozen_entries._protected)
         _, tgd = rewritten()
         optimizer = AdamW(tgd.parameters())
-        guard(optimizer, tgd).remove()
-        assert not optimizer._optimizer_step_pre_hooks
-        assert not optimizer._optimizer_step_post_hooks
+        train(tgd, optimizer)
+        assert len(frozen_entries._protected) > before
+        plain = remove_tgd(tgd)
+        del tgd, optimizer
+        gc.collect()
+        assert len(frozen_entries._protected) == before
+        state = plain.first.weight.detach().clone()
+        Muon(plain.parameters()).step()
+        assert not (plain.first.weight == state).any()
 
     def test_follows_new_weights_and_new_groups(self):
         _, tgd = rewritten()
         optimizer = AdamW(tgd.get_submodule("first").parameters(), weight_decay=0.5)
-        guard(optimizer, tgd)
         optimizer.add_param_group({"params": list(tgd.get_submodule("up").parameters())})
         tgd.load_state_dict(Net().state_dict())
         before = copy.deepcopy(tgd.state_dict())
@@ -147,7 +226,6 @@ class TestGuard:
             weight[1, 0, 0] = torch.tensor([float("nan"), -0.0, 1e-42])
         before = copy.deepcopy(tgd.state_dict())
         optimizer = SGD([weight], 0.1, weight_decay=0.5)
-        guard(optimizer, tgd)
         weight.grad = torch.ones_like(weight)
         optimizer.step()
         assert torch.equal(weight.view(torch.int32)[1], before["first.weight"].view(torch.int32)[1])
@@ -157,7 +235,6 @@ class TestGuard:
     def test_other_types(self, dtype):
         _, tgd = rewritten()
         optimizer = AdamW(tgd.parameters(), weight_decay=0.5)
-        guard(optimizer, tgd)
         tgd.to(dtype)
         before = copy.deepcopy(tgd.state_dict())
         tgd(X.to(dtype)).square().mean().backward()
@@ -171,16 +248,9 @@ class TestGuard:
         tgd = layers_form(net, plan_for(net, {"a": [1, 0, 1], columns: [1, 1, 0]}), X)
         before = copy.deepcopy(tgd.state_dict())
         optimizer = AdamW(tgd.parameters(), weight_decay=0.5)
-        guard(optimizer, tgd)
         train(tgd, optimizer)
         moved = (tgd.a.weight != before["a.weight"]).flatten(2).any(2)
         assert torch.equal(moved, torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool))
-
-    @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
-    def test_looks_through_wrappers(self, wrap):
-        _, tgd = rewritten()
-        optimizer = AdamW(tgd.parameters())
-        guard(optimizer, wrap(tgd)).remove()
 
     @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
     def test_parameters_sharded_by_fsdp2(self, tmp_path):
@@ -200,6 +270,116 @@ class TestGuard:
         assert verify(before, after, tgd.tgd_plan).ok
         assert not torch.equal(after["first.weight"], before["first.weight"])
 
+
+class Wrapper:
+    """Does what an optimizer does without calling its step, so that no hook of torch runs."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self, *args: object) -> object:
+        return type(self.optimizer).step.__wrapped__(self.optimizer, *args)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+
+class Decay:
+    """No optimizer of torch's at all."""
+
+    def __init__(self, parameters: object) -> None:
+        self.param_groups = [{"params": list(parameters)}]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(0.9)
+
+
+class Slow(Optimizer):
+    """Like timm's Lookahead: a subclass that leaves out `Optimizer.__init__`, and writes to the parameters itself."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.original_optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:
+        self.original_optimizer.step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(0.9)
+
+    def zero_grad(self) -> None:
+        self.original_optimizer.zero_grad()
+
+
+class TestGuard:
+    """The handle for optimizers whose steps run none of torch's hooks."""
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_frozen_stay_and_trainable_move(self, name):
+        _, tgd = rewritten()
+        before = copy.deepcopy(tgd.state_dict())
+        optimizer = OPTIMIZERS[name](tgd.parameters())
+        wrapper = Wrapper(optimizer)
+        guard(wrapper, tgd)
+        train(tgd, wrapper)
+        assert_trained(before, tgd)
+
+    @pytest.mark.parametrize("name", ["momentum", "nesterov", "Adam", "AdamW", "Muon-like"])
+    def test_without_it_frozen_entries_move(self, name):
+        """What is measured here: where this holds no more, the tests above show nothing."""
+        _, tgd = rewritten()
+        before = copy.deepcopy(tgd.state_dict())
+        train(tgd, Wrapper(OPTIMIZERS[name](tgd.parameters())))
+        assert not verify(before, tgd).ok
+
+    @pytest.mark.parametrize("make", [lambda p: Slow(SGD(p, 0.1)), Decay])
+    def test_any_object_with_a_step(self, make):
+        _, tgd = rewritten()
+        before = copy.deepcopy(tgd.state_dict())
+        optimizer = make(tgd.parameters())
+        with guard(optimizer, tgd):
+            tgd(X).square().mean().backward()
+            optimizer.step()
+        assert verify(before, tgd).ok
+        assert not torch.equal(tgd.get_parameter("up.weight"), before["up.weight"])
+        assert "step" not in vars(optimizer)
+        optimizer.step()  # no longer guarded
+        assert not verify(before, tgd).ok
+
+    def test_a_scheduler_may_come_before_or_after(self):
+        for first in (True, False):
+            _, tgd = rewritten()
+            before = copy.deepcopy(tgd.state_dict())
+            optimizer = Slow(SGD(tgd.parameters(), 0.1))
+            optimizer.defaults = {}
+            guarded = guard(optimizer, tgd) if first else None
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+            guarded = guarded or guard(optimizer, tgd)
+            tgd(X).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+            assert verify(before, tgd).ok
+            assert optimizer.param_groups[0]["lr"] == 0.05
+            guarded.remove()
+
+    @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+    def test_looks_through_wrappers(self, wrap):
+        _, tgd = rewritten()
+        guard(Wrapper(AdamW(tgd.parameters())), wrap(tgd)).remove()
+
+    def test_does_nothing_where_nothing_is_to_do(self):
+        _, tgd = rewritten()
+        compact = apply_tgd(Net(), X, phi=0.5)
+        for optimizer, net in ((AdamW(tgd.parameters()), tgd), (Decay(compact.parameters()), compact)):
+            guard(optimizer, net)
+            assert "step" not in vars(optimizer)
+
+    def test_no_optimizer(self):
+        _, tgd = rewritten()
+        with pytest.raises(RewriteError, match=r"object has no param_groups.*Guard the optimizer"):
+            guard(object(), tgd)
+
     def test_optimizer_of_another_model(self):
         net, tgd = rewritten()
         optimizer = AdamW(net.parameters())
@@ -207,7 +387,7 @@ class TestGuard:
             guard(optimizer, tgd)
         with pytest.raises(RewriteError, match="This Net has no TGD layers"):
             guard(optimizer, net)
-        assert not optimizer._optimizer_step_pre_hooks
+        assert "step" not in vars(optimizer)
 
 
 class TestVerify:

@@ -32,7 +32,8 @@ INSIDE = {
         ("channel_map",),
     ),
     "surgery": (
-        ("compact", "needed_inputs", "tgd_network"),
+        ("derived", "hooks", "needed_inputs", "tgd_network"),
+        ("compact",),
         ("entries", "equivalence", "validate"),
         ("layers",),
         ("mount",),

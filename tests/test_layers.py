@@ -143,9 +143,9 @@ class TestTGDLayer:
         assert not layer.state_dict()
         assert not list(layer.buffers())
         cpu, meta = torch.device("cpu"), torch.device("meta")
-        assert torch.equal(pickle.loads(pickle.dumps(layer)).constant("mask", cpu), MASK)
-        assert layer.to("meta").constant("mask", meta).is_meta
-        assert torch.equal(layer.to_empty(device="cpu").constant("mask", cpu), MASK)
+        assert torch.equal(pickle.loads(pickle.dumps(layer))._tgd_constant("mask", cpu), MASK)
+        assert layer.to("meta")._tgd_constant("mask", meta).is_meta
+        assert torch.equal(layer.to_empty(device="cpu")._tgd_constant("mask", cpu), MASK)
         assert repr(layer) == "TGDLayer(2 of 4 channels trainable, axis -3)"
 
     def test_loaded_hook_does_not_give_way_to_a_later_one(self, monkeypatch):
@@ -212,10 +212,11 @@ class TestParameterMask:
         conv.register_forward_pre_hook(follow_parameters)
         self.assert_masked(conv.requires_grad_(True))
 
-    def test_release_takes_the_hooks_away(self):
+    def test_dismounted_it_leaves_no_hooks(self):
         conv = self.masked_conv()
-        conv.get_submodule(PARAMETERS).release()
+        conv.get_submodule(PARAMETERS).dismount(conv)
         assert not conv.weight._backward_hooks
+        assert not hasattr(conv, PARAMETERS)
 
 
 @pytest.mark.parametrize("kind", NORMS)

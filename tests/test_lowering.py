@@ -1,4 +1,4 @@
-"""Which layers of a network become compact, and what happens to the others."""
+"""Which layers of a network have compact twins, and what happens to the parameters of the others."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations
 
 from tests.laws.subjects import assert_equal_tensors, gradients, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
-from tgdsurgery import LayersFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd
+from tgdsurgery import LayersFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd, verify
 from tgdsurgery.surgery import equivalence as trial
 from tgdsurgery.surgery.apply import compact_form
-from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery.surgery.compact import Compact
 from tgdsurgery.surgery.needed_inputs import needed_inputs
 
 # In float64, where sums in another order agree to many digits.
@@ -95,7 +95,7 @@ class CalledTwice(Chain):
         return self.last(x)
 
 
-# Each network, and which of its layers keep whole Parameters.
+# Each network, and which of its layers have no compact twin.
 PARTLY: dict[str, tuple[type[Chain], set[str]]] = {
     "a class of one's own": (WithOwnConv, {"second"}),
     "a parametrization": (WithParametrization, {"second"}),
@@ -134,40 +134,67 @@ def assert_same_training(compacted: nn.Module, layered: nn.Module) -> None:
     assert_equal_tensors(compacted.state_dict(), layered.state_dict())
 
 
+def assert_all_may_move(net: nn.Module) -> None:
+    """Raise unless no Parameter holds a frozen entry: writing to all of every one leaves them as they are."""
+    moved = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(1.0)
+    assert verify(net, moved).ok
+
+
 @pytest.mark.parametrize("name", PARTLY)
 @pytest.mark.parametrize("flow", ["masked", "full"])
-def test_layers_that_cannot_be_compact_keep_their_parameters(name: str, flow: str):
+def test_layers_without_a_twin_are_put_together(name: str, flow: str):
     kind, whole = PARTLY[name]
     model = made(kind())
     compacted, layered = both_forms(model, flow=flow)
     plan = compacted.tgd_plan
     divided = {layer for layer in plan.layers if not plan.trainable(layer).all()} - whole
     assert compact_names(compacted) == divided
+    assert_all_may_move(compacted)
     assert_same_training(compacted, layered)
     model.load_state_dict(compacted.state_dict())
     assert torch.equal(compacted.eval()(X), with_flags_of(model, compacted).eval()(X))
 
 
 @pytest.mark.parametrize("flow", ["masked", "full"])
-def test_a_forward_that_asks_for_the_shape_of_a_weight_has_no_compact_layers(flow: str):
-    """With some of the rows only, it would run all the same, and compute something else."""
-    with pytest.warns(LayersFormWarning, match=r"Scaling is not the same network.* layers form .* guard"):
-        compacted, layered = both_forms(made(Scaling()), flow=flow)
+def test_a_forward_that_asks_for_the_shape_of_a_weight_finds_all_of_it(flow: str):
+    """A twin's Parameter has some of the rows only; with it the network would compute something else."""
+    compacted, layered = both_forms(made(Scaling()), flow=flow)
     assert 0 < compacted.tgd_plan.trainable("second").sum() < 6
+    assert compact_names(compacted) == set()
+    assert compacted.second.weight.shape == (6, 6, 3, 3)
+    assert_all_may_move(compacted)
+    assert_same_training(compacted, layered)
+
+
+class Penalised(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * sum(parameter.square().sum() for parameter in self.parameters())
+
+
+@pytest.mark.parametrize("flow", ["masked", "full"])
+def test_a_forward_that_goes_through_all_parameters_takes_the_layers_form(flow: str):
+    with pytest.warns(
+        LayersFormWarning, match=r"Penalised is not the same network: its outputs .* layers form"
+    ):
+        compacted, layered = both_forms(made(Penalised()), flow=flow)
     assert compact_names(compacted) == set()
     assert_same_training(compacted, layered)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_large_networks_are_tried_in_their_own_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trial, "LARGE", 0)
+    monkeypatch.setattr(trial, "MAX_FLOAT64_PARAMETERS", 0)
     net = apply_tgd(made(Chain()).to(dtype), X.to(dtype), phi=0.5)
     assert compact_names(net) == {
         name for name in net.tgd_plan.layers if not net.tgd_plan.trainable(name).all()
     }
-    with pytest.warns(LayersFormWarning, match="outputs or gradients differ"):
-        net = apply_tgd(made(Scaling()).to(dtype), X.to(dtype), phi=0.5)
+    net = apply_tgd(made(Scaling()).to(dtype), X.to(dtype), phi=0.5)
     assert compact_names(net) == set()
+    with pytest.warns(LayersFormWarning, match="outputs or gradients differ"):
+        apply_tgd(made(Penalised()).to(dtype), X.to(dtype), phi=0.5)
 
 
 def test_a_norm_over_channels_that_couples_them_takes_no_gradient_away():
@@ -203,7 +230,7 @@ def test_inputs_that_lead_to_nothing_trainable_get_no_gradient():
         "last": tuple(plan.trainable("second").tolist()),
     }
     compacted = compact_form(model, plan, channels, X)
-    assert compacted.second.compaction.needs == needs["second"]
+    assert compacted.second._tgd_compaction.needs == needs["second"]
     assert needed_inputs(channels, plan_tgd(model, X, phi=0.5, flow="full")) == {}
 
 
@@ -215,7 +242,7 @@ def test_with_most_input_channels_needed_the_gradient_is_that_of_all(kept):
     needs = tuple(plan.trainable("second").tolist())
     assert sum(needs) == kept
     compacted = compact_form(model, plan, channel_map(model, X), X)
-    assert compacted.last.compaction.needs == (needs if kept == 2 else None)
+    assert compacted.last._tgd_compaction.needs == (needs if kept == 2 else None)
 
 
 @pytest.mark.parametrize("between", [nn.PReLU(), nn.BatchNorm2d(6)], ids=["one PReLU for all", "frozen norm"])
@@ -226,7 +253,7 @@ def test_a_frozen_carrier_makes_no_channel_needed(between):
     assert 0 < plan.trainable("0").sum() < 6
     assert needed_inputs(channels, plan)["2"] == tuple(plan.trainable("0").tolist())
     compacted = compact_form(model, plan, channels, X)
-    assert compacted.get_submodule("2").compaction.needs == tuple(plan.trainable("0").tolist())
+    assert compacted.get_submodule("2")._tgd_compaction.needs == tuple(plan.trainable("0").tolist())
 
 
 def test_the_gradient_of_the_networks_input_is_that_of_the_literal_form():

@@ -18,6 +18,7 @@ NAMES = {
     "kse",
     "guard",
     "verify",
+    "register_compact",
     "register_rule",
     "sweep_phi",
     "save_delta",
@@ -73,3 +74,13 @@ def test_a_bare_import_pulls_in_nothing_heavy():
     code = f"import sys, tgdsurgery; print(*[name for name in {HEAVY} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def test_importing_sets_no_hook_for_all_optimizers():
+    code = """
+import tgdsurgery
+from torch.optim import optimizer
+assert not optimizer._global_optimizer_pre_hooks
+assert not optimizer._global_optimizer_post_hooks
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

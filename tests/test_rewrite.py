@@ -457,7 +457,7 @@ class TestGraphForm:
         net = Constant()
         tgd = layers_form(net, plan_for(net, {"conv": [1, 0, 1, 0]}), X)
         assert type(tgd) is Constant  # a graph would hold the tensor that the tracing run made
-        assert list(vars(tgd)) == [*vars(net), "tgd_plan", "tgd_stopped", "tgd_masked"]
+        assert list(vars(tgd)) == [*vars(net), "tgd_plan", "tgd_masked"]
 
     @FLOWS
     def test_of_a_network_that_is_a_graph_already(self, flow):
@@ -846,7 +846,10 @@ def test_frozen_whole_lets_the_loss_through():
 def test_all_trainable_needs_nothing():
     net = Net()
     tgd = layers_form(net, plan_for(net, {name: [1] * len(mask) for name, mask in MASKS.items()}), X)
-    assert not any(isinstance(m, TGDLayer | ParameterMask | HeldNorm | Hold) for m in tgd.modules())
+    found = {
+        name for name, m in tgd.named_modules() if isinstance(m, TGDLayer | ParameterMask | HeldNorm | Hold)
+    }
+    assert found == {"unused.tgd_parameters"}  # the parameters of no layer
     net.unused.requires_grad_(False)
     assert_same(gradients(tgd), gradients(net))
 

@@ -29,6 +29,7 @@ from tgdsurgery.mapping.rules.registry import register_rule
 from tgdsurgery.scoring.kse import kse
 from tgdsurgery.settings import TGDSettings
 from tgdsurgery.storage.delta import load_delta, save_delta
+from tgdsurgery.surgery.compact import register_compact
 from tgdsurgery.surgery.remove import remove_tgd
 from tgdsurgery.surgery.tgd_network import plan_of
 from tgdsurgery.sweep.phi import sweep_phi
@@ -65,6 +66,7 @@ __all__ = [
     "load_delta",
     "plan_of",
     "plan_tgd",
+    "register_compact",
     "register_rule",
     "remove_tgd",
     "save_delta",

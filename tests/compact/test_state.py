@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.compact.twins import described, is_compact, twin_of
-from tgdsurgery.surgery.compact import base as rows
+from tgdsurgery.surgery.compact import twin as rows
 from tgdsurgery.surgery.compact.registry import TWINS
 from tgdsurgery.surgery.compact.swap import compact, obstacles, restore
 
@@ -146,8 +146,8 @@ def test_wrong_states_are_refused_in_the_terms_of_the_plain_module():
         twin.load_state_dict({**state, "weight": state["weight"][:3]})
     with pytest.raises(RuntimeError, match=r"Missing.*bias"):
         twin.load_state_dict({"weight": state["weight"]})
-    with pytest.raises(RuntimeError, match=r"Unexpected.*frozen_weight"):
-        twin.load_state_dict({**state, "frozen_weight": state["weight"]})
+    with pytest.raises(RuntimeError, match=r"Unexpected.*_tgd_frozen_weight"):
+        twin.load_state_dict({**state, "_tgd_frozen_weight": state["weight"]})
     assert_same_state(twin, before)
     assert twin.load_state_dict({}, strict=False).missing_keys == ["weight", "bias"]
 
@@ -194,7 +194,9 @@ CHANGES: dict[str, Any] = {
     "another parameter": lambda twin: setattr(twin, "weight", nn.Parameter(twin.weight.detach() + 1)),
     "a state": lambda twin: twin.load_state_dict(plain("Conv2d", seed=1).state_dict()),
     "a state, assigned": lambda twin: twin.load_state_dict(plain("Conv2d", seed=1).state_dict(), assign=True),
-    "a write to the room for rows": lambda twin: twin.frozen_weight.index_fill_(0, torch.tensor([0, 2]), 7.0),
+    "a write to the room for rows": lambda twin: twin._tgd_frozen_weight.index_fill_(
+        0, torch.tensor([0, 2]), 7.0
+    ),
     "another type and back": lambda twin: twin.double().float(),
     "a copy": lambda twin: copy.deepcopy(twin),
 }
@@ -223,14 +225,14 @@ def test_a_forward_writes_the_rows_only_if_they_changed(monkeypatch: pytest.Monk
     with torch.no_grad():
         for _ in range(3):
             twin(x)
-    assert written == [twin.frozen_weight.shape, twin.frozen_bias.shape]
+    assert written == [twin._tgd_frozen_weight.shape, twin._tgd_frozen_bias.shape]
     for change in (lambda: _step(twin.weight), twin.eval):
         written.clear()
         change()
         with torch.no_grad():
             twin(x)
             twin(x)
-        assert written == [twin.frozen_weight.shape, twin.frozen_bias.shape]
+        assert written == [twin._tgd_frozen_weight.shape, twin._tgd_frozen_bias.shape]
 
 
 def test_it_shows_how_much_is_trainable():
@@ -261,13 +263,22 @@ def laid_out_otherwise() -> nn.Module:
     return nn.Sequential(module)
 
 
+def fixed_bias() -> nn.Module:
+    module = nn.Conv2d(2, 2, 1)
+    module.bias.requires_grad_(False)
+    return module
+
+
 OBSTACLES: dict[str, Any] = {
-    "not one of torch.nn's own": lambda: nn.Sequential(OwnForward(2, 2, 1)),
-    "ParametrizedConv2d is not": lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(2, 2, 1))),
+    "OwnForward has no compact twin": lambda: nn.Sequential(OwnForward(2, 2, 1)),
+    "ParametrizedConv2d has no compact twin": lambda: nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(2, 2, 1))
+    ),
     "shares a parameter": shared_weight,
     "laid out": laid_out_otherwise,
     "has hooks": lambda: hooked(lambda m: m.register_forward_hook(lambda *a: None)),
     "it has hooks": lambda: hooked(lambda m: m.weight.register_hook(lambda g: None)),
+    "do not require a gradient": lambda: nn.Sequential(fixed_bias()),
     "complex": lambda: nn.Sequential(nn.Conv2d(2, 2, 1, dtype=torch.complex64)),
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from tgdsurgery.core.records import Layer, ParameterRows
-from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery.surgery.compact import Compact
 from tgdsurgery.surgery.compact.layout import by_row
 from tgdsurgery.surgery.compact.swap import compact
 
@@ -22,7 +22,12 @@ def described(module: nn.Module, name: str = "layer", channel_axis: int | None =
     transposed = isinstance(module, _ConvNd) and module.transposed
     groups = module.groups if isinstance(module, _ConvNd) else 1
     parameters = tuple(
-        ParameterRows(f"{name}.{own}", tuple(p.shape), *((1, groups) if transposed and p.dim() > 1 else ()))
+        ParameterRows(
+            f"{name}.{own}",
+            tuple(p.shape),
+            *((1, groups) if transposed and p.dim() > 1 else (0, 1)),
+            requires_grad=p.requires_grad,
+        )
         for own, p in module.named_parameters()
     )
     statistics = tuple(

@@ -28,7 +28,7 @@ def test_ddp_is_told_what_is_frozen_until_tgd_is_removed(own):
         net._ddp_params_and_buffers_to_ignore = own
     tgd = apply_tgd(net, batch(0), phi=0.8, overrides={"9": "freeze"})
     told = tgd._ddp_params_and_buffers_to_ignore
-    assert set(told) >= {"0.frozen_weight", "0.frozen_bias", "9.weight", "9.bias", *(own or [])}
+    assert set(told) >= {"0._tgd_frozen_weight", "0._tgd_frozen_bias", "9.weight", "9.bias", *(own or [])}
     assert set(told) - set(own or []) <= {name for name, _ in tgd.named_buffers()}
     assert copy.deepcopy(tgd)._ddp_params_and_buffers_to_ignore == told
     assert vars(remove_tgd(tgd)).get("_ddp_params_and_buffers_to_ignore") == own

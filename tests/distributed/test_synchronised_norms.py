@@ -14,7 +14,7 @@ from torch import nn
 from tests.distributed.subject import base, batch, train
 from tests.laws.subjects import in_both_forms
 from tests.laws.test_law4_frozen import frozen_part
-from tgdsurgery import RewriteError, apply_tgd, guard, plan_tgd, remove_tgd, verify
+from tgdsurgery import RewriteError, apply_tgd, plan_tgd, remove_tgd, verify
 
 convert = nn.SyncBatchNorm.convert_sync_batchnorm
 
@@ -36,7 +36,6 @@ def test_converted_before(form):
     assert isinstance(tgd.get_submodule("4"), nn.SyncBatchNorm)
     before, frozen = copy.deepcopy(tgd.state_dict()), frozen_part(tgd)
     optimizer = torch.optim.SGD(tgd.parameters(), lr=0.05, weight_decay=0.1)
-    guard(optimizer, tgd)
     train(tgd, optimizer, range(2))
     assert verify(before, tgd, tgd.tgd_plan).ok
     assert all(torch.equal(value, frozen[name]) for name, value in frozen_part(tgd).items())
@@ -51,7 +50,6 @@ def test_it_trains_as_batch_norm_does(form):
     for net in (base(), convert(base())):
         tgd = partly_frozen(net, form=form)
         optimizer = torch.optim.SGD(tgd.parameters(), lr=0.05, momentum=0.9)
-        guard(optimizer, tgd)
         train(tgd, optimizer, range(3))
         states.append(tgd.state_dict())
     for key, value in states[0].items():

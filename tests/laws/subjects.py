@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.strategies import Case
 from tests.topologies import TOPOLOGIES
 from tgdsurgery import apply_tgd
-from tgdsurgery.surgery.compact.base import full_parameters
+from tgdsurgery.surgery.compact import Compact, full_parameters
 
 # Networks that are refused, and why that is right.
 REFUSED = {
@@ -56,9 +56,11 @@ def with_flags_of(model: nn.Module, other: nn.Module) -> nn.Module:
     torch multiplies some matrices another way where the weight needs no gradient, with other rounding.
     """
     flags = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
+    # What is frozen whole is a buffer. A compact twin uses it as if it needed a gradient.
+    twins = {name for name, module in other.named_modules() if isinstance(module, Compact)}
+    buffers = {name for name, _ in other.named_buffers() if name.rpartition(".")[0] not in twins}
     for name, parameter in model.named_parameters():
-        # In a compact layer what is frozen whole is no Parameter, and used as if it needed a gradient.
-        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad and name not in buffers))
     return model
 
 
@@ -67,7 +69,7 @@ def gradients(tgd: nn.Module) -> dict[str, Tensor]:
     own = {name: parameter.grad for name, parameter in tgd.named_parameters() if parameter.grad is not None}
     found = full_parameters(tgd, own)
     state, plan = tgd.state_dict(), tgd.tgd_plan
-    names = dict.fromkeys([*(name for name, _ in tgd.named_parameters()), *plan.parameter_masks()])
+    names = dict.fromkeys([*(n for n, _ in tgd.named_parameters()), *plan.parameter_masks(), *plan.unmapped])
     return {name: found.get(name, torch.zeros_like(state[name])) for name in names if name in state}
 
 

@@ -71,7 +71,7 @@ def test_random_networks_that_keep_their_class(case, method, training):
 @on_every_topology
 def test_catalogue_with_its_classes_kept(name):
     case = watched(case_of(name))
-    assert type(operated(case)) is type(case.model)
+    assert isinstance(operated(case), type(case.model))
     assert_true_gradients(case.train(), Method())
 
 

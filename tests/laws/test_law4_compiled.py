@@ -11,7 +11,6 @@ import torch
 from tests.laws.subjects import Method, assert_equal_tensors, in_both_forms, operated
 from tests.laws.test_law4_frozen import OPTIMIZERS, frozen_part, trained
 from tests.topologies import case_of
-from tgdsurgery import guard
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -26,7 +25,6 @@ def assert_frozen_stay_compiled(name: str, method: Method, backend: str) -> None
     eager, before, state = copy.deepcopy(tgd), frozen_part(tgd), copy.deepcopy(tgd.state_dict())
     for net, run in ((eager, eager), (tgd, torch.compile(tgd, backend=backend))):
         optimizer = OPTIMIZERS["momentum"](net.parameters())
-        guard(optimizer, net)
         trained(run, case, optimizer)
     assert_equal_tensors(frozen_part(tgd), before)
     after, expected = tgd.state_dict(), eager.state_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tests.laws.subjects import Method, in_both_forms, methods, on_every_topology, operated
-from tests.strategies import Case, call, cases, scalar_loss
+from tests.laws.subjects import (
+    Method,
+    assert_equal_tensors,
+    in_both_forms,
+    methods,
+    on_every_topology,
+    operated,
+    with_flags_of,
+)
+from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
-from tgdsurgery import TGDPlan, guard, verify
+from tgdsurgery import TGDPlan, verify
+from tgdsurgery.surgery.entries import trainable_entries
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "SGD": partial(optim.SGD, lr=0.1, weight_decay=0.1),
@@ -63,15 +73,14 @@ def trained(tgd: nn.Module, case: Case, optimizer: optim.Optimizer, steps: int =
 
 
 def assert_frozen_stay(case: Case, method: Method, optimizer: str) -> None:
-    """Raise unless all frozen entries are the same bits after some steps of guarded training."""
+    """Raise unless all frozen entries are the same bits after some steps of training."""
     tgd = operated(case, method)
     if not list(tgd.parameters()):  # all is frozen: torch makes no optimizer of nothing
-        assert method.lower
+        assert method.form == "compact"
         assert not tgd.tgd_plan.share
         return
     before, state = frozen_part(tgd), {name: value.clone() for name, value in tgd.state_dict().items()}
     made = OPTIMIZERS[optimizer](tgd.parameters())
-    guard(made, tgd)
     trained(tgd, case, made)
     after = frozen_part(tgd)
     assert before.keys() == after.keys()
@@ -98,24 +107,63 @@ def test_optimizers(optimizer, flow, form):
     assert_frozen_stay(case_of("residual stages").train(), Method(phi=0.5, flow=flow, form=form), optimizer)
 
 
+class Unhooked:
+    """An optimizer's own step, around which no hook of torch runs."""
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.zero_grad = optimizer.zero_grad
+
+    def step(self, closure: Any) -> None:
+        type(self.optimizer).step.__wrapped__(self.optimizer, closure)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_without_the_guard_decay_and_momentum_would_move_them(optimizer):
-    """What the guard is for; where this holds no more, the tests above show nothing."""
+def test_without_hooks_decay_and_momentum_would_move_them(optimizer):
+    """What the layers form protects itself from; where this holds no more, the tests above show nothing."""
     case = case_of("residual stages").train()
     tgd = operated(case, Method(phi=0.5, form="layers"))
     before = frozen_part(tgd)
-    made = OPTIMIZERS[optimizer](tgd.parameters())
-    trained(tgd, case, made)
+    trained(tgd, case, Unhooked(OPTIMIZERS[optimizer](tgd.parameters())))
     moved = {name for name, value in frozen_part(tgd).items() if not torch.equal(value, before[name])}
     # LBFGS has no weight decay: a zero gradient, accumulated over its history, stays a zero step.
     assert bool(moved) == (optimizer != "LBFGS")
     assert not any("running" in name for name in moved)
 
 
+def assert_no_parameter_holds_a_frozen_entry(case: Case, method: Method) -> None:
+    """Raise unless every entry of every Parameter may move, whatever its `requires_grad`: no optimizer can do harm.
+
+    And unless all of them are there, and the network runs on what was written to them.
+    """
+    tgd = operated(case, method)
+    state = copy.deepcopy(tgd.state_dict())
+    with torch.no_grad():
+        for parameter in tgd.parameters():
+            parameter.add_(torch.rand_like(parameter) + 0.1)
+    assert verify(state, tgd).ok
+    movable = sum(int(mask.sum()) for mask in trainable_entries(case.model, tgd.tgd_plan).values())
+    assert sum(parameter.numel() for parameter in tgd.parameters()) == movable
+    plain = copy.deepcopy(case.model)
+    plain.load_state_dict(tgd.state_dict())
+    assert_equal_tensors(*(leaves(call(net, case.inputs)) for net in (tgd, with_flags_of(plain, tgd))))
+
+
+@given(case=cases(), method=methods)
+def test_no_parameter_of_a_random_network_holds_a_frozen_entry(case, method):
+    assert_no_parameter_holds_a_frozen_entry(case, method._replace(form="compact"))
+
+
+@on_every_topology
+@pytest.mark.parametrize("flow", ["masked", "full"])
+def test_no_parameter_of_the_catalogue_holds_a_frozen_entry(name, flow):
+    assert_no_parameter_holds_a_frozen_entry(case_of(name), Method(flow=flow))
+
+
 @pytest.mark.parametrize("norm_stats", ["hold", "batch"])
 @pytest.mark.parametrize("flow", ["masked", "full"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_lowered_form_needs_no_guard(optimizer, flow, norm_stats):
+def test_statistics_and_weights_in_either_setting(optimizer, flow, norm_stats):
     case = case_of("residual stages").train()
     tgd = operated(case, Method(phi=0.5, flow=flow, norm_stats=norm_stats))
     state, before = copy.deepcopy(tgd.state_dict()), frozen_part(tgd)
@@ -133,7 +181,6 @@ def test_muon():
         parameter for parameter in tgd.parameters() if parameter.ndim == 2 and parameter.requires_grad
     ]
     made = optim.Muon(matrices, lr=0.1, weight_decay=0.1)
-    guard(made, tgd)
     trained(tgd, case, made)
     assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())
 
@@ -146,7 +193,6 @@ def test_state_from_before():
     tgd = operated(case, Method(form="layers"))
     new = optim.Adam(tgd.parameters(), lr=0.1)
     new.load_state_dict(old.state_dict())
-    guard(new, tgd)
     before = frozen_part(tgd)
     trained(tgd, case, new)
     assert all(torch.equal(value, before[name]) for name, value in frozen_part(tgd).items())
@@ -158,7 +204,6 @@ def test_average_of_weights():
     before = frozen_part(tgd)
     average = AveragedModel(tgd, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     made = OPTIMIZERS["AdamW"](tgd.parameters())
-    guard(made, tgd)
     for _ in range(3):
         trained(tgd, case, made, steps=1)
         average.update_parameters(tgd)
@@ -174,7 +219,6 @@ def test_mixed_precision(form, dtype):
     tgd = operated(case, Method(form=form))
     before = frozen_part(tgd)
     made = OPTIMIZERS["AdamW"](tgd.parameters())
-    guard(made, tgd)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for overflow in (1.0, torch.inf, 1.0):
         made.zero_grad()

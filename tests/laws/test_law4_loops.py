@@ -22,7 +22,6 @@ from tests.laws.subjects import Method, assert_equal_tensors, gradients, in_both
 from tests.laws.test_law4_frozen import OPTIMIZERS, frozen_part, trained
 from tests.strategies import Case, call, cases, scalar_loss
 from tests.topologies import case_of
-from tgdsurgery import guard
 
 RESUMABLE = ("momentum", "AdamW", "fused AdamW", "RMSprop", "NAdam", "LBFGS")
 
@@ -33,10 +32,8 @@ def subject(form: str = "compact", **settings: Any) -> tuple[Case, nn.Module]:
     return case, operated(case, Method(phi=0.5, form=form, **settings))
 
 
-def guarded(tgd: nn.Module, name: str = "AdamW") -> optim.Optimizer:
-    optimizer = OPTIMIZERS[name](tgd.parameters())
-    guard(optimizer, tgd)
-    return optimizer
+def made_for(tgd: nn.Module, name: str = "AdamW") -> optim.Optimizer:
+    return OPTIMIZERS[name](tgd.parameters())
 
 
 def assert_only_trainable_moved(tgd: nn.Module, before: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -56,7 +53,7 @@ def test_random_networks_under_stochastic_weight_averaging(case, method, use_buf
     if not any(parameter.requires_grad for parameter in tgd.parameters()):
         return  # all is frozen
     before = frozen_part(tgd)
-    average, optimizer = AveragedModel(tgd, use_buffers=use_buffers), guarded(tgd)
+    average, optimizer = AveragedModel(tgd, use_buffers=use_buffers), made_for(tgd)
     for _ in range(2):
         trained(tgd, case, optimizer, steps=1)
         average.update_parameters(tgd)
@@ -70,7 +67,7 @@ def test_stochastic_weight_averaging(form, use_buffers):
     """And the statistics that torch's `update_bn` gathers afterwards are those of the trainable channels."""
     case, tgd = subject(form)
     before, state = frozen_part(tgd), copy.deepcopy(tgd.state_dict())
-    optimizer = guarded(tgd, "momentum")
+    optimizer = made_for(tgd, "momentum")
     average, schedule = AveragedModel(tgd, use_buffers=use_buffers), SWALR(optimizer, swa_lr=0.05)
     for _ in range(3):
         trained(tgd, case, optimizer, steps=1)
@@ -100,7 +97,7 @@ def test_exponential_average(form):
     case, tgd = subject(form)
     before, state = frozen_part(tgd), copy.deepcopy(tgd.state_dict())
     average = AveragedModel(tgd, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    optimizer = guarded(tgd)
+    optimizer = made_for(tgd)
     for _ in range(3):
         trained(tgd, case, optimizer, steps=1)
         average.update_parameters(tgd)
@@ -112,7 +109,7 @@ def test_exponential_average_by_hand(form):
     """On the tensors of a `state_dict`, which goes back by `load_state_dict`."""
     case, tgd = subject(form)
     before, state = frozen_part(tgd), copy.deepcopy(tgd.state_dict())
-    average, optimizer = copy.deepcopy(tgd), guarded(tgd)
+    average, optimizer = copy.deepcopy(tgd), made_for(tgd)
     for _ in range(3):
         trained(tgd, case, optimizer, steps=1)
         mean, present = average.state_dict(), tgd.state_dict()
@@ -139,7 +136,7 @@ def resumed_from_file(
     """TGD applied to the base network again, as a new process would, then weights and optimizer loaded."""
     kept = stored({"network": tgd.state_dict(), "optimizer": optimizer.state_dict()})
     fresh = operated(case, method)
-    other = guarded(fresh, name)
+    other = made_for(fresh, name)
     fresh.load_state_dict(kept["network"])
     other.load_state_dict(kept["optimizer"])
     return fresh, other
@@ -150,16 +147,14 @@ def resumed_from_copy(
 ) -> Any:
     """A deep copy, and an optimizer of its own with the state of the first."""
     twin = copy.deepcopy(tgd)
-    other = guarded(twin, name)
+    other = made_for(twin, name)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     return twin, other
 
 
 def copied_together(case: Case, tgd: nn.Module, optimizer: optim.Optimizer, method: Method, name: str) -> Any:
-    """Network and optimizer in one deep copy; torch leaves out the hooks of an optimizer, so guard it again."""
-    twin, other = copy.deepcopy((tgd, optimizer))
-    guard(other, twin)
-    return twin, other
+    """Network and optimizer in one deep copy."""
+    return copy.deepcopy((tgd, optimizer))
 
 
 # An LBFGS that was copied has lost its list of parameters (torch's own, found at its next step).
@@ -177,7 +172,7 @@ def assert_resumed_is_uninterrupted(case: Case, method: Method, name: str, how: 
         return  # all is frozen
     if name in NOT_COPIED and how == "copied together":
         how = "copy"
-    before, optimizer = frozen_part(tgd), guarded(tgd, name)
+    before, optimizer = frozen_part(tgd), made_for(tgd, name)
     trained(tgd, case, optimizer)
     other, other_optimizer = RESUMED[how](case, tgd, optimizer, method, name)
     middle = copy.deepcopy(tgd.state_dict())
@@ -227,7 +222,7 @@ def assert_checkpointing_changes_nothing(case: Case, method: Method, *, use_reen
     for net in (checkpointed, other):
         scalar_loss(call(net, x)).backward()
     assert_equal_tensors(gradients(tgd), gradients(other))
-    guarded(tgd).step()
+    made_for(tgd).step()
     assert_equal_tensors(frozen_part(tgd), before)
 
 

@@ -8,7 +8,6 @@ from hypothesis import given
 from tests.laws.subjects import Method, gradients, in_both_forms, methods, on_every_topology, operated
 from tests.strategies import Case, call, cases, scalar_loss
 from tests.topologies import case_of
-from tgdsurgery import guard
 
 RATE = 0.5
 
@@ -22,7 +21,6 @@ def assert_trainable_move(case: Case, method: Method) -> bool:
         assert tgd.tgd_plan.share == 0
         return False
     optimizer = torch.optim.SGD(tgd.parameters(), lr=RATE)
-    guard(optimizer, tgd)
     loss.backward()
     before = {name: value.clone() for name, value in tgd.state_dict().items()}
     found = gradients(tgd)

@@ -19,12 +19,11 @@ from tgdsurgery import (
     UnsupportedOpError,
     apply_tgd,
     channel_map,
-    guard,
     remove_tgd,
     verify,
 )
 from tgdsurgery.surgery.apply import compact_form, layers_form
-from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery.surgery.compact import Compact
 
 # Networks that are refused, and the module where: every layer's kernel is mixed by the input there, so that no
 # filter ends what flows into it.
@@ -63,7 +62,6 @@ def assert_there_and_back(tgd, net, image):
     assert_equal_tensors(leaves(call(tgd, image)), leaves(call(with_flags_of(net, tgd), image)))
 
     optimizer = torch.optim.SGD(tgd.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
-    guard(optimizer, tgd)
     tgd.train()
     outputs = [leaf for leaf in leaves(call(tgd, image)) if leaf.requires_grad]
     sum(leaf.float().square().mean() for leaf in outputs).backward()
@@ -100,7 +98,6 @@ def test_the_backbone_inside_a_detector(form):
             assert_equal_tensors(found, expected)
 
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.01)
-    guard(optimizer, detector.backbone)
     sum(detector.train()(images, boxes).values()).backward()
     optimizer.step()
     assert verify(before, detector.backbone, plan).ok

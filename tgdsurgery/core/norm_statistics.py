@@ -1,7 +1,14 @@
-"""Running statistics of norms: what they are called, which entries are held, and how they are updated."""
+"""Running statistics of norms: what they are called, which channels are held, and how held ones stay."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import BoolTensor, Tensor
+
+from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.records import Layer
 
 STATISTICS = ("running_mean", "running_var")
@@ -11,3 +18,30 @@ def norm_of(layer: Layer) -> str | None:
     """Name of the norm module that keeps the layer's statistics; None if some other module keeps them."""
     owner, _, _ = layer.statistics[0].rpartition(".")
     return owner if owner in (layer.name, *layer.modules) else None
+
+
+def held_statistics(plan: TGDPlan) -> dict[str, BoolTensor]:
+    """By name, every running statistic that training holds in part: (N,), True at the channels that move."""
+    if plan.norm_stats != "hold":
+        return {}
+    return {
+        name: plan.trainable(entry.layer.name)
+        for entry in plan.entries
+        if not all(entry.mask)
+        for name in entry.layer.statistics
+    }
+
+
+def mixed(stored: Tensor, moved: Tensor, trainable: Tensor) -> Tensor:
+    """(N,): of trainable channels the moved statistics, of the others the stored ones."""
+    return torch.where(trainable, moved, stored)
+
+
+@contextlib.contextmanager
+def held(statistics: Sequence[Tensor], trainable: Tensor) -> Iterator[None]:
+    """Whatever is written to the statistics inside, in place, stays for the trainable channels only."""
+    stored = [each.clone() for each in statistics]
+    yield
+    with torch.no_grad():
+        for each, values in zip(statistics, stored, strict=True):
+            each.copy_(mixed(values, each, trainable.to(each.device)))

@@ -34,6 +34,7 @@ __all__ = [
     "check_batch_size",
     "default_store",
     "is_op",
+    "runs_hooks",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -63,3 +64,8 @@ def check_batch_size(shape: torch.Size) -> None:
 def default_store() -> Any:
     """The key-value store of the default process group."""
     return distributed.distributed_c10d._get_default_store()
+
+
+def runs_hooks(optimizer: Any) -> bool:
+    """Whether the hooks for all optimizers run around this one's `step`; torch marks a class's `step` so."""
+    return bool(getattr(type(optimizer).step, "hooked", False))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import CheckpointError, PlanError, RewriteError
+from tgdsurgery.core.norm_statistics import held_statistics
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.surgery.entries import trainable_entries
 from tgdsurgery.surgery.remove import remove_tgd
@@ -138,10 +139,8 @@ def _state(net: nn.Module) -> dict[str, Tensor]:
 def _entries(net: nn.Module, state: Mapping[str, Tensor], plan: TGDPlan) -> dict[str, Entries]:
     """Every tensor of a plain network's state once, by its first name."""
     masks = {id(parameter): mask for parameter, mask in trainable_entries(net, plan).items()}
-    if plan.norm_stats == "hold":
-        buffers = dict(net.named_buffers(remove_duplicate=False))
-        held = ((name, entry.layer.name) for entry in plan.entries for name in entry.layer.statistics)
-        masks |= {id(buffers[name]): plan.trainable(layer) for name, layer in held if name in buffers}
+    buffers = dict(net.named_buffers(remove_duplicate=False))
+    masks |= {id(buffers[name]): mask for name, mask in held_statistics(plan).items() if name in buffers}
     everywhere = torch.ones((), dtype=torch.bool)
     found: dict[int, tuple[str, Entries]] = {}
     for name, tensor in state.items():

@@ -14,17 +14,18 @@ from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import LayersFormWarning
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.records import ChannelMap
-from tgdsurgery.surgery.compact.swap import compact, obstacles
+from tgdsurgery.surgery.compact import compact, obstacles
 from tgdsurgery.surgery.equivalence import difference
+from tgdsurgery.surgery.hooks import has_hooks
 from tgdsurgery.surgery.layers.graph import graph_form
 from tgdsurgery.surgery.layers.tgd_layer import attach
-from tgdsurgery.surgery.mount import mount
+from tgdsurgery.surgery.mount import mount_compact, mount_layers
 from tgdsurgery.surgery.needed_inputs import needed_inputs
 from tgdsurgery.surgery.validate import layers_of, refuse
 
-# Share of a layer's input channels from which the input gradient is that of all: leaving few out costs more than
-# they do. Their producers do not let it in.
-MOST = 0.7
+# Share of a layer's input channels up to which the input gradient is that of the needed ones alone: leaving few out
+# costs more than they do. Their producers do not let it in.
+MAX_NEEDED_SHARE = 0.7
 
 
 def layers_form(model: nn.Module, plan: TGDPlan, example_inputs: object) -> nn.Module:
@@ -56,8 +57,8 @@ def layers_form(model: nn.Module, plan: TGDPlan, example_inputs: object) -> nn.M
     """
     refuse(model, plan)
     net = copy_model(model)
-    hooked = any(_has_hooks(module) for module in net.modules())
-    mount(net, plan)
+    hooked = any(has_hooks(module) for module in net.modules())
+    mount_layers(net, plan)
     graph = None
     if plan.flow == "masked" and not hooked:
         graph = graph_form(net, as_arguments(example_inputs))
@@ -70,15 +71,16 @@ def compact_form(
     channels: ChannelMap,
     example_inputs: object,
 ) -> nn.Module:
-    """A copy of `model`, of the same class, in which only trainable rows are Parameters.
+    """A copy of `model`, of the same class, in which no Parameter holds a frozen entry.
 
-    Every layer that can be is made compact (see `tgdsurgery.surgery.compact`): its frozen rows become buffers, and its
-    backward computes what the trainable rows need. A layer that cannot be (computed or shared weights, hooks,
-    classes of one's own, functional calls) keeps its Parameters, with TGD layers and masks as in `layers_form`.
+    Every layer that can be gets a compact twin (see `tgdsurgery.surgery.compact`), whose backward computes what the
+    trainable rows need. All other parameters with frozen entries (computed or shared weights, hooks, classes of one's
+    own, functional calls, parameters of no layer) are put together from a trainable and a frozen part by a property;
+    their layers have TGD layers as in `layers_form`.
 
     The result is run once, in eval and in train mode, beside the layers form: outputs and gradients must
-    agree. Where they do not (a forward that reads a layer's weight itself), all layers take the layers form,
-    and a warning says so.
+    agree. Where they do not, because a forward reads a layer's weight itself, no layer gets a twin. Where they still
+    do not, the network takes the layers form, and a warning says so.
 
     Args:
         model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
@@ -93,22 +95,27 @@ def compact_form(
     """
     refuse(model, plan)
     arguments = as_arguments(example_inputs)
-    chosen = _compactable(model, plan)
+    twins = _compactable(model, plan)
     nothing_known: dict[str, tuple[bool, ...]] = {}
-    layered = partial(_compacted, model, plan, (), nothing_known)
-    if not chosen:
-        return layered()
-    for needs in (needed_inputs(channels, plan), nothing_known):
+    layered = partial(_layered, model, plan)
+    attempts = [(twins, needed_inputs(channels, plan)), (twins, nothing_known)] if twins else []
+    for chosen, needs in (*attempts, ((), nothing_known)):
         compacted = partial(_compacted, model, plan, chosen, needs)
         if (reason := difference(layered, compacted, arguments)) is None:
             return compacted()
     warnings.warn(
         f"The compact form of this {type(model).__name__} is not the same network: {reason}. It is in the "
-        "layers form now, which costs a full step; its optimizer needs guard().",
+        "layers form now, which costs a full step; an optimizer that is not torch's needs guard().",
         LayersFormWarning,
         stacklevel=3,
     )
     return layered()
+
+
+def _layered(model: nn.Module, plan: TGDPlan) -> nn.Module:
+    net = copy_model(model)
+    mount_layers(net, plan)
+    return attach(net)
 
 
 def _compactable(model: nn.Module, plan: TGDPlan) -> tuple[str, ...]:
@@ -133,19 +140,9 @@ def _compacted(
             hold=plan.norm_stats == "hold",
             needs=_worth_telling(needs.get(name)),
         )
-    mount(net, plan, apart=chosen)
+    mount_compact(net, plan, chosen)
     return attach(net)
 
 
 def _worth_telling(needs: tuple[bool, ...] | None) -> tuple[bool, ...] | None:
-    return None if needs is None or sum(needs) > MOST * len(needs) else needs
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether hooks watch or change what the module does; a graph that does not call it would skip them."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    return None if needs is None or sum(needs) > MAX_NEEDED_SHARE * len(needs) else needs

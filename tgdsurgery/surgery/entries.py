@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from tgdsurgery.core.plan import TGDPlan
-from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery.surgery.compact import Divided
 
 
 def trainable_entries(net: nn.Module, plan: TGDPlan) -> dict[nn.Parameter, Tensor]:
     """For every parameter of `net`: a bool mask of its shape, True at the entries that may move.
 
     A parameter under several names moves only where all of them agree, and one that no layer owns nowhere.
-    Those of compact layers are trainable rows only: all of them may move.
+    Where parameters are divided, all of what is a Parameter may move.
     """
     planned = plan.parameter_masks()
     masks: dict[nn.Parameter, Tensor] = {}
@@ -21,7 +21,7 @@ def trainable_entries(net: nn.Module, plan: TGDPlan) -> dict[nn.Parameter, Tenso
         if name in planned:
             known = masks.get(parameter)
             masks[parameter] = planned[name] if known is None else planned[name] & known
-    divided = [module for module in net.modules() if isinstance(module, Compact)]
+    divided = [module for module in net.modules() if isinstance(module, Divided)]
     rows = {parameter for module in divided for parameter in module.parameters(recurse=False)}
     everywhere, nowhere = torch.ones((), dtype=torch.bool), torch.zeros((), dtype=torch.bool)
     masks |= {parameter: everywhere.expand(parameter.shape) for parameter in rows}

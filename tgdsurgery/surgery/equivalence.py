@@ -13,16 +13,12 @@ from torch import Tensor, nn
 from tgdsurgery.core.arguments import Arguments
 from tgdsurgery.core.copying import own_randomness
 from tgdsurgery.core.torch_private import tree_flatten, tree_map_only
-from tgdsurgery.surgery.compact.base import full_parameters
+from tgdsurgery.surgery.compact import full_parameters
 
 Outcome = tuple[list[Any], Any, dict[str, Tensor]]
 
-
-# Parameters up to which a network is tried in float64.
-LARGE = 50_000_000
-
-
-PIECE = 2**20  # entries that are compared at a time
+MAX_FLOAT64_PARAMETERS = 50_000_000  # up to which a network is tried in float64
+MAX_ENTRIES_AT_A_TIME = 2**20  # that are compared
 
 
 def same_results(reference: nn.Module, other: nn.Module, arguments: Arguments) -> bool:
@@ -71,7 +67,7 @@ def _outcome(make: Callable[[], nn.Module], arguments: Arguments, training: bool
     """Of a new copy, which is gone when the next one is made: two of a large network are many gigabytes."""
     net = make()
     if precise:
-        if sum(parameter.numel() for parameter in net.parameters()) > LARGE:
+        if sum(parameter.numel() for parameter in net.parameters()) > MAX_FLOAT64_PARAMETERS:
             raise ValueError("too large for float64")
         net = net.double()
         arguments = tree_map_only(Tensor, _double, arguments)
@@ -185,5 +181,5 @@ def _largest(tensor: Tensor) -> float:
 def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both in pieces of some rows: what is computed on the way takes several times the memory."""
     a, b = (t.detach().reshape(*(t.shape or [1]), 1).flatten(1) for t in (a, b))
-    rows = max(1, PIECE // max(1, a[:1].numel()))
+    rows = max(1, MAX_ENTRIES_AT_A_TIME // max(1, a[:1].numel()))
     return zip(a.split(rows), b.split(rows), strict=True)

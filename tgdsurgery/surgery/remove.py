@@ -8,7 +8,7 @@ from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.sharding import is_sharded
 from tgdsurgery.core.torch_private import PRESERVED
-from tgdsurgery.surgery.compact.base import frozen_buffers
+from tgdsurgery.surgery.compact import frozen_buffers
 from tgdsurgery.surgery.layers.graph import TGDGraphModule
 from tgdsurgery.surgery.mount import IGNORED_BY_DDP, dismount
 from tgdsurgery.surgery.tgd_network import tgd_form
@@ -31,16 +31,15 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
         )
     plain = copy_model(net.source() if isinstance(net, TGDGraphModule) else net)
     frozen = frozen_buffers(plain)
+    known: dict[str, nn.Parameter] = {}
     for module in list(plain.modules()):
-        dismount(module)
+        dismount(module, known)
     for attributes in (
         vars(plain),
         plain.meta.get(PRESERVED, {}) if isinstance(plain, fx.GraphModule) else {},
     ):
-        for name in ("tgd_plan", "tgd_stopped", "tgd_masked"):
+        for name in ("tgd_plan", "tgd_masked"):
             attributes.pop(name, None)
         if rest := [name for name in attributes.pop(IGNORED_BY_DDP, ()) if name not in frozen]:
             attributes[IGNORED_BY_DDP] = rest
-    for name in vars(net)["tgd_stopped"]:
-        plain.get_parameter(name).requires_grad_(True)
     return plain

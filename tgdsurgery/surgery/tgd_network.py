@@ -15,7 +15,7 @@ def tgd_form(model: nn.Module) -> nn.Module:
         RewriteError: `model` is no such network.
     """
     net = unwrapped(model)
-    if "tgd_stopped" in vars(net):
+    if "tgd_plan" in vars(net):
         return net
     raise RewriteError(
         f"This {type(net).__name__} has no TGD layers.", "Give the network that apply_tgd returned."

@@ -44,9 +44,11 @@ def _misfits(model: nn.Module, plan: TGDPlan) -> Iterator[str]:
 
 
 def layers_of(plan: TGDPlan) -> list[Layer]:
+    """All layers of the plan."""
     return [entry.layer for entry in plan.entries]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, under all of their names."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.masking import BITS
+from tgdsurgery.core.norm_statistics import held_statistics
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.sharding import gathered
 from tgdsurgery.core.tables import as_text, table
@@ -82,10 +83,7 @@ def verify(before: Network, after: Network, plan: TGDPlan | None = None) -> Audi
     for name in plan.unmapped:
         masks[name] = torch.zeros_like(_tensor(one, name), dtype=torch.bool, device="cpu")  # type: ignore[assignment]
     parameters = [_row(name, mask, one, other) for name, mask in masks.items() if not mask.all()]
-    statistics = []
-    if plan.norm_stats == "hold":
-        held = [(name, plan.trainable(e.layer.name)) for e in plan.entries for name in e.layer.statistics]
-        statistics = [_row(name, mask, one, other) for name, mask in held if not mask.all()]
+    statistics = [_row(name, mask, one, other) for name, mask in held_statistics(plan).items()]
     return Audit(tuple(parameters), tuple(statistics))
 
 

@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
+import functools
+import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tgdsurgery.core.errors import RewriteError
-from tgdsurgery.core.sharding import is_sharded, like, local
-from tgdsurgery.surgery.entries import trainable_entries
+from tgdsurgery.core.optimizer_hooks import after_every_step
+from tgdsurgery.core.torch_private import runs_hooks
+from tgdsurgery.surgery.layers.frozen_entries import Kept
+from tgdsurgery.surgery.layers.parameter_mask import ParameterMask
 from tgdsurgery.surgery.tgd_network import tgd_form
-
-_Index = tuple[Tensor, ...]
 
 
 class Guard:
     """Handle of a guarded optimizer; `remove()`, or leaving it as a context manager, ends the guard.
 
     Args:
-        optimizer: the optimizer.
-        frozen: for each parameter, the index of its frozen entries (in this process's shard of it).
+        optimizer: anything with `step`, and `param_groups` of its own or of an optimizer inside.
+        masks: what knows the frozen entries; nothing is done without.
     """
 
-    def __init__(self, optimizer: Optimizer, frozen: Mapping[nn.Parameter, _Index]) -> None:
-        self._frozen = frozen
-        self._kept: list[tuple[Tensor, _Index, Tensor]] = []
-        self._handles = (
-            optimizer.register_step_pre_hook(self._keep),
-            optimizer.register_step_post_hook(self._put_back),
-        )
+    def __init__(self, optimizer: Any, masks: Sequence[ParameterMask]) -> None:
+        self._optimizer, self._before = optimizer, vars(optimizer).get("step")
+        self._wraps = bool(masks) and not runs_hooks(optimizer)
+        if not self._wraps:
+            return
+        inner = optimizer.step
+
+        @functools.wraps(inner)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            kept = Kept(_param_groups(self), masks)
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                kept.put_back()
+
+        optimizer.step = types.MethodType(step, optimizer)  # schedulers expect a method
 
     def remove(self) -> None:
-        """Let the optimizer move all entries again."""
-        for handle in self._handles:
-            handle.remove()
+        """Let the optimizer step as before."""
+        if self._wraps and self._before is None:
+            del self._optimizer.step
+        elif self._wraps:
+            self._optimizer.step = self._before
+        self._wraps = False
 
     def __enter__(self) -> Guard:
         return self
@@ -46,72 +58,62 @@ class Guard:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    @torch.no_grad()
-    def _keep(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._kept = []
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if parameter in self._frozen:
-                own = local(parameter)
-                index = tuple(axis.to(own.device) for axis in self._frozen[parameter])
-                self._kept.append((own, index, own[index].clone()))
 
-    @torch.no_grad()
-    def _put_back(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for own, index, values in self._kept:
-            own[index] = values
-        self._kept = []
+def guard(optimizer: Any, tgd_model: nn.Module) -> Guard:
+    """Keep the frozen entries of a network in the layers form in every `step` of an optimizer that is not torch's.
 
-
-def guard(optimizer: Optimizer, tgd_model: nn.Module) -> Guard:
-    """Keep the frozen entries where they are in every `optimizer.step()`, bit for bit.
-
-    A frozen entry's gradient is zero, but weight decay, momentum, and the state of an optimizer that was
-    used before move it all the same. The guard copies the frozen entries before `step` runs, and puts them
-    back after it. It works with every optimizer of `torch.optim` and all that build on its `Optimizer`, and
-    with a GradScaler; with FSDP2, shard the model first. In the compact form only the layers that could not
-    be made compact need it: in all others, frozen entries are no parameters.
+    The guard copies the frozen entries before `step` runs, and puts them back after it. Only `form="layers"` has
+    frozen entries in its Parameters, and only an optimizer whose `step` runs none of torch's hooks can move them: a
+    class of one's own, or a wrapper that leaves out `Optimizer.__init__`, as Lookahead and differentially private
+    optimizers do. With any other optimizer, and in the compact form, there is nothing to do, and nothing is done.
 
     Args:
-        optimizer: holds all or some of the model's parameters.
+        optimizer: anything with `step` and `param_groups`; wrappers that keep theirs in `optimizer` or
+            `original_optimizer` are looked through.
         tgd_model: what apply_tgd returned; may be wrapped in DDP, DataParallel or torch.compile.
 
     Raises:
         RewriteError: `tgd_model` is no TGD network, or the optimizer holds none of its parameters.
 
     Example:
-        >>> from tgdsurgery.core.plan import LayerPlan, TGDPlan
-        >>> from tgdsurgery.core.records import Layer, ParameterRows
-        >>> from tgdsurgery.surgery.apply import layers_form
-        >>> layer = Layer("0", "filter", "Linear", 2, (ParameterRows("0.weight", (2, 1)),), (), ("0",), -1)
-        >>> entry = LayerPlan(layer, (0.1, 0.9), (True, False))
-        >>> plan = TGDPlan(0.3, None, 5, 1.0, "masked", "hold", (entry,))
-        >>> net = layers_form(nn.Sequential(nn.Linear(1, 2, bias=False)), plan, torch.ones(1, 1))
-        >>> _ = torch.nn.init.ones_(net.get_parameter("0.weight"))
-        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.5, weight_decay=1.0)
-        >>> with guard(optimizer, net):
-        ...     net(torch.ones(1, 1)).sum().backward()
+        >>> import torch
+        >>> from tgdsurgery import apply_tgd, verify
+        >>> class Decay:  # not torch's
+        ...     def __init__(self, parameters):
+        ...         self.param_groups = [{"params": list(parameters)}]
+        ...     @torch.no_grad()
+        ...     def step(self):
+        ...         for parameter in self.param_groups[0]["params"]:
+        ...             parameter.mul_(0.9)
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
+        >>> tgd = apply_tgd(net, phi=0.5, form="layers")
+        >>> optimizer = Decay(tgd.parameters())
+        >>> with guard(optimizer, tgd):
         ...     optimizer.step()
-        >>> net.get_parameter("0.weight").flatten().tolist()
-        [0.0, 1.0]
+        >>> verify(net, tgd).ok
+        True
     """
     net = tgd_form(tgd_model)
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    held = {parameter for group in _param_groups(optimizer) for parameter in group["params"]}
     if held.isdisjoint(net.parameters()):
         raise RewriteError(
             "The optimizer holds none of the TGD model's parameters (made from the model before apply_tgd?).",
             "Make it from the parameters of the network that apply_tgd returned.",
         )
-    masks = trainable_entries(net, vars(net)["tgd_plan"])
-    return Guard(optimizer, {p: _frozen_index(mask, p) for p, mask in masks.items() if not mask.all()})
+    return Guard(optimizer, [module for module in net.modules() if isinstance(module, ParameterMask)])
 
 
-def _frozen_index(trainable: Tensor, parameter: Any) -> _Index:
-    """Index of the False entries over the leading axes only, as many as the mask varies along."""
-    while trainable.ndim and (trainable.shape[-1] == 1 or trainable.stride(-1) == 0):
-        trainable = trainable.select(-1, 0)
-    if trainable.ndim and is_sharded(parameter):
-        trainable = local(like(trainable.contiguous().to(parameter.device), parameter))
-    return (~trainable).nonzero(as_tuple=True) if trainable.ndim else ()
+def _param_groups(optimizer: Any) -> Any:
+    """Those of the optimizer, or of the one inside."""
+    inside: Any = optimizer
+    while not hasattr(inside, "param_groups"):
+        inside = getattr(inside, "optimizer", None) or getattr(inside, "original_optimizer", None)
+        if inside is None:
+            raise RewriteError(
+                f"{type(optimizer).__name__} has no param_groups, and holds no optimizer that has.",
+                "Guard the optimizer that updates the parameters.",
+            )
+    return inside.param_groups
 
 
 # For each TGD network that is alive: the parameters of the model it was made from, by id. Nothing is kept alive.
@@ -141,6 +143,7 @@ def watch(tgd_model: nn.Module, model: nn.Module) -> None:
         Traceback (most recent call last):
         tgdsurgery.core.errors.RewriteError: This SGD was made before apply_tgd: ...
     """
+    after_every_step(_check)
     _watched[tgd_model] = {id(parameter): weakref.ref(parameter) for parameter in model.parameters()}
 
 
@@ -158,8 +161,3 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 "that was given to apply_tgd, and none of the network that is trained.",
                 "Make it from the parameters of the network that apply_tgd returned.",
             )
-
-
-# One hook for all, which stays: taking one away while torch goes through them is an error, and the garbage
-# collector, which would do it, runs at any time.
-register_optimizer_step_post_hook(_check)

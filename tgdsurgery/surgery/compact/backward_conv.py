@@ -146,7 +146,7 @@ class WholeConvolution(_Convolution):
     """`Convolution` where it does not pay to gather channels: the plain backward, and the trainable rows of it.
 
     Args of `apply`:
-        unneeded: the input channels whose gradient is zero, or None.
+        unneeded: the input channels whose gradient is zero.
 
         The others are those of `Convolution`.
     """
@@ -159,7 +159,7 @@ class WholeConvolution(_Convolution):
         weight: Tensor,
         bias: Tensor | None,
         trainable: Tensor,
-        unneeded: Tensor | None,
+        unneeded: Tensor,
         geometry: Geometry,
         stops_gradient: bool,
     ) -> Tensor:
@@ -179,7 +179,7 @@ class WholeConvolution(_Convolution):
             weight = swapped(weight, groups) if ctx.geometry.transposed else weight
         x = _empty(ctx, gradient, ctx.input_shape) if x is None else x
         by_input, by_rows = _backward(gradient, x, weight, ctx.geometry, [input_needed, rows_needed])
-        if input_needed and unneeded is not None:
+        if input_needed and len(unneeded):
             by_input = by_input.index_fill_(1, unneeded, 0.0)
         if rows_needed:
             by_rows = swapped(by_rows, groups) if ctx.geometry.transposed else by_rows

@@ -1,230 +1,216 @@
-"""A layer's parameters in two parts: trainable rows are Parameters, frozen rows are buffers.
+"""A module's parameters in two parts: trainable entries are Parameters, frozen ones are buffers.
 
 Outside, nothing shows of it: `state_dict` and `load_state_dict` speak the original's keys, shapes and dtypes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.records import ParameterRows
-from tgdsurgery.core.sharding import gathered, is_sharded, like
-from tgdsurgery.surgery.compact.layout import by_row, fill_, filled, in_format, memory_format
-from tgdsurgery.surgery.compact.weight_cache import Rows, _count, as_it_was, state_of
+from tgdsurgery.core.sharding import gathered, like
+from tgdsurgery.surgery.compact.layout import fill_, filled, taken
+from tgdsurgery.surgery.compact.weight_cache import Rows
+from tgdsurgery.surgery.derived import Derived
 
 
-@dataclass(frozen=True)
-class Compaction:
-    """What a compact module knows about itself.
+class Part(NamedTuple):
+    """Which part of a parameter is trainable.
 
     Args:
-        mask: for each output channel, whether it is trainable.
-        rows: how the entries of each parameter (by its own name) belong to the channels.
-        channel_axis: axis of the channels in the output, counted from the end.
-        stops_gradient: whether the gradient at frozen output channels counts as zero.
-        hold: whether frozen channels of a norm use, and keep, their stored statistics in training.
-        needs: for each input channel, whether anything before it is trainable; None for all.
-        required: `requires_grad` of each parameter in the original module.
+        first_name: the parameter's first name in the network: what has the same is one Parameter.
+        shape: the shape of the whole parameter.
+        rows: how its entries belong to rows, if rows of it are trainable; None for single entries.
+        at: name of the constant that has the numbers of the trainable rows or entries; None if nothing is trainable.
+        requires_grad: that of the original.
     """
 
-    mask: tuple[bool, ...]
-    rows: Mapping[str, ParameterRows]
-    channel_axis: int
-    stops_gradient: bool
-    hold: bool
-    needs: tuple[bool, ...] | None
-    required: Mapping[str, bool]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Compaction:
-        """Itself: nothing in it changes."""
-        return self
-
-    @cached_property
-    def trainable(self) -> int:
-        """Number of trainable channels."""
-        return sum(self.mask)
+    first_name: str
+    shape: tuple[int, ...]
+    rows: ParameterRows | None
+    at: str | None
+    requires_grad: bool
 
 
-CompactT = TypeVar("CompactT", bound="Compact")
+# For parameters of several modules: by the parameter, what is trainable of it and what is frozen.
+Parts = dict[nn.Parameter, tuple[Rows | None, Tensor]]
 
 
-class Compact(Constants):
-    """What all compact modules have in common: a mixin, in front of the original's class.
+class Divided(Derived, Constants):
+    """A module whose parameters are divided: a mixin, in front of the original's class.
 
-    A parameter `weight` with n of N rows trainable becomes the Parameter `weight` (n, ...), rows first, and
-    the buffer `frozen_weight` of the original's shape and layout: in it the N - n frozen rows count, and the
-    others are room for what a kernel needs whole. With nothing trainable it becomes a buffer of the same name.
+    A parameter `weight` of which a part is trainable becomes the Parameter `weight`, which holds nothing else, and the
+    buffer `_tgd_frozen_weight` of the original's shape and layout: in it the frozen entries count, and the others are
+    room for what a kernel needs whole. With nothing trainable, the parameter becomes a buffer of the same name.
     """
 
-    original_class: ClassVar[type[nn.Module]]
-    compaction: Compaction
-    written: dict[str, Any]  # what `whole` last wrote, and where to
+    _tgd_parts: Mapping[str, Part]  # by the module's own names
+    _tgd_order: tuple[str, ...]  # the names of all parameters of the original
+    _tgd_prefix = "Divided"
 
-    def full(self, name: str) -> Any:
-        """The whole parameter (or None), differentiable in its trainable rows; in the original's layout."""
-        trainable: Tensor | None = getattr(self, name)
-        frozen = self._buffers.get(f"frozen_{name}")
-        if trainable is None or frozen is None:
-            return trainable
-        return self._joined(name, trainable)
+    def _tgd_full(self, name: str) -> Any:
+        """The whole parameter (or None), differentiable in its trainable entries; in the original's layout."""
+        part = self._tgd_parts.get(name)
+        if part is None or part.at is None:
+            return self._parameters.get(name, self._buffers.get(name))
+        return self._tgd_joined(name, self._tgd_rows(name))
 
-    def whole(self, name: str) -> Any:
-        """`full` without a gradient, for a kernel that keeps nothing of it for a backward: no copy, if it can be.
+    def _tgd_rows(self, name: str) -> Any:
+        """The trainable part alone; None if there is none."""
+        part = self._tgd_parts.get(name)
+        if part is None or part.at is None:
+            return None
+        # A replica that DataParallel made has no Parameters: it has tensors as plain attributes.
+        return vars(self)[name] if name not in self._parameters else self._parameters[name]
 
-        The trainable rows are written where they belong in the frozen part, unless they are there already: as
-        long as no mode was set, no optimizer has stepped, and neither torch nor `Rows` have counted a change.
-        (What goes unseen: a write, later, to what `.data` once gave.)
-        """
-        frozen = self._buffers.get(f"frozen_{name}")
-        if torch.compiler.is_compiling():
-            with torch.no_grad():
-                return self.full(name)
-        if (written := self.written.get(name)) and as_it_was(written, self._parameters.get(name), frozen):
-            return frozen
-        trainable: Tensor | None = getattr(self, name)
-        if trainable is None or frozen is None:
-            return trainable
-        with torch.no_grad():
-            if not isinstance(trainable, nn.Parameter):  # it is lent by torch.func: no writing to buffers
-                return self.full(name)
-            fill_(self.compaction.rows[name], frozen, trainable, self.index("rows"))
-        self.written[name] = state_of(trainable, frozen)
-        return frozen
+    def _tgd_padded(self, name: str, values: Tensor) -> Tensor:
+        """Values of the trainable part (a gradient, say) in the parameter's own shape; zero at frozen entries."""
+        zeros = torch.zeros_like(self._tgd_frozen(name), dtype=values.dtype)
+        return fill_(self._tgd_parts[name].rows, zeros, values, self._tgd_index_of(name))
 
-    def padded(self, name: str, trainable: Tensor) -> Tensor:
-        """Values of the trainable rows (a gradient, say) in the parameter's own shape; zero at frozen rows."""
-        zeros = torch.zeros_like(self.get_buffer(f"frozen_{name}"), dtype=trainable.dtype)
-        return fill_(self.compaction.rows[name], zeros, trainable, self.index("rows"))
+    def _tgd_joined(self, name: str, trainable: Tensor) -> Tensor:
+        return filled(self._tgd_parts[name].rows, self._tgd_frozen(name), trainable, self._tgd_index_of(name))
 
-    def _joined(self, name: str, trainable: Tensor) -> Tensor:
-        frozen = self.get_buffer(f"frozen_{name}")
-        return filled(self.compaction.rows[name], frozen, trainable, self.index("rows"))
+    def _tgd_frozen(self, name: str) -> Tensor:
+        return _present(self._buffers[f"_tgd_frozen_{name}"])
 
-    def stopped(self, x: Tensor) -> Tensor:
-        """The input; detached if no gradient gets through the layer at all."""
-        return x.detach() if self.compaction.stops_gradient and not self.compaction.trainable else x
+    def _tgd_index_of(self, name: str) -> Any:
+        return self._tgd_index(str(self._tgd_parts[name].at))
 
-    def index(self, name: str) -> Any:
+    def _tgd_index(self, name: str) -> Any:
         """An index or a mask, on the device of the module; None if it has none of that name."""
-        return self.constant(name, self._device()) if name in self.placed else None
+        return self._tgd_constant(name, self._tgd_device()) if name in self._tgd_placed else None
 
-    def _index_tensors(self) -> dict[str, Any]:
-        """All of them, on the CPU."""
-        return {"rows": torch.tensor(self.compaction.mask).nonzero().flatten()}
-
-    def divide(self) -> None:
-        """Divide the parameters of what was a plain module until now."""
-        if not self.compaction.trainable:
-            whole = {name: self._parameters.pop(name) for name in self.compaction.rows}
-            frozen = {name: None if p is None else p.detach() for name, p in whole.items()}
-            self._buffers = {**frozen, **self._buffers}  # in front, as the state_dict has parameters first
-        vars(self)["written"] = {}
-        for name, values in self._index_tensors().items():
-            if values is not None:
-                self.keep(name, values, self._device())
-        for name in self._divided():
-            parameter = self._parameters[name]
-            assert parameter is not None
-            rows = self._trainable_part(name, parameter.detach())
-            self._parameters[name] = Rows(rows, requires_grad=parameter.requires_grad)
-            self.register_buffer(f"frozen_{name}", parameter.detach(), persistent=False)
-
-    def unite(self) -> None:
-        """Undo `divide`."""
-        united: dict[str, nn.Parameter | None] = {}
-        for name, required in self.compaction.required.items():
-            rows, full = self._parameters.get(name), self.full(name).detach()
-            united[name] = nn.Parameter(full, requires_grad=required if rows is None else rows.requires_grad)
-        self.forget()
-        del vars(self)["written"]
-        added = {f"frozen_{name}" for name in self.compaction.rows}
-        for name in (added | united.keys()) & self._buffers.keys():
-            delattr(self, name)
-        self._parameters = {**united, **{n: p for n, p in self._parameters.items() if n not in united}}
-
-    def _divided(self) -> list[str]:
-        """Names of the parameters that exist in two parts."""
-        present = [name for name in self.compaction.rows if self._parameters.get(name) is not None]
-        return present if self.compaction.trainable else []
-
-    def _trainable_part(self, name: str, full: Tensor) -> Tensor:
-        at = self._index_tensors()["rows"].to(full.device)
-        rows = by_row(self.compaction.rows[name], full).index_select(0, at)
-        return in_format(rows, memory_format(full))
-
-    def train(self: CompactT, mode: bool = True) -> CompactT:
-        """As of any module; the next forward looks at the rows anew."""
-        self.written.clear()
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "written": {}}
-
-    def _device(self) -> torch.device:
+    def _tgd_device(self) -> torch.device:
         tensors = (*self._parameters.values(), *self._buffers.values())
         return next(tensor.device for tensor in tensors if tensor is not None)
 
+    def _tgd_divide(
+        self, parts: Mapping[str, Part], indices: Mapping[str, Tensor], known: Parts | None = None
+    ) -> None:
+        """Divide the parameters of what was a plain module until now.
+
+        Args:
+            parts: for each parameter with frozen entries, which part of it is trainable.
+            indices: the constants, on the CPU.
+            known: the parameters that other modules have divided already; those of this one are added.
+        """
+        known = {} if known is None else known
+        vars(self).update({"_tgd_parts": parts, "_tgd_order": tuple(self._parameters)})
+        vars(self).update({"_tgd_kept": {}, "_tgd_placed": {}})
+        for name, values in indices.items():
+            self._tgd_keep(name, values, self._tgd_device())
+        whole: dict[str, Tensor | None] = {}
+        for name, part in parts.items():
+            parameter = _present(self._parameters[name])
+            assert isinstance(parameter, nn.Parameter)
+            if parameter not in known:
+                known[parameter] = self._tgd_two_parts(name, parameter)
+            rows, frozen = known[parameter]
+            if part.at is None:
+                del self._parameters[name]
+                whole[name] = frozen
+            else:
+                self._parameters[name] = rows
+                self._buffers[f"_tgd_frozen_{name}"] = frozen
+                self._non_persistent_buffers_set.add(f"_tgd_frozen_{name}")
+        self._buffers = {**whole, **self._buffers}  # in front, as the state_dict has parameters first
+
+    def _tgd_two_parts(self, name: str, parameter: nn.Parameter) -> tuple[Rows | None, Tensor]:
+        full = parameter.detach()
+        if self._tgd_parts[name].at is None:
+            return None, full
+        return Rows(self._tgd_taken(name, full), requires_grad=parameter.requires_grad), full
+
+    def _tgd_taken(self, name: str, full: Tensor) -> Tensor:
+        """The trainable part of a whole tensor, in memory of its own."""
+        part = self._tgd_parts[name]
+        return taken(part.rows, full, self._tgd_kept[str(part.at)].to(full.device))
+
+    def _tgd_unite(self, known: dict[str, nn.Parameter] | None = None) -> None:
+        """Undo `_tgd_divide`.
+
+        Args:
+            known: the parameters that other modules have united already, by their first names; those of this one are
+                added.
+        """
+        known = {} if known is None else known
+        united: dict[str, nn.Parameter | None] = {}
+        for name, part in self._tgd_parts.items():
+            if part.first_name not in known:
+                rows = self._parameters.get(name)
+                flag = part.requires_grad if rows is None else rows.requires_grad
+                known[part.first_name] = nn.Parameter(self._tgd_full(name).detach(), requires_grad=flag)
+            united[name] = known[part.first_name]
+        for name in self._tgd_parts:
+            for buffer in (name, f"_tgd_frozen_{name}"):
+                self._buffers.pop(buffer, None)
+                self._non_persistent_buffers_set.discard(buffer)
+        present = {**self._parameters, **united}
+        first = {name: present.pop(name) for name in self._tgd_order if name in present}
+        self._parameters = {**first, **present}
+        self._tgd_forget()
+        del vars(self)["_tgd_parts"], vars(self)["_tgd_order"]
+
+    def _tgd_divided(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters of which a part is trainable: their names, and that part."""
+        for name, part in self._tgd_parts.items():
+            if part.at is not None:
+                yield name, _present(self._parameters[name])
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self._divided():
-            own = _present(self._parameters[name])
-            full = self._joined(name, gathered(own))
-            destination[prefix + name] = like(full if keep_vars else full.detach(), own)
+        own: dict[str, Any] = OrderedDict()
+        super()._save_to_state_dict(own, prefix, keep_vars)
+        for name, rows in self._tgd_divided():
+            full = self._tgd_joined(name, gathered(rows))
+            own[prefix + name] = like(full if keep_vars else full.detach(), rows)
+        for key in [prefix + name for name in self._tgd_order if prefix + name in own]:
+            destination[key] = own.pop(key)
+        destination.update(own)
 
     def _load_from_state_dict(  # type: ignore[no-untyped-def]
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
         assign = local_metadata.get("assign_to_params_buffers", False)
         # The state_dict is this module's own copy, and may be changed.
-        for key in [
-            prefix + name for name in self.compaction.rows if is_sharded(state_dict.get(prefix + name))
-        ]:
-            state_dict[key] = gathered(state_dict[key])
-        for name in self._divided():
-            key = prefix + name
+        for name in self._tgd_parts:
+            if isinstance(value := state_dict.get(prefix + name), Tensor):
+                state_dict[prefix + name] = gathered(value).detach()  # a Parameter would be assigned as one
+        for name, rows in self._tgd_divided():
+            key, wanted = prefix + name, torch.Size(self._tgd_parts[name].shape)
             if not isinstance(full := state_dict.get(key), Tensor):
                 continue  # missing: torch reports it
-            rows, own = self.compaction.rows[name], _present(self._parameters[name])
-            if full.shape != rows.shape:
-                wanted = torch.Size(rows.shape)
+            if full.shape != wanted:
                 error_msgs.append(
                     f"size mismatch for {key}: copying a param with shape {full.shape} from checkpoint, "
                     f"the shape in current model is {wanted}."
                 )
-                state_dict[key] = own.detach()
+                state_dict[key] = rows.detach()
                 continue
-            state_dict[key] = like(self._trainable_part(name, full.detach()), own)
+            state_dict[key] = like(self._tgd_taken(name, full), rows)
             if assign:  # a copy, since it is written to
-                setattr(self, f"frozen_{name}", full.detach().clone())
+                self._buffers[f"_tgd_frozen_{name}"] = full.clone()
             else:
-                self.get_buffer(f"frozen_{name}").copy_(full)
+                self._tgd_frozen(name).copy_(full)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def extra_repr(self) -> str:
-        """Shown in the module's repr."""
-        share = f"{self.compaction.trainable}/{len(self.compaction.mask)} trainable"
-        original = super().extra_repr()
-        return f"{original}, {share}" if original else share
-
 
 def frozen_buffers(net: nn.Module) -> list[str]:
-    """Names of the buffers that hold frozen rows."""
-    compact = {owner: module for owner, module in net.named_modules() if isinstance(module, Compact)}
+    """Names of the buffers that hold frozen entries."""
     kept = {
         f"{owner}.{prefix}{name}".lstrip(".")
-        for owner, module in compact.items()
-        for name in module.compaction.rows
-        for prefix in ("", "frozen_")
+        for owner, module in net.named_modules()
+        if isinstance(module, Divided)
+        for name in module._tgd_parts
+        for prefix in ("", "_tgd_frozen_")
     }
     return [name for name, _ in net.named_buffers() if name in kept]
 
@@ -233,20 +219,17 @@ def full_parameters(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, T
     """Values by parameter name, each in the shape that the parameter has in the network's `state_dict`.
 
     Args:
-        net: a network, in part compact or not.
+        net: a network, in part divided or not.
         values: for some of its parameters a tensor of their shape, such as the gradient.
     """
     whole = dict(values)
     for owner, module in net.named_modules():
-        if isinstance(module, Compact):
-            for name in module.compaction.rows:
+        if isinstance(module, Divided):
+            for name, _ in module._tgd_divided():
                 key = f"{owner}.{name}".lstrip(".")
                 if key in values:
-                    whole[key] = module.padded(name, values[key])
+                    whole[key] = module._tgd_padded(name, values[key])
     return whole
-
-
-register_optimizer_step_post_hook(_count)
 
 
 def _present(tensor: Tensor | None) -> Tensor:

@@ -26,22 +26,18 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 class CompactConv(CompactFilter, ConvNd):
     """Conv1d, Conv2d, Conv3d."""
 
-    weight: Any
-    bias: Any
-    gathers: bool  # whether the backward gathers the trainable channels first
-
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
         if not torch.is_grad_enabled():
-            return self._conv_forward(x, self.whole("weight"), self.whole("bias"))
-        x = self.stopped(x)
+            return self._conv_forward(x, self._tgd_whole("weight"), self._tgd_whole("bias"))
+        x = self._tgd_stopped(x)
         spatial = len(self.kernel_size)
-        if self._is_plain() or x.dim() not in (spatial + 1, spatial + 2):
-            return self._conv_forward(x, *self._plain_tensors())
-        x, padding = self._padded(x)
-        return self._convolve(x, padding, self.output_padding)
+        if self._tgd_is_plain() or x.dim() not in (spatial + 1, spatial + 2):
+            return self._conv_forward(x, *self._tgd_plain_tensors())
+        x, padding = self._tgd_pad_input(x)
+        return self._tgd_convolve(x, padding, self.output_padding)
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def _tgd_pad_input(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The input with all padding that the kernel itself cannot do, and the padding that it does."""
         none = (0,) * len(self.kernel_size)
         if self.padding_mode != "zeros":
@@ -53,34 +49,25 @@ class CompactConv(CompactFilter, ConvNd):
         rest = [pad - both[i // 2] for i, pad in enumerate(pads)]
         return F.pad(x, rest) if any(rest) else x, tuple(reversed(both))
 
-    def _convolve(self, x: Tensor, padding: Any, output_padding: Any) -> Tensor:
+    def _tgd_convolve(self, x: Tensor, padding: Any, output_padding: Any) -> Tensor:
         batched = x.dim() == len(self.kernel_size) + 2
-        tensors = self._tensors(x if batched else x.unsqueeze(0))
+        tensors = self._tgd_tensors(x if batched else x.unsqueeze(0))
         geometry = Geometry(
             self.stride, padding, self.dilation, self.transposed, tuple(output_padding), self.groups
         )
-        way, names = (Convolution, GATHERING) if self.gathers else (WholeConvolution, WHOLE)
-        indices = (self.index(name) for name in names)
-        y = run(way, *tensors, *indices, geometry, self.compaction.stops_gradient)
+        whole = "unneeded" in self._tgd_placed
+        way, names = (WholeConvolution, WHOLE) if whole else (Convolution, GATHERING)
+        indices = (self._tgd_index(name) for name in names)
+        y = run(way, *tensors, *indices, geometry, self._tgd_compaction.stops_gradient)
         return y if batched else y.squeeze(0)
 
-    def divide(self) -> None:
-        """And settle how the backward is cut down."""
-        vars(self)["gathers"] = self._gathers()
-        super().divide()
-
-    def unite(self) -> None:
-        """Undo `divide`."""
-        super().unite()
-        del vars(self)["gathers"]
-
-    def _index_tensors(self) -> dict[str, Any]:
+    def _tgd_index_tensors(self) -> dict[str, Any]:
         """With what the backward needs to know of the channels."""
-        needs, indices = self.compaction.needs, super()._index_tensors()
-        if not self.gathers:
-            unneeded = None if needs is None else (~torch.tensor(needs)).nonzero().flatten()
-            return {**indices, "unneeded": unneeded}
-        counts, size = torch.tensor(self._rows_per_group()), self.in_channels // self.groups
+        needs, indices = self._tgd_compaction.needs, super()._tgd_index_tensors()
+        if not self._tgd_gathers():
+            unneeded = [index for index, needed in enumerate(needs or ()) if not needed]
+            return {**indices, "unneeded": torch.tensor(unneeded, dtype=torch.int64)}
+        counts, size = torch.tensor(self._tgd_rows_per_group()), self.in_channels // self.groups
         filled = counts > 0
         if filled.any() and not filled.all():
             indices["read"] = filled.repeat_interleave(size).nonzero().flatten()
@@ -91,16 +78,16 @@ class CompactConv(CompactFilter, ConvNd):
                 indices["reached"] = reached.repeat_interleave(size).nonzero().flatten()
         return indices
 
-    def _rows_per_group(self) -> list[int]:
-        mask, size = self.compaction.mask, self.out_channels // self.groups
+    def _tgd_rows_per_group(self) -> list[int]:
+        mask, size = self._tgd_compaction.mask, self.out_channels // self.groups
         return [sum(mask[start : start + size]) for start in range(0, self.out_channels, size)]
 
-    def _gathers(self) -> bool:
+    def _tgd_gathers(self) -> bool:
         """Whether the backward gathers the trainable channels first: it cannot, if the groups have unequal numbers.
 
         On one CPU core the plain backward of all channels was not faster for any share of them, up to 0.9.
         """
-        return len({count for count in self._rows_per_group() if count}) <= 1
+        return len({count for count in self._tgd_rows_per_group() if count}) <= 1
 
 
 class CompactConvTranspose(CompactConv, ConvTransposeNd):
@@ -108,12 +95,12 @@ class CompactConvTranspose(CompactConv, ConvTransposeNd):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The plain layer's output."""
-        x = self.stopped(x)
+        x = self._tgd_stopped(x)
         spatial = len(self.kernel_size)
         args: Any = (self.stride, self.padding, self.kernel_size, spatial, self.dilation)
         output_padding: Any = self._output_padding(x, output_size, *args)
-        if not self._is_plain() and x.dim() in (spatial + 1, spatial + 2):
-            return self._convolve(x, self.padding, output_padding)
+        if not self._tgd_is_plain() and x.dim() in (spatial + 1, spatial + 2):
+            return self._tgd_convolve(x, self.padding, output_padding)
         args = (self.stride, self.padding, output_padding, self.groups, self.dilation)
-        y: Tensor = _TRANSPOSED[spatial](x, *self._plain_tensors(), *args)
+        y: Tensor = _TRANSPOSED[spatial](x, *self._tgd_plain_tensors(), *args)
         return y

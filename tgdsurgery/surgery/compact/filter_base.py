@@ -7,42 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgdsurgery.surgery.compact.base import Compact
+from tgdsurgery.surgery.compact.twin import Compact
 
 
 class CompactFilter(Compact):
     """Conv, transposed conv, linear: the backward is compact."""
 
-    weight: Any  # the trainable rows, or all where none is trainable
-    bias: Any
-
-    def stopped(self, x: Tensor) -> Tensor:
+    def _tgd_stopped(self, x: Tensor) -> Tensor:
         """The input; detached if no gradient has to get to it."""
-        needs = self.compaction.needs
-        return super().stopped(x) if needs is None or any(needs) else x.detach()
+        needs = self._tgd_compaction.needs
+        return super()._tgd_stopped(x) if needs is None or any(needs) else x.detach()
 
-    def _index_tensors(self) -> dict[str, Any]:
+    def _tgd_index_tensors(self) -> dict[str, Any]:
         """With the input channels that need a gradient."""
-        needs = self.compaction.needs
+        needs = self._tgd_compaction.needs
         needed = None if needs is None or all(needs) else torch.tensor(needs).nonzero().flatten()
-        return {**super()._index_tensors(), "needs": needed}
+        return {**super()._tgd_index_tensors(), "needs": needed}
 
-    def _is_plain(self) -> bool:
+    def _tgd_is_plain(self) -> bool:
         """Whether the plain layer's forward and backward are just right."""
-        nothing = not self.compaction.trainable and self.index("needs") is None
+        nothing = not self._tgd_compaction.trainable and self._tgd_index("needs") is None
         return nothing or not torch.is_grad_enabled() or torch.compiler.is_exporting()
 
-    def _tensors(self, x: Tensor) -> list[Tensor | None]:
+    def _tgd_tensors(self, x: Tensor) -> list[Tensor | None]:
         """x, rows, bias rows, weight and bias, as the compact functions take them."""
-        rows = [self.weight, self.bias] if self.compaction.trainable else [None, None]
+        rows = self._tgd_rows("weight"), self._tgd_rows("bias")
         # Where the backward needs the weight, autograd keeps it: it must be one that is not written to later.
-        weight = self.whole("weight") if self.compaction.stops_gradient else self.full("weight")
-        return autocasted([x, *rows, weight, self.whole("bias")])
+        weight = (
+            self._tgd_whole("weight") if self._tgd_compaction.stops_gradient else self._tgd_full("weight")
+        )
+        return autocasted([x, *rows, weight, self._tgd_whole("bias")])
 
-    def _plain_tensors(self) -> tuple[Any, Any]:
+    def _tgd_plain_tensors(self) -> tuple[Any, Any]:
         """Weight and bias for the plain layer's kernel."""
-        kept = torch.is_grad_enabled()
-        return (self.full if kept else self.whole)("weight"), (self.full if kept else self.whole)("bias")
+        tensor = self._tgd_full if torch.is_grad_enabled() else self._tgd_whole
+        return tensor("weight"), tensor("bias")
 
 
 def autocasted(tensors: list[Tensor | None]) -> list[Tensor | None]:

@@ -1,4 +1,7 @@
-"""How the rows of a parameter lie in memory: taken out, put back, in either memory format."""
+"""How the trainable part of a parameter lies in memory: taken out, put back, in either memory format.
+
+It is `rows` of the parameter, with the channels first; or, with None for `rows`, single entries of it, flat.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,30 @@ from torch import Tensor
 from tgdsurgery.core.records import ParameterRows
 
 
-def filled(rows: ParameterRows, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
-    """A copy of `whole`, a parameter in its own layout, with `values` (n, ...) in the rows `at`; differentiable."""
-    if rows.groups > 1:
+def taken(rows: ParameterRows | None, whole: Tensor, at: Tensor) -> Tensor:
+    """A copy of the part `at` of a parameter in its own layout; differentiable."""
+    if rows is None:
+        return whole.flatten().index_select(0, at)
+    return in_format(by_row(rows, whole).index_select(0, at), memory_format(whole))
+
+
+def filled(rows: ParameterRows | None, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
+    """A copy of `whole`, a parameter in its own layout, with `values` (n, ...) in the part `at`; differentiable."""
+    if rows is None:
+        full = whole.flatten().index_copy(0, at, values).view(whole.shape)
+    elif rows.groups > 1:
         full = swapped(swapped(whole, rows.groups).index_copy(0, at, values), rows.groups)
     else:
         full = whole.movedim(rows.axis, 0).index_copy(0, at, values).movedim(0, rows.axis)
     # Torch reads the format of what it computes from the strides, also where others would mean the same entries.
-    return full if full.stride() == whole.stride() else in_format(full, memory_format(whole))
+    return full if full.stride() == whole.stride() else torch.empty_like(whole).copy_(full)
 
 
-def fill_(rows: ParameterRows, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
+def fill_(rows: ParameterRows | None, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
     """`filled` in place; returns `whole`."""
-    if rows.groups > 1:
+    if rows is None:
+        whole.copy_(filled(rows, whole, values, at))
+    elif rows.groups > 1:
         by_group = whole.unflatten(0, (rows.groups, -1)).transpose(1, 2)
         by_group.index_put_((at // whole.shape[1], at % whole.shape[1]), values)
     else:
@@ -49,6 +63,7 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def in_format(tensor: Tensor, form: torch.memory_format) -> Tensor:
+    """A copy in a memory format."""
     # Not `contiguous`: it returns a 1x1 kernel as it is, whose strides torch reads the format from.
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=form)
     empty.copy_(tensor)

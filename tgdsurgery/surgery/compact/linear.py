@@ -21,10 +21,14 @@ class CompactLinear(CompactFilter, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
         if not torch.is_grad_enabled():
-            return linear(x, self.whole("weight"), self.whole("bias"))
-        x = self.stopped(x)
-        if self._is_plain():
-            return linear(x, *self._plain_tensors())
+            return linear(x, self._tgd_whole("weight"), self._tgd_whole("bias"))
+        x = self._tgd_stopped(x)
+        if self._tgd_is_plain():
+            return linear(x, *self._tgd_plain_tensors())
         return run(
-            Linear, *self._tensors(x), self.index("rows"), self.index("needs"), self.compaction.stops_gradient
+            Linear,
+            *self._tgd_tensors(x),
+            self._tgd_index("rows"),
+            self._tgd_index("needs"),
+            self._tgd_compaction.stops_gradient,
         )

@@ -9,32 +9,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tgdsurgery.core.masking import mask_gradient
+from tgdsurgery.core.norm_statistics import held, mixed
 from tgdsurgery.core.torch_private import BatchNorm, InstanceNorm, check_batch_size
 from tgdsurgery.surgery.compact.backward_norm import Normalised
-from tgdsurgery.surgery.compact.base import Compact
 from tgdsurgery.surgery.compact.channels import Select, run
+from tgdsurgery.surgery.compact.twin import Compact
 
 # Share of the channels up to which a norm's backward is that of the trainable ones alone.
-GATHERED = 0.6
+MAX_GATHERED_SHARE = 0.6
 
 
 class CompactChannelLayer(Compact):
     """Layers that are cheap enough for the plain backward, or whose channels need each other in it."""
 
-    def _index_tensors(self) -> dict[str, Any]:
+    def _tgd_index_tensors(self) -> dict[str, Any]:
         """With the mask of the output's gradient, if there is one."""
-        masks = self.compaction.stops_gradient and self.compaction.trainable
-        return {**super()._index_tensors(), "mask": torch.tensor(self.compaction.mask) if masks else None}
+        masks = self._tgd_compaction.stops_gradient and self._tgd_compaction.trainable
+        return {
+            **super()._tgd_index_tensors(),
+            "mask": torch.tensor(self._tgd_compaction.mask) if masks else None,
+        }
 
-    def masked(self, y: Tensor) -> Tensor:
+    def _tgd_masked(self, y: Tensor) -> Tensor:
         """The output, with the gradient of frozen channels stopped."""
-        if not y.requires_grad or (mask := self.index("mask")) is None:
+        if not y.requires_grad or (mask := self._tgd_index("mask")) is None:
             return y
-        return mask_gradient(y, mask, self.compaction.channel_axis)
+        return mask_gradient(y, mask, self._tgd_compaction.channel_axis)
 
-    def joined(self) -> tuple[Any, Any]:
+    def _tgd_affine(self) -> tuple[Any, Any]:
         """Weight and bias for the plain layer's kernel."""
-        full = self.full if torch.is_grad_enabled() else self.whole
+        full = self._tgd_full if torch.is_grad_enabled() else self._tgd_whole
         return full("weight"), full("bias")
 
 
@@ -43,7 +47,9 @@ class CompactGroupNorm(CompactChannelLayer, nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
-        return self.masked(F.group_norm(self.stopped(x), self.num_groups, *self.joined(), self.eps))
+        return self._tgd_masked(
+            F.group_norm(self._tgd_stopped(x), self.num_groups, *self._tgd_affine(), self.eps)
+        )
 
 
 class CompactLayerNorm(CompactChannelLayer, nn.LayerNorm):
@@ -52,7 +58,7 @@ class CompactLayerNorm(CompactChannelLayer, nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
         shape: Any = self.normalized_shape
-        return self.masked(F.layer_norm(self.stopped(x), shape, *self.joined(), self.eps))
+        return self._tgd_masked(F.layer_norm(self._tgd_stopped(x), shape, *self._tgd_affine(), self.eps))
 
 
 class CompactRMSNorm(CompactChannelLayer, nn.RMSNorm):
@@ -61,7 +67,7 @@ class CompactRMSNorm(CompactChannelLayer, nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
         shape: Any = self.normalized_shape
-        return self.masked(F.rms_norm(self.stopped(x), shape, self.full("weight"), self.eps))
+        return self._tgd_masked(F.rms_norm(self._tgd_stopped(x), shape, self._tgd_full("weight"), self.eps))
 
 
 class CompactPReLU(CompactChannelLayer, nn.PReLU):
@@ -69,7 +75,7 @@ class CompactPReLU(CompactChannelLayer, nn.PReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
-        return self.masked(F.prelu(self.stopped(x), self.full("weight")))
+        return self._tgd_masked(F.prelu(self._tgd_stopped(x), self._tgd_full("weight")))
 
 
 class CompactNorm(CompactChannelLayer):
@@ -83,117 +89,123 @@ class CompactNorm(CompactChannelLayer):
     weight: Any
     bias: Any
     eps: float
-    by_sample = False  # whether each sample is normalised by itself: then statistics are (B C,), else (C,)
+    _tgd_by_sample = (
+        False  # whether each sample is normalised by itself: then statistics are (B C,), else (C,)
+    )
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def _tgd_normalise(self, x: Tensor) -> Tensor:
         """The plain layer's output for x (B, C, *); where it holds, each channel by its own mode."""
         if not (self.training or torch.is_grad_enabled()):
-            return self._run(x, self.whole("weight"), self.whole("bias"), training=False)
-        x = self.stopped(x)
-        holds = self.training and self.compaction.hold and self.running_mean is not None
-        if not self.compaction.trainable:
-            return self._run(x, *self.joined(), training=self.training and not holds)
-        if (not holds or x.numel() == 0) and self._is_plain(x):
-            return self.masked(self._run(x, *self.joined(), training=self.training))
-        if holds and self._is_whole():
-            return self._normalised(*self._held_whole(x), x, x.detach(), None)
-        part = run(Select, x, self.index("rows"))
-        y, mean, var = (self._held if holds else self._moved)(x, part.detach())
-        if holds and not self.compaction.stops_gradient:
-            return self._normalised(y, mean, var, part, x, self._slope())
-        return self._normalised(y, mean, var, part, x.detach(), None)
+            return self._tgd_run(x, self._tgd_whole("weight"), self._tgd_whole("bias"), training=False)
+        x = self._tgd_stopped(x)
+        holds = self.training and self._tgd_compaction.hold and self.running_mean is not None
+        if not self._tgd_compaction.trainable:
+            return self._tgd_run(x, *self._tgd_affine(), training=self.training and not holds)
+        if (not holds or x.numel() == 0) and self._tgd_is_plain(x):
+            return self._tgd_masked(self._tgd_run(x, *self._tgd_affine(), training=self.training))
+        if holds and self._tgd_is_whole():
+            return self._tgd_normalised(*self._tgd_held_whole(x), x, x.detach(), None)
+        part = run(Select, x, self._tgd_index("rows"))
+        y, mean, var = (self._tgd_held if holds else self._tgd_moved)(x, part.detach())
+        if holds and not self._tgd_compaction.stops_gradient:
+            return self._tgd_normalised(y, mean, var, part, x, self._tgd_slope())
+        return self._tgd_normalised(y, mean, var, part, x.detach(), None)
 
-    def _normalised(
+    def _tgd_normalised(
         self, y: Tensor, mean: Tensor, var: Tensor, part: Tensor, x: Tensor, slope: Tensor | None
     ) -> Tensor:
-        indices = self.index("rows"), self.index("frozen") if part.shape[1] == x.shape[1] else None
-        settings = self._by_batch(), self.by_sample, self.eps
-        return run(Normalised, y, part, self.weight, self.bias, mean, var, *indices, x, slope, *settings)
+        indices = self._tgd_index("rows"), self._tgd_index("frozen") if part.shape[1] == x.shape[1] else None
+        rows = self._tgd_rows("weight"), self._tgd_rows("bias")
+        settings = self._tgd_by_batch(), self._tgd_by_sample, self.eps
+        return run(Normalised, y, part, *rows, mean, var, *indices, x, slope, *settings)
 
     def reset_running_stats(self) -> None:
         """Of the trainable channels only, where the others are held (torch's `update_bn` calls it)."""
-        holds = self.compaction.hold and self.running_mean is not None
-        if holds and not self.compaction.trainable:
-            return
-        before = [each.clone() for each in self._stored()] if holds else []
-        super().reset_running_stats()  # type: ignore[misc]
-        for each, values in zip(self._stored(), before, strict=False):
-            each.copy_(values.index_copy(0, self.index("rows"), each[self.index("rows")]))
+        if not self._tgd_compaction.hold or self.running_mean is None:
+            super().reset_running_stats()  # type: ignore[misc]
+        elif self._tgd_compaction.trainable:
+            with held(self._tgd_stored(), torch.tensor(self._tgd_compaction.mask)):
+                super().reset_running_stats()  # type: ignore[misc]
 
-    def _index_tensors(self) -> dict[str, Any]:
+    def _tgd_index_tensors(self) -> dict[str, Any]:
         """With the frozen channels, where all are handed to the backward."""
-        frozen = ~torch.tensor(self.compaction.mask)
+        frozen = ~torch.tensor(self._tgd_compaction.mask)
         return {
-            **super()._index_tensors(),
-            "frozen": frozen.nonzero().flatten() if self._is_whole() else None,
+            **super()._tgd_index_tensors(),
+            "frozen": frozen.nonzero().flatten() if self._tgd_is_whole() else None,
         }
 
-    def _is_whole(self) -> bool:
+    def _tgd_is_whole(self) -> bool:
         """Whether the backward is that of all channels: with most of them trainable, gathering costs more."""
-        most = self.compaction.trainable > GATHERED * len(self.compaction.mask)
-        return most and self.compaction.stops_gradient and not self.by_sample
+        most = self._tgd_compaction.trainable > MAX_GATHERED_SHARE * len(self._tgd_compaction.mask)
+        return most and self._tgd_compaction.stops_gradient and not self._tgd_by_sample
 
-    def _is_plain(self, x: Tensor) -> bool:
+    def _tgd_is_plain(self, x: Tensor) -> bool:
         """Whether the plain backward is just right, or all there is (no statistics of nothing)."""
-        wanted = torch.is_grad_enabled() and self.compaction.stops_gradient and x.numel() > 0
-        return not wanted or self._is_whole() or torch.compiler.is_exporting()
+        wanted = torch.is_grad_enabled() and self._tgd_compaction.stops_gradient and x.numel() > 0
+        return not wanted or self._tgd_is_whole() or torch.compiler.is_exporting()
 
-    def _by_batch(self) -> bool:
+    def _tgd_by_batch(self) -> bool:
         """Whether the plain layer uses the statistics of the batch."""
         return self.training or self.running_mean is None
 
     @torch.no_grad()
-    def _moved(self, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _tgd_moved(self, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The plain layer's output, and the mean and variance that its trainable channels are normalised by."""
-        y = self._run(x, self.whole("weight"), self.whole("bias"), training=self.training)
-        if self._by_batch():
-            return y, *self._of_batch(part)
-        mean, var = (self._repeated(each[self.index("rows")], x) for each in self._stored())
+        y = self._tgd_run(x, self._tgd_whole("weight"), self._tgd_whole("bias"), training=self.training)
+        if self._tgd_by_batch():
+            return y, *self._tgd_of_batch(part)
+        mean, var = (self._tgd_repeated(each[self._tgd_index("rows")], x) for each in self._tgd_stored())
         return y, mean, var
 
     @torch.no_grad()
-    def _held(self, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _tgd_held(self, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `_moved`, but frozen channels are normalised by the stored statistics, which stay."""
         check_batch_size(x.size())
-        moving = [self._repeated(each[self.index("rows")], x) for each in self._stored()]
-        mean, var = self._of_batch(part, *moving, momentum=self._momentum())
-        mixed_mean = self._placed(self._repeated(self.running_mean, x), mean)
-        mixed_var = self._placed(self._repeated(self.running_var, x), var)
-        y = self._by_statistics(x, mixed_mean, mixed_var, self.whole("weight"), self.whole("bias"))
-        for each, values in zip(self._stored(), moving, strict=True):
-            each.index_copy_(0, self.index("rows"), values.view(-1, len(self.index("rows"))).mean(0))
+        moving = [self._tgd_repeated(each[self._tgd_index("rows")], x) for each in self._tgd_stored()]
+        mean, var = self._tgd_of_batch(part, *moving, momentum=self._tgd_momentum())
+        mixed_mean = self._tgd_placed_among(self._tgd_repeated(self.running_mean, x), mean)
+        mixed_var = self._tgd_placed_among(self._tgd_repeated(self.running_var, x), var)
+        y = self._tgd_by_statistics(
+            x, mixed_mean, mixed_var, self._tgd_whole("weight"), self._tgd_whole("bias")
+        )
+        for each, values in zip(self._tgd_stored(), moving, strict=True):
+            each.index_copy_(
+                0, self._tgd_index("rows"), values.view(-1, len(self._tgd_index("rows"))).mean(0)
+            )
         return y, mean, var
 
     @torch.no_grad()
-    def _held_whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _tgd_held_whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `_held`, with the mean and variance of all channels, of the frozen ones the stored."""
         check_batch_size(x.size())
-        moving = [each.clone() for each in self._stored()]
-        found = self._of_batch(x, *moving, momentum=self._momentum())
-        rows = self.index("rows")
+        moving = [each.clone() for each in self._tgd_stored()]
+        found = self._tgd_of_batch(x, *moving, momentum=self._tgd_momentum())
+        trainable = self._tgd_index("mask")
         mean, var = (
-            each.index_copy(0, rows, values[rows]) for each, values in zip(self._stored(), found, strict=True)
+            mixed(each, values, trainable) for each, values in zip(self._tgd_stored(), found, strict=True)
         )
-        y = self._by_statistics(x, mean, var, self.whole("weight"), self.whole("bias"))
-        for each, values in zip(self._stored(), moving, strict=True):
-            each.index_copy_(0, rows, values[rows])
+        whole = self._tgd_whole("weight"), self._tgd_whole("bias")
+        y = self._tgd_by_statistics(x, mean, var, *whole)
+        for each, values in zip(self._tgd_stored(), moving, strict=True):
+            each.copy_(mixed(each, values, trainable))
         return y, mean, var
 
-    def _stored(self) -> tuple[Tensor, Tensor]:
+    def _tgd_stored(self) -> tuple[Tensor, Tensor]:
         return self.running_mean, self.running_var
 
-    def _slope(self) -> Tensor:
+    def _tgd_slope(self) -> Tensor:
         """(C,) by how much frozen channels grow with their input; 0 for the others."""
-        weight = 1.0 if self.weight is None else self.whole("weight")
+        weight = 1.0 if self.weight is None else self._tgd_whole("weight")
         slope: Tensor = weight * (self.running_var + self.eps).rsqrt()
-        return slope.index_fill(0, self.index("rows"), 0.0)
+        return slope.index_fill(0, self._tgd_index("rows"), 0.0)
 
-    def _of_batch(self, part: Tensor, *moving: Tensor, momentum: float = 0.0) -> tuple[Tensor, Tensor]:
+    def _tgd_of_batch(self, part: Tensor, *moving: Tensor, momentum: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel; running ones are moved in place.
 
         torch gives them in the type of the running ones, which may be finer than that of the images.
         """
-        folded = self._folded(part)
+        folded = self._tgd_folded(part)
         if not moving:
             like = part if self.weight is None else self.weight
             moving = like.new_zeros(folded.shape[1]), like.new_ones(folded.shape[1])
@@ -207,31 +219,34 @@ class CompactNorm(CompactChannelLayer):
         moving[1].lerp_(var * (count / (count - 1)), momentum)
         return mean, var
 
-    def _placed(self, stored: Tensor, values: Tensor) -> Tensor:
+    def _tgd_placed_among(self, stored: Tensor, values: Tensor) -> Tensor:
         """Statistics of all channels, with those of the trainable ones replaced."""
-        by_channel = stored.view(-1, len(self.compaction.mask)), values.view(-1, len(self.index("rows")))
-        return by_channel[0].index_copy(1, self.index("rows"), by_channel[1]).flatten()
+        by_channel = (
+            stored.view(-1, len(self._tgd_compaction.mask)),
+            values.view(-1, len(self._tgd_index("rows"))),
+        )
+        return by_channel[0].index_copy(1, self._tgd_index("rows"), by_channel[1]).flatten()
 
-    def _folded(self, x: Tensor) -> Tensor:
+    def _tgd_folded(self, x: Tensor) -> Tensor:
         """x, with the channels that have statistics of their own along axis 1."""
-        return x.reshape(1, -1, *x.shape[2:]) if self.by_sample else x
+        return x.reshape(1, -1, *x.shape[2:]) if self._tgd_by_sample else x
 
-    def _repeated(self, values: Tensor, x: Tensor) -> Tensor:
+    def _tgd_repeated(self, values: Tensor, x: Tensor) -> Tensor:
         """Values of each channel for all that have statistics of their own: a copy."""
-        return values.repeat(len(x)) if self.by_sample else values.clone()
+        return values.repeat(len(x)) if self._tgd_by_sample else values.clone()
 
-    def _by_statistics(self, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any) -> Tensor:
+    def _tgd_by_statistics(self, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any) -> Tensor:
         """x normalised by the given statistics."""
-        if self.by_sample:
-            weight, bias = (None if v is None else self._repeated(v, x) for v in (weight, bias))
-        y = F.batch_norm(self._folded(x), mean, var, weight, bias, False, 0.0, self.eps)
-        return y.view(x.shape) if self.by_sample else y
+        if self._tgd_by_sample:
+            weight, bias = (None if v is None else self._tgd_repeated(v, x) for v in (weight, bias))
+        y = F.batch_norm(self._tgd_folded(x), mean, var, weight, bias, False, 0.0, self.eps)
+        return y.view(x.shape) if self._tgd_by_sample else y
 
-    def _run(self, x: Tensor, weight: Any, bias: Any, *, training: bool) -> Tensor:
+    def _tgd_run(self, x: Tensor, weight: Any, bias: Any, *, training: bool) -> Tensor:
         """The plain layer's output; its statistics move in training."""
         raise NotImplementedError
 
-    def _momentum(self) -> float:
+    def _tgd_momentum(self) -> float:
         """By how much running statistics move in this step of training."""
         raise NotImplementedError
 
@@ -245,17 +260,17 @@ class CompactBatchNorm(CompactNorm, BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output, but for frozen channels that are held."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        return self.normalise(x)
+        return self._tgd_normalise(x)
 
-    def _run(self, x: Tensor, weight: Any, bias: Any, *, training: bool) -> Tensor:
+    def _tgd_run(self, x: Tensor, weight: Any, bias: Any, *, training: bool) -> Tensor:
         statistics = self.running_mean, self.running_var
-        momentum = self._momentum() if training else 0.0
+        momentum = self._tgd_momentum() if training else 0.0
         if training and not self.track_running_stats:
             statistics = None, None
         training = training or self.running_mean is None
         return F.batch_norm(x, *statistics, weight, bias, training, momentum, self.eps)
 
-    def _momentum(self) -> float:
+    def _tgd_momentum(self) -> float:
         if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
@@ -268,15 +283,15 @@ class CompactInstanceNorm(CompactNorm, InstanceNorm):
 
     weight: Any
     bias: Any
-    by_sample = True
+    _tgd_by_sample = True
 
     def _apply_instance_norm(self, x: Tensor) -> Tensor:
-        return self.normalise(x)
+        return self._tgd_normalise(x)
 
-    def _run(self, x: Tensor, weight: Any, bias: Any, *, training: bool) -> Tensor:
+    def _tgd_run(self, x: Tensor, weight: Any, bias: Any, *, training: bool) -> Tensor:
         by_batch = training or not self.track_running_stats
         statistics = self.running_mean, self.running_var
-        return F.instance_norm(x, *statistics, weight, bias, by_batch, self._momentum(), self.eps)
+        return F.instance_norm(x, *statistics, weight, bias, by_batch, self._tgd_momentum(), self.eps)
 
-    def _momentum(self) -> float:
+    def _tgd_momentum(self) -> float:
         return 0.0 if self.momentum is None else self.momentum

@@ -1,4 +1,4 @@
-"""Make a module compact, in place, and plain again."""
+"""Give a layer its compact twin, in place, and make it plain again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from tgdsurgery.core.records import Layer
-from tgdsurgery.surgery.compact.base import Compact, Compaction
+from tgdsurgery.surgery.compact.base import Divided, Part
 from tgdsurgery.surgery.compact.layout import memory_format
 from tgdsurgery.surgery.compact.registry import TWINS
+from tgdsurgery.surgery.compact.twin import Compaction
+from tgdsurgery.surgery.derived import original_class
+from tgdsurgery.surgery.hooks import has_hooks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -18,8 +21,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def obstacles(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
     """By name: why layers of `model` cannot be made compact, in words. Those that can be are not in it.
 
-    Only torch.nn's own classes can: a subclass may have a forward of its own that reads the whole weight, and
-    so may hooks and parametrizations; a parameter of two layers cannot be divided in two ways.
+    Only a class that has a twin can: a subclass may have a forward of its own that reads the whole weight, and so may
+    hooks and parametrizations; a parameter of two layers cannot be divided in two ways.
     """
     shared = _shared(model)
     found = {layer.name: _obstacle(model, layer, shared) for layer in layers}
@@ -31,8 +34,8 @@ def _obstacle(model: nn.Module, layer: Layer, shared: Collection[nn.Parameter]) 
     if module is None:
         return "it is not the output of one module of its own"
     if type(module) not in TWINS:
-        return f"{type(module).__name__} is not one of torch.nn's own layers"
-    if _has_hooks(module):
+        return f"{type(module).__name__} has no compact twin"
+    if has_hooks(module):
         return "it has hooks"
     return _parameter_obstacle(module, layer, shared)
 
@@ -41,6 +44,8 @@ def _parameter_obstacle(module: nn.Module, layer: Layer, shared: Collection[nn.P
     own = {f"{layer.name}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
     if own.keys() != {rows.name for rows in layer.parameters}:
         return "its parameters are not those of its class"
+    if len({rows.requires_grad for rows in layer.parameters}) > 1:
+        return "some of its parameters do not require a gradient"
     if any(rows.channels != layer.channels for rows in layer.parameters):
         return "its parameters do not belong to its channels one by one"
     if any(parameter in shared for parameter in own.values()):
@@ -59,7 +64,7 @@ def compact(
     hold: bool = True,
     needs: Tensor | Sequence[bool] | None = None,
 ) -> ModuleT:
-    """Make `module` compact, in place; returns it. If all of it is trainable, it stays as it is.
+    """Give `module` its compact twin, in place; returns it. If all of it is trainable, it stays as it is.
 
     In place, so that it is the same object wherever a network refers to it; work on a copy of the network.
 
@@ -86,39 +91,42 @@ def compact(
         Linear(in_features=2, out_features=3, bias=False)
     """
     mask = tuple(bool(value) for value in mask)
-    rows = {parameters.name.rpartition(".")[2]: parameters for parameters in layer.parameters}
     if all(mask):
         return module
-    vars(module)["compaction"] = Compaction(
-        mask=mask,
-        rows=rows,
-        channel_axis=layer.channel_axis,
-        stops_gradient=stops_gradient,
-        hold=hold,
-        needs=None if needs is None else tuple(bool(value) for value in needs),
-        required={name: p.requires_grad for name, p in module.named_parameters(recurse=False)},
+    parts = {}
+    for rows in layer.parameters:
+        name = rows.name.rpartition(".")[2]
+        flag = module.get_parameter(name).requires_grad
+        parts[name] = Part(rows.name, rows.shape, rows, "rows" if any(mask) else None, flag)
+    module.__class__ = made = TWINS[type(module)]
+    made._tgd_compact(
+        module,
+        Compaction(
+            mask=mask,
+            channel_axis=layer.channel_axis,
+            stops_gradient=stops_gradient,
+            hold=hold,
+            needs=None if needs is None else tuple(bool(value) for value in needs),
+        ),
+        parts,
     )
-    module.__class__ = TWINS[type(module)]  # type: ignore[assignment]
-    assert isinstance(module, Compact)
-    module.divide()
     return module
 
 
-def restore(module: ModuleT) -> ModuleT:
-    """Undo `compact`, in place; returns the module. The weights are the present ones."""
-    if isinstance(module, Compact):
-        module.unite()
-        del vars(module)["compaction"]
-        module.__class__ = module.original_class  # type: ignore[assignment]
+def restore(module: ModuleT, known: dict[str, nn.Parameter] | None = None) -> ModuleT:
+    """Undo `compact` or `assemble`, in place; returns the module. The weights are the present ones.
+
+    Args:
+        module: any module; a plain one stays as it is.
+        known: the parameters of a network that are whole again, by their first names: those of several modules are
+            the same objects then.
+    """
+    if isinstance(module, Divided):
+        module._tgd_unite(known)
+        module.__class__ = original_class(type(module))
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
     return module
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether anything hangs on the module or its parameters that could read or replace them."""
-    hooks = [value for name, value in vars(module).items() if name.endswith("_hooks")]
-    hooks += [p._backward_hooks for p in module.parameters()]
-    hooks += [p._post_accumulate_grad_hooks for p in module.parameters()]
-    return any(hooks)
 
 
 def _shared(model: nn.Module) -> set[nn.Parameter]:

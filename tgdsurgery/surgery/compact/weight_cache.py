@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tgdsurgery.core.optimizer_hooks import after_every_step
+
 
 class Rows(nn.Parameter):
     """Trainable rows, which know how often they were handed out as `.data`: torch does not count what is written there.
@@ -31,6 +33,7 @@ def state_of(trainable: Tensor, frozen: Tensor) -> tuple[Any, ...] | None:
     """What `as_it_was` compares; None where a change would not be seen."""
     if not isinstance(trainable, Rows) or trainable.is_inference() or frozen.is_inference():
         return None
+    after_every_step(_count)
     return trainable, frozen, trainable._version, frozen._version, trainable.handed_out, _steps
 
 

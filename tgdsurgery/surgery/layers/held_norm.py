@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.masking import along
+from tgdsurgery.core.norm_statistics import held, mixed
+from tgdsurgery.surgery.derived import Derived, derive, original_class
 
 HOLD = "tgd_hold"  # name of the child module
 
@@ -32,10 +33,10 @@ class Hold(Constants):
         self.channel_axis = channel_axis
         self.statistics = tuple(statistics)
         self.any_trainable = bool(mask.any())
-        self.keep("mask", mask.clone(), device)
+        self._tgd_keep("mask", mask.clone(), device)
 
 
-class HeldNorm(nn.Module):
+class HeldNorm(Derived):
     """A norm whose frozen channels use, and keep, their stored statistics also in training.
 
     Works for any class that keeps running statistics in buffers, whatever else its forward does: the class's
@@ -46,7 +47,7 @@ class HeldNorm(nn.Module):
     Instances are made by `hold`, which swaps a module's class for a subclass of this one and its own class.
     """
 
-    original_class: type[nn.Module]
+    _tgd_prefix = "Held"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward; in training, each channel by its own mode."""
@@ -57,51 +58,32 @@ class HeldNorm(nn.Module):
         try:
             # Both runs get copies: autograd saves the statistics it used, and would refuse a backward
             # after the write below.
-            self._use({name: buffer.clone() for name, buffer in stored.items()}, training=False)
+            self._tgd_use({name: buffer.clone() for name, buffer in stored.items()}, training=False)
             by_stored = super().forward(*args, **kwargs)
             if not hold.any_trainable:
                 return by_stored
-            self._use({name: buffer.clone() for name, buffer in stored.items()}, training=True)
+            self._tgd_use({name: buffer.clone() for name, buffer in stored.items()}, training=True)
             by_batch = super().forward(*args, **kwargs)
             moved = {name: self.get_buffer(name) for name in stored}
         finally:
-            self._use(stored, training=True)
-        mask = hold.constant("mask", by_batch.device)
+            self._tgd_use(stored, training=True)
+        mask = hold._tgd_constant("mask", by_batch.device)
         with torch.no_grad():
             for name, buffer in stored.items():
-                buffer.copy_(torch.where(mask, moved[name], buffer))
+                buffer.copy_(mixed(buffer, moved[name], mask))
         return torch.where(along(mask, hold.channel_axis), by_batch, by_stored)
 
     def reset_running_stats(self) -> None:
         """Of the trainable channels only (torch's `update_bn` calls it)."""
         hold: Hold = getattr(self, HOLD)
-        if not hold.any_trainable:
-            return
-        stored = {name: self.get_buffer(name).clone() for name in hold.statistics}
-        super().reset_running_stats()  # type: ignore[misc]
-        for name, values in stored.items():
-            mask, buffer = hold.constant("mask", values.device), self.get_buffer(name)
-            buffer.copy_(torch.where(mask, buffer, values))
+        if hold.any_trainable:
+            with held([self.get_buffer(name) for name in hold.statistics], hold._tgd_kept["mask"]):
+                super().reset_running_stats()  # type: ignore[misc]
 
-    def _use(self, statistics: Mapping[str, Tensor], *, training: bool) -> None:
+    def _tgd_use(self, statistics: Mapping[str, Tensor], *, training: bool) -> None:
         self.training = training
         for name, buffer in statistics.items():
             setattr(self, name, buffer)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is made at run time and cannot be found by name: pickle the one it was made from.
-        reduced = super().__reduce_ex__(protocol)
-        return _empty, (self.original_class,), *reduced[2:]
-
-
-@functools.cache
-def _held_class(original: Any) -> type[HeldNorm]:
-    return type(f"Held{original.__name__}", (HeldNorm, original), {"original_class": original})
-
-
-def _empty(original: Any) -> HeldNorm:
-    held = _held_class(original)
-    return held.__new__(held)
 
 
 def hold(norm: nn.Module, mask: Tensor, channel_axis: int, statistics: Sequence[str]) -> None:
@@ -114,12 +96,11 @@ def hold(norm: nn.Module, mask: Tensor, channel_axis: int, statistics: Sequence[
         statistics: names of the norm's buffers (N,) that hold its running statistics.
     """
     norm.add_module(HOLD, Hold(mask, channel_axis, statistics, norm.get_buffer(statistics[0]).device))
-    original: Any = type(norm)
-    norm.__class__ = _held_class(original)
+    norm.__class__ = derive(HeldNorm, type(norm))
 
 
 def release(norm: nn.Module) -> None:
     """Give a `HeldNorm` its original class back, in place."""
     if isinstance(norm, HeldNorm):
         delattr(norm, HOLD)
-        norm.__class__ = norm.original_class  # type: ignore[assignment]
+        norm.__class__ = original_class(type(norm))

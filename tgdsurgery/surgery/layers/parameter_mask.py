@@ -1,10 +1,13 @@
-"""Zeroes the gradients of frozen parameter entries; alone, it is `flow="full"` of the layers form."""
+"""Keeps frozen parameter entries: their gradients are zero, and every optimizer of torch leaves them where they are.
+
+Alone, it is `flow="full"` of the layers form.
+"""
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,19 +16,20 @@ from torch.utils.hooks import RemovableHandle
 
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.masking import zeroed
+from tgdsurgery.surgery.layers import frozen_entries
 
 PARAMETERS = "tgd_parameters"  # name of the child module
 
 
 class ParameterMask(Constants):
-    """Zeroes the gradient of frozen parameter entries; a child of the module that owns the parameters.
+    """Keeps the frozen entries of a module's parameters; a child of the module that owns them.
 
-    The masking is done by hooks on the Parameter objects. Those are lost when a Parameter is copied, pickled
+    The gradients are masked by hooks on the Parameter objects. Those are lost when a Parameter is copied, pickled
     or replaced, so this module remembers which objects it has hooked: it hooks the copies as soon as they
     exist (`__setstate__`), and `follow`, run before each forward of the network, finds those that were
-    replaced (`load_state_dict(assign=True)`). It remembers them weakly: they have hooks that have this module,
-    and a circle would keep a network in memory until Python looks for circles. As in the TGD layer, frozen
-    entries are replaced by zero.
+    replaced (`load_state_dict(assign=True)`). It remembers them and the owner weakly: they have this module, and a
+    circle would keep a network in memory until Python looks for circles. As in the TGD layer, frozen
+    entries are replaced by zero. A parameter that is frozen whole gets `requires_grad=False`.
 
     Args:
         masks: for each parameter of the owner, by its own name: True at trainable entries, broadcastable.
@@ -35,43 +39,76 @@ class ParameterMask(Constants):
     def __init__(self, masks: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
         super().__init__()
         for name, mask in masks.items():
-            self.keep(name, mask.clone(), device)
+            self._tgd_keep(name, mask.clone(), device)
         self.names = tuple(masks)
+        self.stopped: tuple[str, ...] = ()  # those that required a gradient before
         self.hooked: dict[str, tuple[weakref.ref[nn.Parameter], RemovableHandle]] = {}
+        self.owner: weakref.ref[nn.Module] | None = None
+
+    def mount(self, owner: nn.Module) -> None:
+        """Become a child of the module, and stop what is frozen whole."""
+        owner.add_module(PARAMETERS, self)
+        for name in self.names:
+            parameter: nn.Parameter = getattr(owner, name)
+            if parameter.requires_grad and not self._tgd_kept[name].any():
+                self.stopped = (*self.stopped, name)
+                parameter.requires_grad_(False)
+        self.follow(owner)
+
+    def dismount(self, owner: nn.Module) -> None:
+        """Undo it."""
+        for _, handle in self.hooked.values():
+            handle.remove()
+        self.hooked = {}
+        frozen_entries.release(self)
+        for name in self.stopped:
+            getattr(owner, name).requires_grad_(True)
+        delattr(owner, PARAMETERS)
 
     def follow(self, owner: nn.Module) -> None:
         """Hook the owner's parameters, unless they are hooked already."""
+        self._belong_to(owner)
         for name in self.names:
             parameter: nn.Parameter = getattr(owner, name)
             known = self.hooked[name][0]() if name in self.hooked else None
             if parameter.requires_grad and parameter is not known:
                 self._hook(name, parameter)
 
-    def release(self) -> None:
-        """Take the hooks off the parameters."""
-        for _, handle in self.hooked.values():
-            handle.remove()
-        self.hooked = {}
+    def masks(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """The owner's parameters as they are now, each with a mask of its shape."""
+        owner = None if self.owner is None else self.owner()
+        for name in self.names if owner is not None else ():
+            parameter: nn.Parameter = getattr(owner, name)
+            yield parameter, self._tgd_kept[name].expand(parameter.shape)
 
     def forward(self, x: Any) -> Any:
         """`x` itself, so that an owner which calls all its children is not disturbed."""
         return x
+
+    def _belong_to(self, owner: nn.Module) -> None:
+        # To the first: a network and its graph have the same parameters, and copies are made from the network.
+        if self.owner is None or self.owner() is None:
+            self.owner = weakref.ref(owner)
+            frozen_entries.protect(self)
 
     def _hook(self, name: str, parameter: nn.Parameter) -> None:
         handle = parameter.register_hook(functools.partial(self._masked, name))
         self.hooked[name] = weakref.ref(parameter), handle
 
     def _masked(self, name: str, gradient: Tensor) -> Tensor:
-        return zeroed(gradient, self.constant(name, gradient.device))
+        return zeroed(gradient, self._tgd_constant(name, gradient.device))
 
     def __getstate__(self) -> dict[str, Any]:
         hooked = {name: parameter() for name, (parameter, _) in self.hooked.items()}
-        return {**vars(self), "hooked": {name: there for name, there in hooked.items() if there is not None}}
+        hooked = {name: there for name, there in hooked.items() if there is not None}
+        return {**vars(self), "hooked": hooked, "owner": None if self.owner is None else self.owner()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "hooked": {}})  # type: ignore[no-untyped-call]
+        super().__setstate__({**state, "hooked": {}, "owner": None})  # type: ignore[no-untyped-call]
         for name, parameter in state["hooked"].items():
             self._hook(name, parameter)
+        if state["owner"] is not None:
+            self._belong_to(state["owner"])
 
 
 def follow_parameters(net: nn.Module, args: object = None) -> None:

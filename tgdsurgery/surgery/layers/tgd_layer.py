@@ -46,15 +46,15 @@ class TGDLayer(Constants):
     def __init__(self, mask: Tensor, channel_axis: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.channel_axis = channel_axis
-        self.keep("mask", mask.clone(), device)
+        self._tgd_keep("mask", mask.clone(), device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` itself; in some cases (see `mask_gradient`) an equal tensor."""
-        return mask_gradient(x, self.constant("mask", x.device), self.channel_axis)
+        return mask_gradient(x, self._tgd_constant("mask", x.device), self.channel_axis)
 
     def extra_repr(self) -> str:
         """Shown in the module's repr."""
-        mask = self.kept["mask"]
+        mask = self._tgd_kept["mask"]
         return f"{int(mask.sum())} of {mask.numel()} channels trainable, axis {self.channel_axis}"
 
 
