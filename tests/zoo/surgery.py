@@ -39,6 +39,16 @@ def planned(net: nn.Module, image: Tensor) -> tuple[dict[Flow, TGDPlan], Channel
     return plans, mapped.channels
 
 
+def masked_whole(tgd: nn.Module, plan: TGDPlan) -> int:
+    """How many Parameters hold frozen entries: all of those in the layers form, and in the compact form none."""
+    masks = plan.parameter_masks()
+    frozen = {name for name, mask in masks.items() if not mask.all()}
+    return sum(
+        name in plan.unmapped or (name in frozen and parameter.shape == masks[name].shape)
+        for name, parameter in tgd.named_parameters()
+    )
+
+
 def _drawn(channels: ChannelMap) -> list[LayerScores]:
     generator = torch.Generator().manual_seed(0)
     return [

@@ -13,7 +13,7 @@ import torchvision
 from tests.laws.subjects import assert_equal_tensors, in_both_forms, with_flags_of
 from tests.strategies.case import call, leaves
 from tests.zoo.networks import GIANTS, NETWORKS
-from tests.zoo.surgery import BUDGET, HUGE, LARGE, parameters, planned
+from tests.zoo.surgery import BUDGET, HUGE, LARGE, masked_whole, parameters, planned
 from tgdsurgery import (
     LayersFormWarning,
     UnsupportedOpError,
@@ -48,11 +48,15 @@ def test_there_and_back(name):
 
 
 def compacted(net, plan, channels, image):
-    """The compact form, whose outputs and gradients are those of the layers form in both modes, or it says so."""
+    """The compact form, whose outputs and gradients are those of the layers form in both modes, or it says so.
+
+    No Parameter of it holds a frozen entry.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error", LayersFormWarning)
         tgd = compact_form(net, plan, channels, image)
     assert any(isinstance(module, Compact) for module in tgd.modules())
+    assert masked_whole(tgd, plan) == 0
     return tgd
 
 
