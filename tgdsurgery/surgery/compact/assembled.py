@@ -133,15 +133,14 @@ def assemble(net: nn.Module, trainable: Mapping[nn.Parameter, Tensor]) -> None:
 
 
 def _described(name: str, parameter: nn.Parameter, mask: Tensor) -> tuple[Part, Tensor | None]:
-    """A parameter's part, and the numbers of its trainable rows or entries."""
+    """A parameter's part, and the numbers of its trainable rows or entries; None if nothing is trainable."""
     part = Part(name, tuple(parameter.shape), None, None, parameter.requires_grad)
     if not mask.any():
         return part, None
     part = part._replace(at=name)
     varying = [axis for axis in range(mask.ndim) if (mask != mask.narrow(axis, 0, 1)).any()]
-    if len(varying) > 1:  # of layers with other rows, as tied weights are
+    if len(varying) > 1:  # of layers with other rows, as tied weights can be
         return part, mask.expand(parameter.shape).flatten().nonzero().flatten()
-    rows = ParameterRows(name, part.shape, varying[0])
-    return part._replace(rows=rows), mask.movedim(varying[0], 0).reshape(mask.shape[varying[0]], -1)[
-        :, 0
-    ].nonzero().flatten()
+    by_row = mask.movedim(varying[0], 0).flatten()
+    by_row = by_row[:: len(by_row) // mask.shape[varying[0]]]
+    return part._replace(rows=ParameterRows(name, part.shape, varying[0])), by_row.nonzero().flatten()

@@ -111,9 +111,11 @@ class Divided(Derived, Constants):
             parameter = _present(self._parameters[name])
             assert isinstance(parameter, nn.Parameter)
             if parameter not in known:
-                known[parameter] = self._tgd_two_parts(name, parameter)
+                full = parameter.detach()
+                rows = None if part.at is None else Rows(self._tgd_taken(name, full), parameter.requires_grad)
+                known[parameter] = rows, full
             rows, frozen = known[parameter]
-            if part.at is None:
+            if rows is None:
                 del self._parameters[name]
                 whole[name] = frozen
             else:
@@ -121,12 +123,6 @@ class Divided(Derived, Constants):
                 self._buffers[f"_tgd_frozen_{name}"] = frozen
                 self._non_persistent_buffers_set.add(f"_tgd_frozen_{name}")
         self._buffers = {**whole, **self._buffers}  # in front, as the state_dict has parameters first
-
-    def _tgd_two_parts(self, name: str, parameter: nn.Parameter) -> tuple[Rows | None, Tensor]:
-        full = parameter.detach()
-        if self._tgd_parts[name].at is None:
-            return None, full
-        return Rows(self._tgd_taken(name, full), requires_grad=parameter.requires_grad), full
 
     def _tgd_taken(self, name: str, full: Tensor) -> Tensor:
         """The trainable part of a whole tensor, in memory of its own."""

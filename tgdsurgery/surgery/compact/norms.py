@@ -160,7 +160,7 @@ class CompactNorm(CompactChannelLayer):
 
     @torch.no_grad()
     def _tgd_held(self, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_moved`, but frozen channels are normalised by the stored statistics, which stay."""
+        """As `_tgd_moved`, but frozen channels are normalised by the stored statistics, which stay."""
         check_batch_size(x.size())
         moving = [self._tgd_repeated(each[self._tgd_index("rows")], x) for each in self._tgd_stored()]
         mean, var = self._tgd_of_batch(part, *moving, momentum=self._tgd_momentum())
@@ -177,7 +177,7 @@ class CompactNorm(CompactChannelLayer):
 
     @torch.no_grad()
     def _tgd_held_whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_held`, with the mean and variance of all channels, of the frozen ones the stored."""
+        """As `_tgd_held`, with the mean and variance of all channels, of the frozen ones the stored."""
         check_batch_size(x.size())
         moving = [each.clone() for each in self._tgd_stored()]
         found = self._tgd_of_batch(x, *moving, momentum=self._tgd_momentum())
