@@ -268,3 +268,28 @@ UNFIT = {
 def test_what_cannot_be_looked_into_is_refused_up_front(make, message, start, image) -> None:
     with pytest.raises(CaptureError, match=message):
         start(make(), image)
+
+
+class OtherBias(nn.Module):
+    """Biases that are not the filters' own: made by a layer, and behind a fixed matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.made = nn.Conv2d(1, 2, 1), nn.Linear(1, 2)
+        self.second, self.last = nn.Conv2d(2, 2, 1, bias=False), nn.Linear(2, 1)
+        self.register_buffer("fixed", torch.eye(2))
+        self.shift = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(self.first(x), self.second.weight, self.made(x.mean((2, 3)))[0])
+        return self.last(F.linear(y.flatten(2).transpose(1, 2), self.fixed, self.shift))
+
+
+def test_a_bias_that_is_not_the_filters_own_reaches_on() -> None:
+    found = channel_map(OtherBias(), torch.randn(1, 1, 4, 4))
+    everything = [Producer(layer, channel) for layer in ("made", "second") for channel in (0, 1)]
+    assert [sorted(reached) for reached in found.producers("last")] == [everything] * 2
+    assert [sorted(reached) for reached in found.channel_layers("last")] == [
+        [Producer("shift", 0)],
+        [Producer("shift", 1)],
+    ]

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.laws.subjects import assert_equal_tensors, in_both_forms, with_flags_of
-from tests.strategies.case import randomise, scalar_loss
+from tests.oracles.interventions import assert_same_influence, producers_by_intervention
+from tests.strategies.case import Case, randomise, scalar_loss
 from tgdsurgery import (
     UnsupportedOpError,
     apply_tgd,
@@ -24,7 +25,7 @@ from tgdsurgery import (
     remove_tgd,
     verify,
 )
-from tgdsurgery.mapping.rules.registry import Call, Traced
+from tgdsurgery.mapping.rules.call import Call, Traced
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -363,3 +364,139 @@ def test_the_rule_of_an_op_that_only_writes_describes_what_it_writes():
 
     register_rule("tgdops::turn_into", lambda call, x, out: x.labels.roll(1, 1))
     assert fed_by(turned) == [[3], [0], [1], [2]]
+
+
+# Ops that are filter layers, and their rules.
+
+
+def grouped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1, groups=2)
+
+
+def upward(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv_transpose2d(x, weight, stride=2, groups=3)
+
+
+def last_axis(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def gated(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+    """Modulated: what the filters make, times a gate."""
+    return F.conv2d(x, weight) * gate.sigmoid()
+
+
+class Filters(NamedTuple):
+    """One way to compute the four."""
+
+    grouped: Callable[..., Tensor]
+    upward: Callable[..., Tensor]
+    last_axis: Callable[..., Tensor]
+    gated: Callable[..., Tensor]
+
+
+class Weighted(nn.Module):
+    """A weight and a bias for an op."""
+
+    def __init__(self, op: Callable[..., Tensor], *shape: int, bias: int = 0) -> None:
+        super().__init__()
+        self.op, self.weight = op, nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(bias)) if bias else None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.op(*inputs, self.weight, *([] if self.bias is None else [self.bias]))
+
+
+class FilterNet(nn.Module):
+    """The four filter layers with reordering, a gate and a residual around them."""
+
+    def __init__(self, ops: Filters) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 1, 1)
+        self.grouped = Weighted(ops.grouped, 6, 2, 3, 3, bias=6)
+        self.upward = Weighted(ops.upward, 6, 2, 2, 2)
+        self.gated = Weighted(ops.gated, 5, 6, 1, 1)
+        self.last_axis = Weighted(ops.last_axis, 4, 5, bias=4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.grouped(self.stem(x)[:, [0, 2, 1, 0]]))
+        y = F.silu(self.upward(y + y.flip(1)))
+        y = self.gated(y, F.interpolate(self.gate(x), scale_factor=2))
+        return self.head(F.silu(self.last_axis(y.movedim(1, -1))))
+
+
+FILTER_TWINS = Filters(grouped, upward, last_axis, gated)
+FILTERS = Filters(*(custom(name, twin) for name, twin in FILTER_TWINS._asdict().items()))
+register_rule("tgdops::grouped", lambda call, x, weight, bias: call.filter(x, weight, bias, groups=2))
+register_rule("tgdops::upward", lambda call, x, weight: call.filter(x, weight, groups=3, transposed=True))
+register_rule("tgdops::last_axis", lambda call, x, weight, bias: call.filter(x, weight, bias))
+
+
+def gated_rule(call: Call, x: Traced, gate: Traced, weight: Traced) -> Tensor:
+    return call.table.union(call.filter(x, weight), gate.labels)
+
+
+register_rule("tgdops::gated", gated_rule)
+
+
+def filter_networks() -> tuple[FilterNet, FilterNet]:
+    """With the custom ops, and with their twins; the same weights."""
+    net, twin = (randomise(FilterNet(ops), seed=0) for ops in (FILTERS, FILTER_TWINS))
+    assert torch.equal(net(X), twin(X))
+    return net, twin
+
+
+def test_filter_ops_are_consumers_and_producers():
+    net, twin = filter_networks()
+    found, expected = channel_map(net, X), producers_by_intervention(Case(twin, X))
+    assert_same_influence({name: found.producers(name) for name in found.consumers}, expected)
+    assert {name: found.layers[name].channels for name in FILTERS._fields} == {
+        "grouped": 6,
+        "upward": 6,
+        "last_axis": 4,
+        "gated": 5,
+    }
+    assert found.layers["grouped"].groups == 2
+    assert found.layers["upward"].transposed
+    assert [rows.name for rows in found.layers["grouped"].parameters] == ["grouped.weight", "grouped.bias"]
+    assert found.unmapped == {}
+
+
+@in_both_forms
+@pytest.mark.parametrize("flow", ["masked", "full"])
+def test_filter_ops_train_as_their_twins(form, flow):
+    net, twin = filter_networks()
+    pair = [apply_tgd(model, X, phi=0.7, form=form, flow=flow) for model in (net, twin)]
+    masks = pair[0].tgd_plan.parameter_masks()
+    assert_equal_tensors(masks, pair[1].tgd_plan.parameter_masks())
+    for model in pair:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        guard(optimizer, model)
+        scalar_loss(model(X)).backward()
+        optimizer.step()
+    assert_equal_tensors(pair[0].state_dict(), pair[1].state_dict())
+    assert verify(net, pair[0]).ok
+    moved = {name: pair[0].state_dict()[name] != net.state_dict()[name] for name in masks}
+    assert not any(moved[name][~mask].any() for name, mask in masks.items())
+    assert sum(moved[f"{name}.weight"].any() for name in FILTERS._fields) >= 2
+
+
+def fixed_kernels(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, groups=2)
+
+
+def test_a_filter_op_whose_kernels_are_fixed_mixes_its_groups():
+    op = custom("blur", fixed_kernels)
+    register_rule("tgdops::blur", lambda call, x, weight: call.filter(x, weight, groups=2))
+    weight = torch.ones(4, 2, 1, 1)
+    assert fed_by(lambda x: op(x, weight)) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def test_a_filter_op_with_a_weight_that_does_not_fit_is_refused_by_name():
+    op = custom("misfit", fixed_kernels)
+    register_rule("tgdops::misfit", lambda call, x, weight: call.filter(x, weight))
+    with pytest.raises(
+        UnsupportedOpError, match=r"tgdops.misfit.*4 input channels do not fit a weight of \(4, 2"
+    ):
+        fed_by(lambda x: op(x, torch.ones(4, 2, 1, 1)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tgdsurgery import Producer, UnsupportedOpError, channel_map, register_rule
-from tgdsurgery.mapping.rules.registry import Call, Traced
+from tgdsurgery.mapping.rules.call import Call, Traced
 
 
 @torch.library.custom_op("tgdtests::swap", mutates_args=())

@@ -14,7 +14,7 @@ from tgdsurgery.core.records import ChannelMap, Layer, ParameterRows, Producer
 from tgdsurgery.core.torch_private import NormBase
 from tgdsurgery.mapping.labels import Block
 from tgdsurgery.mapping.propagate import Propagation
-from tgdsurgery.mapping.rules.registry import FilterCall
+from tgdsurgery.mapping.rules.call import FilterCall
 
 # Modules whose output is their input, channel by channel, with their own parameters on it.
 _CHANNEL_LAYERS = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)

@@ -22,8 +22,9 @@ from tgdsurgery.mapping.capture import Capture
 from tgdsurgery.mapping.exits import refuse_exit
 from tgdsurgery.mapping.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
 from tgdsurgery.mapping.nodes import alias_root, aliases, op_of, place_of, written
+from tgdsurgery.mapping.rules.call import Call, FilterCall, Traced
 from tgdsurgery.mapping.rules.check import fits, labels_by
-from tgdsurgery.mapping.rules.registry import Call, FilterCall, Traced, find_rule, mix_all
+from tgdsurgery.mapping.rules.registry import find_rule, mix_all
 from tgdsurgery.mapping.unwritten import refuse_unwritten
 from tgdsurgery.settings import OnUnknown
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tgdsurgery.mapping.rules.registry import Call, Traced, rule_for
+from tgdsurgery.mapping.rules.call import Call, Traced
+from tgdsurgery.mapping.rules.registry import rule_for
 
 
 @rule_for("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention")

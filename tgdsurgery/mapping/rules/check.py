@@ -10,7 +10,8 @@ from torch import Tensor
 from tgdsurgery.core.errors import TGDError, UnsupportedOpError
 from tgdsurgery.mapping.labels import LabelTable, TableFullError
 from tgdsurgery.mapping.nodes import place_of, written
-from tgdsurgery.mapping.rules.registry import Call, Rule
+from tgdsurgery.mapping.rules.call import Call
+from tgdsurgery.mapping.rules.registry import Rule
 
 
 def labels_by(rule: Rule, call: Call, args: Any, kwargs: Any) -> Any:

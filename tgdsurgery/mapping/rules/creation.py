@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgdsurgery.mapping.rules.registry import Call, Traced, rule_for
+from tgdsurgery.mapping.rules.call import Call, Traced
+from tgdsurgery.mapping.rules.registry import rule_for
 
 
 @rule_for("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like")

@@ -13,15 +13,8 @@ from torch import Tensor
 
 from tgdsurgery.core.torch_private import tree_map_only
 from tgdsurgery.mapping.labels import EMPTY
-from tgdsurgery.mapping.rules.registry import (
-    Call,
-    Traced,
-    is_known,
-    mix_all,
-    rule_for,
-    run_on_labels,
-    tensors,
-)
+from tgdsurgery.mapping.rules.call import Call, Traced
+from tgdsurgery.mapping.rules.registry import is_known, mix_all, rule_for, run_on_labels, tensors
 
 _INDICES = {"index", "indices", "mask"}  # what the arguments are called that say where
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tgdsurgery.mapping.rules.registry import Call, Traced, rule_for
+from tgdsurgery.mapping.rules.call import Call, Traced
+from tgdsurgery.mapping.rules.registry import rule_for
 
 
 def _with_rows(call: Call, tensor: Traced, rows: Sequence[Traced | None], trailing: int) -> Tensor:

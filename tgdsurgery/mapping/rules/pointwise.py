@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tgdsurgery.mapping.rules.registry import Call, Traced, rule_for, unite_elementwise
+from tgdsurgery.mapping.rules.call import Call, Traced
+from tgdsurgery.mapping.rules.registry import rule_for, unite_elementwise
 
 rule_for(
     *("_prelu_kernel", "_to_copy", "native_dropout", "alpha_dropout", "rrelu_with_noise", "clone"),

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tgdsurgery.mapping.rules.registry import Call, Traced, mix_all, rule_for, tensors
+from tgdsurgery.mapping.rules.call import Call, Traced
+from tgdsurgery.mapping.rules.registry import mix_all, rule_for, tensors
 
 _POOLS = ("max", "mkldnn_max", "avg", "adaptive_avg", "_adaptive_avg", "adaptive_max", "fractional_max")
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from tgdsurgery.core.errors import UnsupportedOpError
-from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.core.torch_private import (
     CustomOpDef,
     OpOverload,
@@ -20,8 +18,8 @@ from tgdsurgery.core.torch_private import (
     tree_leaves,
     tree_map_only,
 )
-from tgdsurgery.mapping.labels import EMPTY, LabelTable, collapse
-from tgdsurgery.mapping.nodes import op_of
+from tgdsurgery.mapping.labels import EMPTY, collapse
+from tgdsurgery.mapping.rules.call import Call, Traced
 
 Rule = Callable[..., Any]
 
@@ -30,84 +28,6 @@ Kind = Literal["pointwise", "movement", "mix"]
 
 
 _RULES: dict[str, Rule] = {}
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A tensor argument as a rule sees it.
-
-    Args:
-        labels: int64, the tensor's shape: who writes each element.
-        labelled: False if `labels` is all empty because nothing but the network's input is behind it.
-        value: the tensor itself where it does not depend on the network's input, else None.
-        shape: the tensor's shape.
-        dtype: the tensor's dtype.
-        source: the node that made it.
-    """
-
-    labels: Tensor
-    labelled: bool
-    value: Tensor | None
-    shape: torch.Size
-    dtype: torch.dtype
-    source: fx.Node
-
-
-@dataclass(frozen=True)
-class FilterCall:
-    """One run of a filter layer: what reached its inputs, and what its outputs are made of.
-
-    Args:
-        layer: its name.
-        node: the op in the captured graph.
-        inputs: (C,) labels per input channel.
-        channels: which channel of the layer each output channel of this call is.
-        parameters: the parameters whose rows are those channels.
-        weight: the weight that was used, (N, C/g, *K), or (C, N/g, *K) if transposed.
-        groups: groups of the conv.
-        transposed: whether it is a transposed conv.
-        axis: the axis of the output that counts the channels, from the end.
-    """
-
-    layer: str
-    node: fx.Node
-    inputs: Tensor
-    channels: tuple[int, ...]
-    parameters: tuple[ParameterRows, ...]
-    weight: Tensor
-    groups: int
-    transposed: bool
-    axis: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """The op call a rule is asked about, and where kernels are written down.
-
-    Args:
-        node: the op in the captured graph.
-        table: the sets behind the labels.
-        parameters: every parameter that was read, by name, with the rows that are its writers.
-        rows: names of the parameters that share a block of rows, by the block's name.
-        kernels: where a rule of a filter layer leaves its `FilterCall`.
-    """
-
-    node: fx.Node
-    table: LabelTable
-    parameters: Mapping[str, ParameterRows]
-    rows: Mapping[str, Sequence[str]]
-    filter_calls: list[FilterCall]
-
-    @property
-    def op(self) -> OpOverload:
-        """The ATen (or custom) op."""
-        return op_of(self.node)
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the (first) output."""
-        val = self.node.meta["val"]
-        return (val if isinstance(val, Tensor) else val[0]).shape
 
 
 def register_rule(op: OpOverload | OpOverloadPacket | CustomOpDef | str, rule: Rule | Kind) -> None:
