@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from tgdsurgery.core.copying import copy_model
-from tgdsurgery.core.errors import CaptureError
-from tgdsurgery.mapping.capture import capture
+from tgdsurgery.core.errors import CaptureError, UnsupportedOpError
+from tgdsurgery.mapping.capture import capture, value_at
 from tgdsurgery.mapping.nodes import alias_root, written
 
 
@@ -143,3 +143,44 @@ class Quantising(nn.Module):
 def test_quantised_tensors_are_refused() -> None:
     with pytest.raises(CaptureError, match=r"quantised tensor \(torch.quint8\).*before it is quantised"):
         capture(Quantising(), (torch.randn(1, 2, 3, 3),), {}, training=False)
+
+
+class Overwritten(nn.Module):
+    """One scratch weight, filled anew for each convolution; and an order that changes between reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = torch.empty(4, 4, 1, 1)
+        for layer in (self.a, self.b):
+            weight.copy_(layer.weight)
+            x = nn.functional.conv2d(x, weight)
+        return x
+
+
+def test_fixed_memory_is_known_as_it_was_when_it_was_read() -> None:
+    model = Overwritten()
+    nodes = capture(model, (torch.randn(1, 4, 3, 3),), {}, training=False).graph.graph.nodes
+    read = [node for node in nodes if "convolution" in str(node.target)]
+    for node, layer in zip(read, (model.a, model.b), strict=True):
+        assert torch.equal(value_at(node.args[1], node), layer.weight)
+
+
+class Shared(nn.Module):
+    """Two names for one piece of memory, one of them of a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(1, 2, 3, 3))
+        self.part = self.cache[:, :1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache.copy_(x)
+        return self.part * 2
+
+
+def test_writes_to_memory_with_several_names_are_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match=r"'cache' and an attribute share.*clone"):
+        capture(Shared(), (torch.randn(1, 2, 3, 3),), {}, training=False)

@@ -293,3 +293,18 @@ def test_a_bias_that_is_not_the_filters_own_reaches_on() -> None:
         [Producer("shift", 0)],
         [Producer("shift", 1)],
     ]
+
+
+def test_memory_that_is_written_to_under_another_type_is_refused() -> None:
+    class Retyped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.view_as_complex(self.first(x).unflatten(3, (-1, 2)))
+            torch.view_as_real(y)[:, :1] = 0
+            return self.last(y.real)
+
+    with pytest.raises(UnsupportedOpError, match="looked at as another type"):
+        channel_map(Retyped(), torch.randn(1, 1, 4, 4))

@@ -13,7 +13,7 @@ from tests.oracles.interventions import (
     producers_by_intervention,
 )
 from tests.strategies import Case, cases
-from tests.topologies import case_of
+from tests.topologies import FORWARD_ONLY, case_of
 from tgdsurgery import ChannelMap, UnsupportedOpError, channel_map
 
 # Maps that may hold more producers than there are (more is kept than needed), and why.
@@ -57,7 +57,7 @@ def test_random_networks(case):
     assert_true_map(case)
 
 
-@pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in COARSER])
+@pytest.mark.parametrize("name", [name for name in (*ACCEPTED, *FORWARD_ONLY) if name not in COARSER])
 def test_catalogue(name):
     assert_true_map(case_of(name))
 

@@ -113,6 +113,58 @@ class SpatialGate(nn.Module):
         return x * torch.sigmoid(self.score(x))
 
 
+class Writes(nn.Module):
+    """Memory of which layers read parts, and write what they made to others, one after the other.
+
+    Args:
+        memory: what is written to: the input itself, or which kind of copy of it.
+        steps: for every layer where it reads, where it writes, and how; see `VIEWS` and `WAYS`.
+        layers: what is read goes through them.
+        clones: whether layers are given copies, as autograd needs it.
+    """
+
+    MEMORY: ClassVar = {
+        "input": lambda x: x,
+        "clone": lambda x: x.clone(),
+        "scratch": lambda x: x.new_zeros(x.shape).copy_(x),
+        "channels last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+    }
+    VIEWS: ClassVar = {
+        "slice": lambda y, start, count: y[:, start : start + count],
+        "strided": lambda y, start, count: y[:, start : start + 2 * count - 1 : 2],
+        "permuted": lambda y, start, count: y.movedim(1, -1)[..., start : start + count].movedim(-1, 1),
+        "nested": lambda y, start, count: y[:, start:].flatten(2)[:, :count].unflatten(2, y.shape[2:]),
+    }
+    WAYS: ClassVar = {
+        "assigned": lambda target, made: target.__setitem__(..., made),
+        "copied": lambda target, made: target.copy_(made),
+        "added": lambda target, made: target.add_(made, alpha=0.5),
+        "added in part": lambda target, made: target[..., 1:].add_(made[..., 1:]),
+        "multiplied": lambda target, made: target.mul_(made),
+    }
+
+    def __init__(
+        self, memory: str, steps: Sequence[tuple], layers: Sequence[nn.Module], *, clones: bool
+    ) -> None:
+        super().__init__()
+        self.memory, self.steps, self.clones = memory, list(steps), clones
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.MEMORY[self.memory](x)
+        for (read, write, way), layer in zip(self.steps, self.layers, strict=True):
+            part = self._view(y, read)
+            self.WAYS[way](self._view(y, write), layer(part.clone() if self.clones else part))
+        return y
+
+    def _view(self, y: Tensor, part: tuple[str, int, int]) -> Tensor:
+        kind, *where = part
+        return self.VIEWS[kind](y, *where)
+
+    def extra_repr(self) -> str:
+        return f"{self.memory}, {self.steps}, clones={self.clones}"
+
+
 class Twice(nn.Module):
     """One module called two times in a row."""
 

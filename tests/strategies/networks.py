@@ -65,7 +65,8 @@ def cases(draw: Callable, *, smooth: bool = False) -> Case:
         draw: given by Hypothesis.
         smooth: nothing that could hide an influence: no activations that saturate, and no channels of zeros,
             which a gate or a scale leaves as they are. And a larger batch: where an element is positive in
-            every sample, a PReLU's slope does not show.
+            every sample, a PReLU's slope does not show. Such networks are not for training: they overwrite
+            what a gradient would need.
     """
     options = Options(draw, smooth)
     dims = options.choose(2, 1, 3)
@@ -86,7 +87,7 @@ def cases(draw: Callable, *, smooth: bool = False) -> Case:
 
 
 def _applicable(shape: Shape) -> list[Callable]:
-    found = [_conv, _residual, _split, _reorder, _gate, _twice, _scale, _transposed]
+    found = [_conv, _residual, _split, _reorder, _gate, _twice, _scale, _transposed, _writes]
     small = shape.channels <= MOST_CHANNELS
     if small:
         found += [_concat, _pad, _depthwise]
@@ -210,6 +211,26 @@ def _gate(options: Options, shape: Shape) -> Drawn:
     if options.choose(True, False):
         return Drawn(blocks.ChannelGate(shape.dims, shape.channels, options.integer(1, 3)), shape)
     return Drawn(blocks.SpatialGate(shape.dims, shape.channels), shape)
+
+
+def _writes(options: Options, shape: Shape) -> Drawn:
+    """Where every influence is to show no gradient is asked for: then what was read may be overwritten."""
+    steps, layers = [], []
+    for _ in range(options.integer(1, 3)):
+        read, write = _part(options, shape.channels), _part(options, shape.channels)
+        ways = [way for way in blocks.Writes.WAYS if way != "multiplied" or options.smooth]
+        steps.append((read, write, options.choose(*ways)))
+        layer, _ = _conv(options, shape._replace(channels=read[2]), write[2], bare=True)
+        layers.append(layer)
+    memory = options.choose(*(kind for kind in blocks.Writes.MEMORY if kind != "input" or options.smooth))
+    return Drawn(blocks.Writes(memory, steps, layers, clones=not options.smooth), shape)
+
+
+def _part(options: Options, channels: int) -> tuple[str, int, int]:
+    """How some of the channels are looked at, the first of them, and how many they are."""
+    kind, start = options.choose(*blocks.Writes.VIEWS), options.integer(0, channels - 1)
+    most = channels - start
+    return kind, start, options.integer(1, (most + 1) // 2 if kind == "strided" else most)
 
 
 def _twice(options: Options, shape: Shape) -> Drawn:

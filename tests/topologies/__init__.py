@@ -3,7 +3,17 @@
 Every fixed bug leaves a network behind here; all laws run on all of them.
 """
 
-from tests.topologies import gates, interfaces, movement, sharing, weights
-from tests.topologies.registry import TOPOLOGIES, case_of
+from tests.topologies import gates, interfaces, movement, sharing, weights, writes
+from tests.topologies.registry import FORWARD_ONLY, TOPOLOGIES, case_of
 
-__all__ = ["TOPOLOGIES", "case_of", "gates", "interfaces", "movement", "sharing", "weights"]
+__all__ = [
+    "FORWARD_ONLY",
+    "TOPOLOGIES",
+    "case_of",
+    "gates",
+    "interfaces",
+    "movement",
+    "sharing",
+    "weights",
+    "writes",
+]

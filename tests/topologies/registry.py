@@ -21,21 +21,24 @@ class Topology(NamedTuple):
 
 
 TOPOLOGIES: dict[str, Topology] = {}
+# Networks that overwrite what a backward pass would need: only their map can be looked at.
+FORWARD_ONLY: dict[str, Topology] = {}
 IMAGE = (2, 3, 6, 6)
 
 
-def topology(name: str, inputs: Any = IMAGE) -> Callable[[Factory], Factory]:
+def topology(name: str, inputs: Any = IMAGE, *, trains: bool = True) -> Callable[[Factory], Factory]:
     """Register a network under a name.
 
     Args:
         name: what the network is about.
         inputs: a shape, a list of inputs (positional) or a dict of inputs (keywords); None for None.
+        trains: whether its backward pass runs.
     """
 
     def register(factory: Factory) -> Factory:
-        if name in TOPOLOGIES:
+        if name in TOPOLOGIES | FORWARD_ONLY:
             raise ValueError(f"two topologies are called {name!r}")
-        TOPOLOGIES[name] = Topology(factory, inputs)
+        (TOPOLOGIES if trains else FORWARD_ONLY)[name] = Topology(factory, inputs)
         return factory
 
     return register
@@ -43,7 +46,7 @@ def topology(name: str, inputs: Any = IMAGE) -> Callable[[Factory], Factory]:
 
 def case_of(name: str) -> Case:
     """The network of that name in evaluation mode, with weights and an input that are always the same."""
-    factory, shapes = TOPOLOGIES[name]
+    factory, shapes = (TOPOLOGIES | FORWARD_ONLY)[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = randomise(factory(), seed=0).eval()

@@ -243,6 +243,50 @@ def _smp() -> dict[str, Network]:
     return found
 
 
+class PartialLargeKernels(nn.Module):
+    """Super-resolution as PLKSR writes it: large kernels over the first channels, in place."""
+
+    class Block(nn.Module):
+        """Mixing over channels, a large kernel over some of them, element-wise attention, a residual."""
+
+        def __init__(self, channels: int, part: int) -> None:
+            super().__init__()
+            self.part = part
+            self.mixer = nn.Sequential(
+                nn.Conv2d(channels, 2 * channels, 3, padding=1),
+                nn.GELU(),
+                nn.Conv2d(2 * channels, channels, 3, padding=1),
+            )
+            self.large = nn.Conv2d(part, part, 13, padding=6)
+            self.attention = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Sigmoid())
+            self.refine = nn.Conv2d(channels, channels, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.mixer(x)
+            y[:, : self.part] = self.large(y[:, : self.part])
+            return self.refine(y * self.attention(y)) + x
+
+    def __init__(self, channels: int = 24, part: int = 8, blocks: int = 3, scale: int = 2) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1),
+            *(self.Block(channels, part) for _ in range(blocks)),
+            nn.Conv2d(channels, 3 * scale**2, 3, padding=1),
+        )
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        copies = torch.repeat_interleave(x, self.scale**2, dim=1)
+        return nn.functional.pixel_shuffle(self.features(x) + copies, self.scale)
+
+
+# Networks that overwrite what they have read, which gradients need: for evaluation only.
+FORWARD_ONLY = {
+    "timm/fasternet_t0, by slices": Network(
+        partial(timm.create_model, "fasternet_t0", pconv_fw_type="slicing"), (2, 3, 64, 64)
+    ),
+    "PLKSR": Network(PartialLargeKernels, (2, 3, 16, 16)),
+}
 NETWORKS: dict[str, Network] = {**_torchvision(), **_timm(), **_monai(), **_smp()}
 # More than 600 million parameters.
 GIANTS = ("torchvision/regnet_y_128gf", "torchvision/vit_h_14")

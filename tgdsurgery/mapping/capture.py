@@ -9,7 +9,8 @@ Every node of the graph carries in `meta`:
     returned_by: names of the modules that returned this very tensor, innermost first.
     parameter or buffer: its name, for a `get_attr` node that reads one.
     fixed: True if the value does not depend on the network's input.
-    value: the tensor itself, where `fixed`.
+    value: the tensor itself, where `fixed`; `value_at` tells what was in it when another node read it.
+    overwritten: where `fixed` memory was written to: the nodes that wrote, each with what was there before.
     random: True if chance had a part in it.
     exit: how the values of this tensor left torch (`Tensor.numpy`), for a node that stands for just that.
 """
@@ -99,6 +100,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
+        self._constants: list[tuple[fx.Node, int]] = []  # with their storages
         self.stack: list[str] = [""]
         self._nodes: dict[_Key, fx.Node] = {}
         self._storages: dict[int, StorageWeakRef] = {}
@@ -129,7 +131,22 @@ class _Recorder(TorchDispatchMode):
             node.meta["val"] = tree_map_only(_Spec, _Spec.made, node.meta["val"])
         self.graph.output(tuple(leaves))
         _settle_fixed(self.graph)
+        self._refuse_writes_to_shared_memory()
         return fx.GraphModule(self.constants, self.graph, class_name="Captured")
+
+    def _refuse_writes_to_shared_memory(self) -> None:
+        """Each constant has labels of its own, so what is written to one must not show in another."""
+        sharing: dict[int, list[fx.Node]] = {}
+        for node, storage in self._constants:
+            sharing.setdefault(storage, []).append(node)
+        for nodes in sharing.values():
+            if len(nodes) > 1 and not all(node.meta["fixed"] for node in nodes):
+                called = (node.meta.get("parameter") or node.meta.get("buffer") for node in nodes)
+                names = [repr(name) if name else "an attribute" for name in called]
+                raise UnsupportedOpError(
+                    f"What is computed from the input is written to memory that {' and '.join(names)} share.",
+                    "Give each its own memory (clone()), and take views of it in the forward.",
+                )
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -143,15 +160,34 @@ class _Recorder(TorchDispatchMode):
             )
         with without_torch_function():  # what is done here is not the model's
             self._forget_the_dead()
-            # Looked up before the call, which may resize or free what it is given.
+            # Looked up before the call, which may resize, free or overwrite what it is given.
             node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
+            before = self._about_to_be_overwritten(func, args, kwargs)
             result = func(*args, **kwargs)
             tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             if tensors or any(argument.is_write for argument in func._schema.arguments):
                 node = self.graph.call_function(func, node_args, node_kwargs)
                 node.meta |= {"val": tree_map(_spec, result), "module": self.stack[-1], "returned_by": []}
                 self._remember(node, result)
+                for root, values in before.items():
+                    root.meta.setdefault("overwritten", []).append((node, values))
         return result
+
+    def _about_to_be_overwritten(self, func: Any, args: Any, kwargs: Any) -> dict[fx.Node, Tensor]:
+        """The memory that an op made of constants alone will write to, by the node that made it, and a copy of it.
+
+        What becomes of memory that takes in something else is not known anyway.
+        """
+        arguments = func._schema.arguments
+        if not any(argument.is_write for argument in arguments):
+            return {}
+        given = [*zip(arguments, args, strict=False)]
+        given += [(argument, kwargs[argument.name]) for argument in arguments if argument.name in kwargs]
+        known = [leaf for leaf in tree_leaves([value for _, value in given]) if isinstance(leaf, Tensor)]
+        if not all("value" in self._node(tensor).meta for tensor in known):
+            return {}
+        targets = tree_leaves([value for argument, value in given if argument.is_write])
+        return {alias_root(self._node(t)): _memory(t).clone() for t in targets if isinstance(t, Tensor)}
 
     def exit(self, tensor: Tensor, how: str) -> None:
         """Note down that the values which `tensor` has now leave torch."""
@@ -202,12 +238,19 @@ class _Recorder(TorchDispatchMode):
     def _node(self, tensor: Tensor) -> fx.Node:
         key = self._key(tensor)
         if key not in self._nodes:
+            if key[0] in self._made:
+                raise UnsupportedOpError(
+                    f"In module {self.stack[-1] or 'the model itself'!r} a tensor of shape {tuple(tensor.shape)} looks "
+                    "at memory of the run in a way that no op of torch has made, which cannot be followed.",
+                    "Make it by torch's views (as_strided, view, narrow).",
+                )
             target = f"constant_{len(self.constants)}"
             self.constants[target] = tensor
             node = self.graph.create_node("get_attr", target)
             kind, name = self._names.get(key, ("constant", target))
             node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "value": tensor, kind: name}
             self._nodes[key] = node
+            self._constants.append((node, key[0]))
         return self._nodes[key]
 
     def _key(self, tensor: Tensor) -> _Key:
@@ -264,6 +307,22 @@ def _spec(value: object) -> object:
             "Apply TGD to the network before it is quantised.",
         )
     return _Spec(value.shape, value.stride(), value.dtype)
+
+
+def value_at(node: fx.Node, reader: fx.Node) -> Tensor | None:
+    """What `reader` found in a fixed `node`: memory may have been written to since. None if it is not fixed."""
+    value: Tensor | None = node.meta.get("value")
+    if value is not None:
+        for writer, memory in alias_root(node).meta.get("overwritten", ()):
+            if reader < writer or reader is writer:
+                flat: Tensor = memory.view(value.dtype)
+                return flat.as_strided(value.shape, value.stride(), value.storage_offset())
+    return value
+
+
+def _memory(tensor: Tensor) -> Tensor:
+    """All of the memory that a tensor looks at."""
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
 
 
 def _settle_fixed(graph: fx.Graph) -> None:

@@ -18,7 +18,7 @@ from tgdsurgery.core.errors import UnsupportedOpError
 from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.core.torch_private import tree_leaves, tree_map_only
-from tgdsurgery.mapping.capture import Capture
+from tgdsurgery.mapping.capture import Capture, value_at
 from tgdsurgery.mapping.exits import refuse_exit
 from tgdsurgery.mapping.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
 from tgdsurgery.mapping.nodes import alias_root, aliases, op_of, place_of, written
@@ -71,9 +71,6 @@ class _Interpreter:
         self.on_unknown = on_unknown
         self.labels: dict[fx.Node, Any] = {}
         self.laid_out = _laid_out(found.capture.graph.graph)
-        self.last_write = {
-            alias_root(target): node for node in found.capture.graph.graph.nodes for target in written(node)
-        }
 
     def run(self) -> None:
         """Go through the nodes; labels are dropped after their last use.
@@ -150,6 +147,12 @@ class _Interpreter:
         call = Call(node, self.found.table, self.found.parameters, self.found.rows, self.found.filter_calls)
         if (op.is_view or torch.Tag.inplace_view in op.tags) and not _changes_dtype(node):
             return self._view(node)
+        if op.is_view and alias_root(node) in self.laid_out:
+            raise UnsupportedOpError(
+                f"Memory is written to and looked at as another type by the op {node.target} (node {node.name}, "
+                f"in module {place_of(node)}), which cannot be followed.",
+                "Look at a copy instead (clone()), or write before the type is changed.",
+            )
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), partial(self._traced, reader=node))
         rule = find_rule(op)
         if rule is None and not any(traced.labelled for traced in _traced_leaves(args, kwargs)):
@@ -164,6 +167,8 @@ class _Interpreter:
             self._write(target, result)
             return self.labels[target]
         targets = written(node)
+        if targets:  # What comes out is of the moment before.
+            result = tree_map_only(Tensor, torch.clone, result)
         for target in targets:
             # A norm's own update of its running statistics is no way from one channel to another.
             if target.meta.get("buffer", "").rpartition(".")[2] not in STATISTICS:
@@ -200,17 +205,15 @@ class _Interpreter:
         if not fits(result, labels):
             result = self.found.table.mix(result)
         if alias_root(target) in self.laid_out:
-            labels.copy_(result)
+            labels.copy_(result.clone())  # it may be another view of the same memory
         else:
             self.labels[target] = self._kept(target, result)
 
     def _traced(self, node: fx.Node, reader: fx.Node) -> Any:
         labels, spec = self.labels[node], node.meta["val"]
-        value = node.meta.get("value")
-        if value is not None and not (spec.is_floating_point() or spec.is_complex()):
-            # Whole numbers may be places. Where they are drawn by chance, or become others later, they are not known.
-            changed_later = self.last_write.get(alias_root(node), reader) > reader
-            value = None if node.meta.get("random") or changed_later else value
+        value = value_at(node, reader)
+        if node.meta.get("random") and not (spec.is_floating_point() or spec.is_complex()):
+            value = None  # Whole numbers may be places: those drawn by chance are others in the next run.
         empty = torch.zeros((), dtype=torch.int64)
         shown = empty.expand(spec.shape) if labels is None else labels
         labelled = bool(collapse(shown).any())

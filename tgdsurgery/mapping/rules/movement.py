@@ -5,7 +5,7 @@ Views need no rule at all: they are run on the labels and go on sharing their me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,14 +61,80 @@ def look_up(call: Call, *args: Any, **kwargs: Any) -> Any:
     names = [argument.name for argument in call.op._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     indices = [tensor for name in _INDICES for tensor in tensors(given.get(name))]
-    accumulates = given.get("accumulate") or given.get("reduce")
-    if accumulates or not all(is_known(index) for index in indices):
+    if not all(is_known(index) for index in indices):
         return mix_all(call, *args, **kwargs)
+    if given.get("accumulate"):
+        return _gathered(call, given["self"], given["values"], lambda at: at[_whole(given["indices"])])
+    if given.get("reduce"):
+        source = given["src"] if "src" in given else given["value"]
+        return _gathered(
+            call, given["self"], source, lambda at: at.gather(given["dim"], given["index"].value)
+        )
     for name in _INDICES & given.keys():
         given[name] = tree_map_only(Traced, lambda index: index.value, given[name])
     if "value" in given and not isinstance(given["value"], Traced):  # a number is written by nobody
         given["value"] = EMPTY
     return run_on_labels(call, **given)
+
+
+def _whole(indices: Sequence[Traced | None]) -> tuple[Any, ...]:
+    return tuple(slice(None) if index is None else index.value for index in indices)
+
+
+@rule_for("index_add", "index_reduce")
+def add_slices(
+    call: Call, tensor: Traced, dim: int, index: Traced, source: Traced, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Slices of the source are added to those of the tensor that the index names."""
+    if index.value is None or not is_known(index):
+        return mix_all(call, tensor, index, source)
+    places = index.value
+    return _gathered(call, tensor, source, lambda at: at.index_select(dim, places), **kwargs)
+
+
+@rule_for("scatter_add", "scatter_reduce")
+def add_elements(
+    call: Call, tensor: Traced, dim: int, index: Traced, source: Traced, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Elements of the source are added to those of the tensor that the index names."""
+    if index.value is None or not is_known(index):
+        return mix_all(call, tensor, index, source)
+    places = index.value
+    return _gathered(call, tensor, source, lambda at: at.gather(dim, places), **kwargs)
+
+
+def _gathered(
+    call: Call,
+    tensor: Traced,
+    source: Traced | float,
+    pick: Callable[[Tensor], Tensor],
+    include_self: bool = True,
+    **kwargs: Any,
+) -> Tensor:
+    """Every element of the tensor united with what arrives there; `pick` takes from the tensor as the op adds to it."""
+    labels = tensor.labels.reshape(-1).clone()
+    places = pick(torch.arange(len(labels)).view(tensor.shape))
+    if not include_self:
+        labels[places] = EMPTY
+    if not isinstance(source, Traced):  # a number is written by nobody
+        return labels.view(tensor.shape)
+    there = source.labels if source.labels.dim() == places.dim() else source.labels.expand(places.shape)
+    arriving = there[tuple(slice(size) for size in places.shape)].expand(places.shape).reshape(-1)
+    places, order = places.reshape(-1).sort(stable=True)
+    arriving = arriving[order]
+    while len(places):  # of those that arrive at one place, every second is united with the one before
+        first = torch.ones(len(places), dtype=torch.bool)
+        first[1:] = places[1:] != places[:-1]
+        starts = first.nonzero().flatten()
+        if len(starts) == len(places):
+            break
+        rank = torch.arange(len(places)) - starts[first.cumsum(0) - 1]
+        odd = (rank % 2 == 1).nonzero().flatten()
+        arriving[odd - 1] = call.table.union(arriving[odd - 1], arriving[odd])
+        kept = rank % 2 == 0
+        places, arriving = places[kept], arriving[kept]
+    labels[places] = call.table.union(labels[places], arriving)
+    return labels.view(tensor.shape)
 
 
 # What comes out are indices, which the repeats decide.

@@ -112,10 +112,13 @@ def householder(call: Call, reflectors: Traced, tau: Traced) -> Tensor:
 
 
 # Anything may depend on anything.
-rule_for("renorm", "_linalg_svd", "_fft_r2c", "_fft_c2r", "_fft_c2c", "dist")(mix_all)
+rule_for("renorm", "_linalg_svd", "dist")(mix_all)
 
 
-rule_for("scatter_add", "scatter_reduce", "index_add", "index_reduce")(mix_all)
+@rule_for("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def transform(call: Call, tensor: Traced, dims: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
+    """Along the transformed axes everything depends on everything."""
+    return call.table.reduce(tensor.labels, dims)
 
 
 @rule_for("_weight_norm_interface", "_weight_norm")
