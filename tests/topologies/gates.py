@@ -188,6 +188,40 @@ class GlobalResponseNorm(nn.Module):
         return self.head(self.gamma * (x * share) + self.beta + x)
 
 
+@topology("local response norm")
+def local_response_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 3, padding=1),
+        nn.LocalResponseNorm(3),
+        nn.Conv2d(7, 6, 3, padding=1),
+        nn.LocalResponseNorm(4, k=2.0, alpha=0.5),
+        nn.Conv2d(6, 2, 1),
+    )
+
+
+@topology("largest of neighbouring channels")
+class MaxoutByPooling(nn.Module):
+    """Channels taken for an axis of space: windows apart, overlapping, spread out, and as many as asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.apart, self.mean = nn.Conv2d(4, 1, 1), nn.Conv2d(4, 1, 1)
+        self.overlapping, self.spread = nn.Conv2d(8, 1, 1), nn.Conv2d(4, 1, 1)
+        self.asked = nn.Conv2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.stem(x)
+        depth = y.unsqueeze(1)
+        return [
+            self.apart(F.max_pool3d(y, (2, 1, 1))),
+            self.mean(F.avg_pool3d(depth, (3, 1, 1), (2, 1, 1), (1, 0, 0)).squeeze(1)),
+            self.overlapping(F.max_pool3d(depth, 3, 1, 1).squeeze(1)),
+            self.spread(F.max_pool3d(depth, (2, 1, 1), (1, 1, 1), dilation=(4, 1, 1)).squeeze(1)),
+            self.asked(F.adaptive_avg_pool3d(depth, (3, None, None)).squeeze(1)),
+        ]
+
+
 @topology("unit length")
 class UnitLength(nn.Module):
     """Features divided by their length over the channels."""

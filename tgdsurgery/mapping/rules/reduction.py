@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tgdsurgery.mapping.labels import EMPTY, collapse
 from tgdsurgery.mapping.rules.call import Call, Traced
 from tgdsurgery.mapping.rules.registry import mix_all, rule_for, tensors
 
-_POOLS = ("max", "mkldnn_max", "avg", "adaptive_avg", "_adaptive_avg", "adaptive_max", "fractional_max")
+_ADAPTIVE = ("adaptive_avg", "_adaptive_avg", "adaptive_max")
 
 
 def _dims(dim: int | Sequence[int] | None, rank: int) -> list[int]:
@@ -57,17 +59,88 @@ def select_largest(call: Call, tensor: Traced, k: int, dim: int = -1, *args: Any
     return united if united.dim() == len(call.shape) else united.squeeze(dim)
 
 
-@rule_for(*(f"{pool}_pool{rank}d" for pool in _POOLS for rank in (1, 2, 3)))
-@rule_for(*(f"max_pool{rank}d_with_indices" for rank in (1, 2, 3)), "mkldnn_adaptive_avg_pool2d")
+@rule_for(*(f"{name}_pool{rank}d" for name in ("max", "mkldnn_max") for rank in (1, 2, 3)))
+@rule_for(*(f"max_pool{rank}d_with_indices" for rank in (1, 2, 3)))
+def max_pool(
+    call: Call, tensor: Traced, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *args: Any
+) -> Tensor:
+    """The largest of each window."""
+    return _over_windows(call, tensor, kernel, stride, padding, dilation)
+
+
+@rule_for(*(f"avg_pool{rank}d" for rank in (1, 2, 3)))
+def avg_pool(
+    call: Call, tensor: Traced, kernel: Any, stride: Any = (), padding: Any = 0, *args: Any, **kwargs: Any
+) -> Tensor:
+    """The mean of each window."""
+    return _over_windows(call, tensor, kernel, stride, padding)
+
+
+@rule_for(*(f"{name}_pool{rank}d" for name in _ADAPTIVE for rank in (1, 2, 3)), "mkldnn_adaptive_avg_pool2d")
+def adaptive_pool(call: Call, tensor: Traced, *args: Any) -> Tensor:
+    """As many windows as there are places in the output."""
+    return _over_windows(call, tensor)
+
+
+def _over_windows(call: Call, tensor: Traced, *settings: Any) -> Tensor:
+    """The union over every window; settings are those of the windows, one for each axis or one for all."""
+    rank, labels = _rank(call), collapse(tensor.labels)
+    for axis in range(-rank, 0):
+        if labels.shape[axis] == 1:
+            continue
+        united = labels.amax(axis, keepdim=True)
+        if bool(((labels == united) | (labels == EMPTY)).all()):
+            labels = united  # A channel of its own along this axis, but for padding: nothing else to unite.
+            continue
+        own = [_setting(setting, axis) for setting in settings]
+        windows = _windows(labels.shape[axis], call.shape[axis], *own)
+        lines = torch.nn.functional.pad(
+            labels.movedim(axis, -1), (0, 1)
+        )  # what lies outside is written by nobody
+        labels = call.table.reduce(lines[..., windows], [-1]).squeeze(-1).movedim(-1, axis)
+    return labels
+
+
+def _setting(setting: Any, axis: int) -> Any:
+    """The setting of one of the last axes; strides that are not given are those of the kernel."""
+    if not isinstance(setting, (tuple, list)):
+        return setting
+    return setting[axis] if len(setting) > 1 else next(iter(setting), None)
+
+
+def _windows(
+    size: int,
+    count: int,
+    kernel: int | None = None,
+    stride: int | None = None,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:
+    """(count, longest window): the places that each window of an axis looks at, -1 where there is none."""
+    if kernel is None:  # adaptive
+        starts = torch.arange(count) * size // count
+        ends = -(-(torch.arange(count) + 1) * size // count)
+        places = starts[:, None] + torch.arange(int((ends - starts).max()))
+        return places.where(places < ends[:, None], -1)
+    starts = torch.arange(count) * (stride or kernel) - padding
+    places = starts[:, None] + dilation * torch.arange(kernel)
+    return places.where((places >= 0) & (places < size), -1)
+
+
+def _rank(call: Call) -> int:
+    """How many axes of space there are, which the op's name tells."""
+    return next(int(letter) for letter in call.op._schema.name if letter.isdigit())
+
+
+@rule_for(*(f"fractional_max_pool{rank}d" for rank in (2, 3)))
 @rule_for(
     *(f"{name}{rank}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for rank in (1, 2, 3))
 )
 @rule_for("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")
 @rule_for("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa")
 def over_space(call: Call, tensor: Traced, *args: Any, **kwargs: Any) -> Tensor:
-    """Pooling and resampling, per channel; the op's name tells how many axes of space there are."""
-    rank = next(int(letter) for letter in call.op._schema.name if letter.isdigit())
-    return call.table.reduce(tensor.labels, range(-rank, 0))
+    """Resampling, and windows by chance, per channel."""
+    return call.table.reduce(tensor.labels, range(-_rank(call), 0))
 
 
 @rule_for("max_unpool2d", "max_unpool3d")
