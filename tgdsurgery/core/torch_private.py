@@ -18,7 +18,14 @@ from torch.nn.modules.conv import _ConvNd as ConvNd
 from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten,
+    tree_leaves,
+    tree_leaves_with_path,
+    tree_map,
+    tree_map_only,
+)
 
 __all__ = [
     "PRESERVED",
@@ -34,9 +41,11 @@ __all__ = [
     "check_batch_size",
     "default_store",
     "is_op",
+    "keystr",
     "runs_hooks",
     "tree_flatten",
     "tree_leaves",
+    "tree_leaves_with_path",
     "tree_map",
     "tree_map_only",
     "under_functorch",

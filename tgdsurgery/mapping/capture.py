@@ -12,14 +12,15 @@ Every node of the graph carries in `meta`:
     value: the tensor itself, where `fixed`; `value_at` tells what was in it when another node read it.
     overwritten: where `fixed` memory was written to: the nodes that wrote, each with what was there before.
     random: True if chance had a part in it.
+    left_behind: for a `get_attr` node that an earlier run has made: who reads it, and where it was kept.
     exit: how the values of this tensor left torch (`Tensor.numpy`), for a node that stands for just that.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
 
@@ -38,6 +39,7 @@ from tgdsurgery.core.torch_private import (
 )
 from tgdsurgery.mapping.exits import Exits
 from tgdsurgery.mapping.nodes import alias_root, op_of, written
+from tgdsurgery.mapping.state import state_of
 
 _Key = tuple[Any, ...]
 
@@ -48,12 +50,27 @@ class Capture:
 
     Args:
         graph: a GraphModule whose placeholders are the input's tensors in the order of `tree_leaves`.
+        carried: memory that the next run starts with: what was read of it, its place, and what is there at the end.
+        places: what the model keeps at the end, by where it is.
+        left: the storages that the run has made and left behind, with the nodes that look at them.
+        settled: whether the model keeps tensors in the same places as before the run.
     """
 
     graph: fx.GraphModule
+    carried: Mapping[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
+    places: Mapping[str, fx.Node] = field(default_factory=dict)
+    left: Mapping[StorageWeakRef, Sequence[fx.Node]] = field(default_factory=dict)
+    settled: bool = True
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool) -> Capture:
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    training: bool,
+    earlier: Iterable[StorageWeakRef] = (),
+) -> Capture:
     """Run `model` once and record its ATen ops.
 
     `model` is run as it is, in the given mode: hand in a copy (`copying.copy_model`), since buffers
@@ -62,8 +79,9 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     Raises:
         CaptureError: the model's forward raised; the message has its error.
     """
-    model.train(training)
-    recorder = _Recorder(model)
+    model.train().train(training)  # train mode clears what some networks keep for evaluation
+    before = state_of(model)
+    recorder = _Recorder(model, before, earlier)
     handles = recorder.watch_modules(model)
     args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
     for leaf in tree_leaves((args, kwargs)):
@@ -83,8 +101,21 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     finally:
         for handle in handles:
             handle.remove()
-    graph = recorder.finish(output)
-    return Capture(graph)
+    after = state_of(model)
+    places = recorder.kept_at(after)
+    graph, carried = recorder.finish(output, places)
+    del output
+    return Capture(graph, carried, places, recorder.left(), before.keys() == after.keys())
+
+
+def refuse_left_behind(run: Capture) -> None:
+    """Raise if a run has read what an earlier one made, and does not itself leave something in its place."""
+    for node in run.graph.graph.nodes:
+        if "left_behind" in node.meta and node not in run.carried:
+            raise UnsupportedOpError(
+                f"{node.meta['left_behind']}; what feeds it cannot be followed.",
+                "Keep it in a buffer or attribute that every call writes anew, or give it to the model as an input.",
+            )
 
 
 class _Recorder(TorchDispatchMode):
@@ -96,16 +127,20 @@ class _Recorder(TorchDispatchMode):
     gone and its tensors have been forgotten.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, state: Mapping[str, Tensor], earlier: Iterable[StorageWeakRef]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._earlier = {reference.cdata for reference in earlier}
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
-        self._constants: list[tuple[fx.Node, int]] = []  # with their storages
+        self._constants: dict[_Key, fx.Node] = {}
         self.stack: list[str] = [""]
         self._nodes: dict[_Key, fx.Node] = {}
         self._storages: dict[int, StorageWeakRef] = {}
         self._made: dict[int, set[_Key]] = {}  # a storage that the run made -> its tensors
         self._sweep = _SWEEP
+        self._read_from = {place: self._key(tensor) for place, tensor in state.items()}
         self._names = {self._key(p): ("parameter", name) for name, p in model.named_parameters()}
         self._names |= {self._key(b): ("buffer", name) for name, b in model.named_buffers()}
 
@@ -123,22 +158,40 @@ class _Recorder(TorchDispatchMode):
         node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "fixed": False}
         self._nodes[self._key(tensor)] = node
 
-    def finish(self, output: object) -> fx.GraphModule:
-        """Close the graph with the run's output."""
+    def finish(self, output: object, places: Mapping[str, fx.Node]) -> tuple[fx.GraphModule, _Kept]:
+        """Close the graph with the run's output, and find what the next run will read that this one has written.
+
+        Args:
+            output: what the model returned.
+            places: what it keeps.
+        """
         known = tree_map_only(Tensor, self._node, output)
         leaves = [leaf for leaf in tree_leaves(known) if isinstance(leaf, fx.Node)]
         for node in self.graph.nodes:
             node.meta["val"] = tree_map_only(_Spec, _Spec.made, node.meta["val"])
         self.graph.output(tuple(leaves))
-        _settle_fixed(self.graph)
+        read = {place: self._constants.get(key) for place, key in self._read_from.items()}
+        state = {start: (place, places[place]) for place, start in read.items() if start and place in places}
+        carried = _settle_fixed(self.graph, state)
         self._refuse_writes_to_shared_memory()
-        return fx.GraphModule(self.constants, self.graph, class_name="Captured")
+        return fx.GraphModule(self.constants, self.graph, class_name="Captured"), carried
+
+    def kept_at(self, state: Mapping[str, Tensor]) -> dict[str, fx.Node]:
+        """The nodes of the tensors that the model keeps, as far as the run has seen them."""
+        nodes = {place: self._nodes.get(self._key(tensor)) for place, tensor in state.items()}
+        return {place: node for place, node in nodes.items() if node}
+
+    def left(self) -> dict[StorageWeakRef, list[fx.Node]]:
+        """The storages that the run has made and that are still there."""
+        alive = {made: self._storages[made] for made in self._made if not self._storages[made].expired()}
+        found = {alive[made]: [self._nodes[key] for key in self._made[made]] for made in alive}
+        return {made: nodes for made, nodes in found.items() if not all(node.meta["fixed"] for node in nodes)}
 
     def _refuse_writes_to_shared_memory(self) -> None:
         """Each constant has labels of its own, so what is written to one must not show in another."""
         sharing: dict[int, list[fx.Node]] = {}
-        for node, storage in self._constants:
-            sharing.setdefault(storage, []).append(node)
+        for key, node in self._constants.items():
+            sharing.setdefault(key[0], []).append(node)
         for nodes in sharing.values():
             if len(nodes) > 1 and not all(node.meta["fixed"] for node in nodes):
                 called = (node.meta.get("parameter") or node.meta.get("buffer") for node in nodes)
@@ -250,7 +303,14 @@ class _Recorder(TorchDispatchMode):
             kind, name = self._names.get(key, ("constant", target))
             node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "value": tensor, kind: name}
             self._nodes[key] = node
-            self._constants.append((node, key[0]))
+            if key[0] in self._earlier:
+                places = [place for place, kept in self._read_from.items() if kept == key]
+                where = f" ({places[0]})" if places else ", in no attribute of a module"
+                node.meta["left_behind"] = (
+                    f"In module {self.stack[-1] or 'the model itself'!r} a tensor is read that "
+                )
+                node.meta["left_behind"] += f"an earlier call has left behind{where}"
+            self._constants[key] = node
         return self._nodes[key]
 
     def _key(self, tensor: Tensor) -> _Key:
@@ -325,16 +385,27 @@ def _memory(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
 
 
-def _settle_fixed(graph: fx.Graph) -> None:
+_Kept = dict[fx.Node, tuple[str, fx.Node]]
+
+
+def _settle_fixed(graph: fx.Graph, state: _Kept) -> _Kept:
     """Mark the nodes that do not depend on the input; the others forget their values.
 
     Memory that ever takes in something from the input (``out = zeros(...); out[:, :4] = x``) is not fixed
     from its first node on, hence the repetition until nothing changes.
+
+    Args:
+        graph: all nodes.
+        state: nodes that read what the model kept, each with the place and the node that is kept there at the end.
+
+    Returns:
+        Those of `state` that keep something of the input, which the next run reads.
     """
     loose = {node for node in graph.nodes if node.op == "placeholder"}
     size = -1
     while size != len(loose):
         size = len(loose)
+        loose.update(start for start, (_, end) in state.items() if alias_root(end) in loose)
         for node in graph.nodes:
             if alias_root(node) in loose or any(parent in loose for parent in node.all_input_nodes):
                 loose.add(node)
@@ -343,6 +414,7 @@ def _settle_fixed(graph: fx.Graph) -> None:
         node.meta["fixed"] = node not in loose
         if node in loose:
             node.meta.pop("value", None)
+    return {start: kept for start, kept in state.items() if start in loose}
 
 
 @contextlib.contextmanager

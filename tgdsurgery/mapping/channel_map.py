@@ -8,18 +8,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import get_args
 
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tgdsurgery.core.arguments import Arguments, repeated
 from tgdsurgery.core.copying import copy_model, refuse_unfit
 from tgdsurgery.core.errors import CaptureError, MapConflictError
 from tgdsurgery.core.records import ChannelMap, Layer, Producer
-from tgdsurgery.mapping.capture import capture
+from tgdsurgery.mapping.capture import capture, refuse_left_behind
 from tgdsurgery.mapping.collect import Collector, MappedModel
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.mapping.labels import LabelTable
-from tgdsurgery.mapping.propagate import propagate
+from tgdsurgery.mapping.propagate import Propagation, propagate
 from tgdsurgery.settings import OnUnknown, check_choice
+
+# A model that keeps the features of its last frames is run until it has as many as it wants.
+_MOST_RUNS = 20
 
 
 def channel_map(
@@ -27,27 +31,28 @@ def channel_map(
 ) -> ChannelMap:
     """Find out which filters feed each input channel of each conv, transposed conv and linear layer.
 
-    Args:
-        model: any network whose forward runs; it is not modified.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found if None.
-        on_unknown: "raise" stops at an op without a rule; "mix" lets every output of it depend on all inputs.
+        Args:
+            model: any network whose forward runs; it is not modified.
+            example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found if None.
+            on_unknown: "raise" stops at an op without a rule; "mix" lets every output of it depend on all inputs.
 
-    Returns:
-        The map, the same for train and eval mode.
+        Returns:
+            The map, the same for train and eval mode.
 
-    Raises:
-        CaptureError: the model does not run, is TorchScript or uninitialised, or no example input could be found.
-        UnsupportedOpError: an op without a rule.
-        MapConflictError: train and eval mode map the same layer differently.
+        Raises:
+            CaptureError: the model does not run, is TorchScript or uninitialised, or no example input could be found.
+            UnsupportedOpError: an op without a rule.
+            MapConflictError: train and eval mode map the same layer differently.
 
-    Example:
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
-        >>> found = channel_map(net)
-        >>> found.consumers
-        ('0', '2')
-        >>> [sorted(s) for s in found.producers("2")]
-        [[Producer(layer='0', channel=0)], [Producer(layer='0', channel=1)]]
+        Example:
+            >>> from torch import Tensor, nn
+    from torch.multiprocessing.reductions import StorageWeakRef
+            >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
+            >>> found = channel_map(net)
+            >>> found.consumers
+            ('0', '2')
+            >>> [sorted(s) for s in found.producers("2")]
+            [[Producer(layer='0', channel=0)], [Producer(layer='0', channel=1)]]
     """
     return map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown).channels
 
@@ -61,16 +66,46 @@ def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown =
 
 
 def _mapped(model: nn.Module, arguments: Arguments, on_unknown: OnUnknown) -> MappedModel:
-    trial, table = copy_model(model), LabelTable()
-    evaluated = propagate(capture(trial, *arguments, training=False), table, on_unknown)
+    runs = _Runs(copy_model(model), LabelTable(), on_unknown)
+    evaluated = runs.settled(arguments, training=False)
+    if runs.left:  # training starts without it, too
+        runs.trial = copy_model(model)
     try:
-        run = capture(trial, *arguments, training=True)
+        trained = runs.settled(arguments, training=True)
     except CaptureError:
         # Batch norm cannot train on one value per channel.
-        run = capture(trial, *repeated(arguments), training=True)
-    trained = propagate(run, table, on_unknown)
-    first = Collector(evaluated, trial)
-    return _merged(first.collect(), Collector(trained, trial, after=first).collect(), model)
+        trained = runs.settled(repeated(arguments), training=True)
+    first = Collector(evaluated, runs.trial)
+    return _merged(first.collect(), Collector(trained, runs.trial, after=first).collect(), model)
+
+
+class _Runs:
+    """Runs of one copy of the model, which may find in one what an earlier one has left behind."""
+
+    def __init__(self, trial: nn.Module, table: LabelTable, on_unknown: OnUnknown) -> None:
+        self.trial, self.table, self.on_unknown = trial, table, on_unknown
+        self.left: list[StorageWeakRef] = []
+        self.runs = 0
+
+    def settled(self, arguments: Arguments, *, training: bool) -> Propagation:
+        """The model run in one mode until it keeps tensors in the same places, mostly once; all runs as one.
+
+        Raises:
+            UnsupportedOpError: it goes on reading what an earlier run has left behind.
+        """
+        whole: Propagation | None = None
+        before: dict[str, Tensor] = {}
+        while True:
+            run = capture(self.trial, *arguments, training=training, earlier=self.left)
+            found = propagate(run, self.table, self.on_unknown, before)
+            before = found.at_places()
+            first, whole = whole is None, found.after(whole) if whole else found
+            left = found.left()
+            self.left += left
+            self.runs += 1
+            if not left or (run.settled and not first) or self.runs >= _MOST_RUNS:
+                refuse_left_behind(run)
+                return whole
 
 
 @contextlib.contextmanager

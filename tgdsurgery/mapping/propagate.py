@@ -6,13 +6,17 @@ written into the labels of its argument. So any order of channels comes out righ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from operator import getitem
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tgdsurgery.core.errors import UnsupportedOpError
 from tgdsurgery.core.norm_statistics import STATISTICS
@@ -41,6 +45,7 @@ class Propagation:
         kernels: the calls of filter layers, in execution order.
         returned: labels of the nodes that some module returned, collapsed (axes of length 1 where constant).
         mixed: ops without a rule that were let through.
+        kept: at the end of the run, the labels of what the model keeps, and of all else that was left behind.
     """
 
     capture: Capture
@@ -50,25 +55,75 @@ class Propagation:
     filter_calls: list[FilterCall] = field(default_factory=list)
     returned: dict[fx.Node, Tensor] = field(default_factory=dict)
     mixed: set[str] = field(default_factory=set)
+    kept: dict[fx.Node, Tensor] = field(default_factory=dict)
+
+    def at_places(self) -> dict[str, Tensor]:
+        """The labels of what the model keeps, by where it is."""
+        places = self.capture.places.items()
+        return {place: self.kept[node] for place, node in places if node in self.kept}
+
+    def left(self) -> list[StorageWeakRef]:
+        """The memory that the run has left behind and that filters have a part in."""
+        kept = {node for node, labels in self.kept.items() if bool(collapse(labels).any())}
+        return [memory for memory, nodes in self.capture.left.items() if kept.intersection(nodes)]
+
+    def after(self, earlier: Propagation) -> Propagation:
+        """This run and an earlier one in the same mode, as one."""
+        return replace(
+            self,
+            parameters={**earlier.parameters, **self.parameters},
+            rows={**earlier.rows, **self.rows},
+            filter_calls=[*earlier.filter_calls, *self.filter_calls],
+            returned={**earlier.returned, **self.returned},
+            mixed=earlier.mixed | self.mixed,
+        )
 
 
-def propagate(capture: Capture, table: LabelTable, on_unknown: OnUnknown = "raise") -> Propagation:
+def propagate(
+    capture: Capture,
+    table: LabelTable,
+    on_unknown: OnUnknown = "raise",
+    before: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Propagation:
     """Run `capture` on the labels of `table`.
+
+    Args:
+        capture: the run.
+        table: the sets behind the labels.
+        on_unknown: what to do at an op without a rule.
+        before: the labels of what the model kept before the run, by where it is.
 
     Raises:
         UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`), or values go
             where torch does not see them.
     """
     refuse_unwritten(capture.graph.graph)
-    found = Propagation(capture, table)
-    _Interpreter(found, on_unknown).run()
-    return found
+    none = torch.zeros((), dtype=torch.int64)
+    first = {start: before.get(place, none) for start, (place, _) in capture.carried.items()}
+    first = {start: _read_again(start, labels, table) for start, labels in first.items()}
+    carried = first
+    while True:
+        found = Propagation(capture, table)
+        _Interpreter(found, on_unknown, carried).run()
+        # What is read at the start is what was there at the end of a run like this one, too.
+        again = dict(carried)
+        for start, (_, end) in capture.carried.items():
+            if end in found.kept:
+                again[start] = table.union(first[start], _read_again(start, found.kept[end], table))
+        if all(torch.equal(labels, carried[start]) for start, labels in again.items()):
+            return found
+        carried = again
+
+
+def _read_again(start: fx.Node, labels: Tensor, table: LabelTable) -> Tensor:
+    return (labels if fits(labels, start.meta["val"]) else table.mix(labels)).expand(start.meta["val"].shape)
 
 
 class _Interpreter:
-    def __init__(self, found: Propagation, on_unknown: OnUnknown) -> None:
+    def __init__(self, found: Propagation, on_unknown: OnUnknown, carried: Mapping[fx.Node, Tensor]) -> None:
         self.found = found
         self.on_unknown = on_unknown
+        self.carried = carried
         self.labels: dict[fx.Node, Any] = {}
         self.laid_out = _laid_out(found.capture.graph.graph)
 
@@ -81,6 +136,7 @@ class _Interpreter:
         last_use = {
             parent: node for node in self.found.capture.graph.graph.nodes for parent in node.all_input_nodes
         }
+        kept = {*self.found.capture.places.values(), *chain(*self.found.capture.left.values())}
         for node in self.found.capture.graph.graph.nodes:
             if node.op == "output":
                 continue
@@ -97,8 +153,9 @@ class _Interpreter:
             if node.meta["returned_by"] and isinstance(self.labels[node], Tensor):
                 self.found.returned[node] = collapse(self.labels[node]).clone()
             for parent in node.all_input_nodes:
-                if last_use[parent] is node:
+                if last_use[parent] is node and parent not in kept:
                     del self.labels[parent]
+        self.found.kept = {node: labels for node in kept if (labels := self.labels.get(node)) is not None}
 
     def _labels(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -116,8 +173,9 @@ class _Interpreter:
         name: str = node.meta.get("parameter") or node.meta.get("buffer", "")
         owner, _, leaf = name.rpartition(".")
         if not ("parameter" in node.meta or leaf in STATISTICS):
-            # A buffer that the run writes its input to starts empty like any other memory.
-            return None if node.meta["fixed"] else self._kept(node, torch.zeros((), dtype=torch.int64))
+            # A buffer that the run writes its input to starts with what the run before has left there.
+            before = self.carried.get(node, torch.zeros((), dtype=torch.int64))
+            return None if node.meta["fixed"] else self._kept(node, before)
         seeded = ParameterRows(name, tuple(node.meta["val"].shape), axis=_seed_axis(node))
         # What a norm has per channel is written and frozen together: one writer stands for it all.
         of_norm = len(seeded.shape) == 1 and leaf in ("weight", "bias", *STATISTICS)
