@@ -39,6 +39,7 @@ from tgdsurgery.core.torch_private import (
 )
 from tgdsurgery.mapping.exits import Exits
 from tgdsurgery.mapping.nodes import alias_root, op_of, written
+from tgdsurgery.mapping.original import refuse_tensor_of
 from tgdsurgery.mapping.state import state_of
 
 _Key = tuple[Any, ...]
@@ -70,18 +71,27 @@ def capture(
     *,
     training: bool,
     earlier: Iterable[StorageWeakRef] = (),
+    original: nn.Module | None = None,
 ) -> Capture:
     """Run `model` once and record its ATen ops.
 
     `model` is run as it is, in the given mode: hand in a copy (`copying.copy_model`), since buffers
     such as running statistics move in train mode. Random generators are left as they were.
 
+    Args:
+        model: the copy.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        training: the mode.
+        earlier: memory that earlier runs of the copy have left behind.
+        original: the model that it is a copy of, whose tensors it must not use.
+
     Raises:
-        CaptureError: the model's forward raised; the message has its error.
+        CaptureError: the model's forward raised; the message has its error. Or it uses the original's tensors.
     """
     model.train().train(training)  # train mode clears what some networks keep for evaluation
     before = state_of(model)
-    recorder = _Recorder(model, before, earlier)
+    recorder = _Recorder(model, before, earlier, original)
     handles = recorder.watch_modules(model)
     args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
     for leaf in tree_leaves((args, kwargs)):
@@ -128,7 +138,11 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(
-        self, model: nn.Module, state: Mapping[str, Tensor], earlier: Iterable[StorageWeakRef]
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        earlier: Iterable[StorageWeakRef],
+        original: nn.Module | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._earlier = {reference.cdata for reference in earlier}
@@ -143,6 +157,16 @@ class _Recorder(TorchDispatchMode):
         self._read_from = {place: self._key(tensor) for place, tensor in state.items()}
         self._names = {self._key(p): ("parameter", name) for name, p in model.named_parameters()}
         self._names |= {self._key(b): ("buffer", name) for name, b in model.named_buffers()}
+        self._model, self._original, self._foreign = model, original, self._tensors_of(original)
+
+    def _tensors_of(self, original: nn.Module | None) -> dict[int, str]:
+        """The storages of the model that this one is a copy of, which the copy has no business with."""
+        if original is None:
+            return {}
+        named = {**dict(original.named_parameters()), **dict(original.named_buffers()), **state_of(original)}
+        foreign = {self._key(tensor)[0]: name for name, tensor in named.items()}
+        own = {key[0] for key in (*self._names, *self._read_from.values())}
+        return {storage: name for storage, name in foreign.items() if storage not in own}
 
     def watch_modules(self, model: nn.Module) -> list[Any]:
         """Follow which module is running, and what each returns; returns the hooks' handles."""
@@ -300,6 +324,8 @@ class _Recorder(TorchDispatchMode):
             target = f"constant_{len(self.constants)}"
             self.constants[target] = tensor
             node = self.graph.create_node("get_attr", target)
+            if self._original is not None and key[0] in self._foreign:
+                refuse_tensor_of(self._original, self._model, self._foreign[key[0]], self.stack[-1])
             kind, name = self._names.get(key, ("constant", target))
             node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "value": tensor, kind: name}
             self._nodes[key] = node

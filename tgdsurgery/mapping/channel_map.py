@@ -19,6 +19,7 @@ from tgdsurgery.mapping.capture import capture, refuse_left_behind
 from tgdsurgery.mapping.collect import Collector, MappedModel
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.mapping.labels import LabelTable
+from tgdsurgery.mapping.original import apart
 from tgdsurgery.mapping.propagate import Propagation, propagate
 from tgdsurgery.settings import OnUnknown, check_choice
 
@@ -66,24 +67,30 @@ def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown =
 
 
 def _mapped(model: nn.Module, arguments: Arguments, on_unknown: OnUnknown) -> MappedModel:
-    runs = _Runs(copy_model(model), LabelTable(), on_unknown)
-    evaluated = runs.settled(arguments, training=False)
-    if runs.left:  # training starts without it, too
-        runs.trial = copy_model(model)
-    try:
-        trained = runs.settled(arguments, training=True)
-    except CaptureError:
-        # Batch norm cannot train on one value per channel.
-        trained = runs.settled(repeated(arguments), training=True)
+    runs = _Runs(model, LabelTable(), on_unknown)
+    with apart(model, runs.trial):
+        evaluated, trained = _both_modes(runs, arguments)
     first = Collector(evaluated, runs.trial)
     return _merged(first.collect(), Collector(trained, runs.trial, after=first).collect(), model)
+
+
+def _both_modes(runs: _Runs, arguments: Arguments) -> tuple[Propagation, Propagation]:
+    evaluated = runs.settled(arguments, training=False)
+    if runs.left:  # training starts without it, too
+        runs.trial = copy_model(runs.model)
+    try:
+        return evaluated, runs.settled(arguments, training=True)
+    except CaptureError:
+        # Batch norm cannot train on one value per channel.
+        return evaluated, runs.settled(repeated(arguments), training=True)
 
 
 class _Runs:
     """Runs of one copy of the model, which may find in one what an earlier one has left behind."""
 
-    def __init__(self, trial: nn.Module, table: LabelTable, on_unknown: OnUnknown) -> None:
-        self.trial, self.table, self.on_unknown = trial, table, on_unknown
+    def __init__(self, model: nn.Module, table: LabelTable, on_unknown: OnUnknown) -> None:
+        self.model, self.trial = model, copy_model(model)
+        self.table, self.on_unknown = table, on_unknown
         self.left: list[StorageWeakRef] = []
         self.runs = 0
 
@@ -96,7 +103,7 @@ class _Runs:
         whole: Propagation | None = None
         before: dict[str, Tensor] = {}
         while True:
-            run = capture(self.trial, *arguments, training=training, earlier=self.left)
+            run = capture(self.trial, *arguments, training=training, earlier=self.left, original=self.model)
             found = propagate(run, self.table, self.on_unknown, before)
             before = found.at_places()
             first, whole = whole is None, found.after(whole) if whole else found

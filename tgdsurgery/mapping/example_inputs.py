@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tgdsurgery.core.arguments import Arguments, as_arguments
 from tgdsurgery.core.copying import copy_model, own_randomness, refuse_unfit
 from tgdsurgery.core.errors import ExampleInputError
+from tgdsurgery.mapping.original import apart, functions_of, held_by
 
 # Two samples, since batch norm cannot train on one value per channel.
 BATCH = 2
@@ -55,18 +56,19 @@ def find_inputs(model: nn.Module) -> Arguments:
         trial = copy_model(model)
         with contextlib.suppress(NotImplementedError, RuntimeError):
             trial.to(device)
-        for size in SIZES[rank]:
-            shape = (BATCH, channels, *size)
-            try:
-                _try(trial, torch.zeros(shape, device=device, dtype=weight.dtype))
-            except Exception as error:  # Any error of the user's forward means: not this size.
-                refusal = refusal or f"{type(error).__name__}: {error}"
-                continue
-            with own_randomness(model):
-                sample = torch.randn(shape, dtype=torch.float32).to(weight)
-            return Arguments((sample,), {})
+        with apart(model, trial):
+            for size in SIZES[rank]:
+                shape = (BATCH, channels, *size)
+                try:
+                    _try(trial, torch.zeros(shape, device=device, dtype=weight.dtype))
+                except Exception as error:  # Any error of the user's forward means: not this size.
+                    refusal = refusal or f"{type(error).__name__}: {error}"
+                    continue
+                with own_randomness(model):
+                    sample = torch.randn(shape, dtype=torch.float32).to(weight)
+                return Arguments((sample,), {})
     raise ExampleInputError(
-        f"No input of the usual sizes fits the model; shape (2, {channels}, ...) gave {refusal}.",
+        f"No input of the usual sizes fits the model; shape (2, {channels}, ...) gave {refusal}.{_told(model, trial)}",
         "Pass example_inputs=, as you would call the model.",
     )
 
@@ -85,6 +87,11 @@ def _first_layer(model: nn.Module) -> tuple[int, int, Tensor]:
         "The model has no torch.nn conv or linear layer to find an input from.",
         "Pass example_inputs=, as you would call the model.",
     )
+
+
+def _told(model: nn.Module, trial: nn.Module) -> str:
+    holders = ", ".join(functions_of(trial, held_by(model)))
+    return f" Perhaps because {holders} uses the model itself, not its copy." if holders else ""
 
 
 def _try(trial: nn.Module, sample: Tensor) -> None:
