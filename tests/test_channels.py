@@ -1,5 +1,6 @@
 """Names, parameters and places of the layers a channel map finds, and what it refuses."""
 
+import copy
 import warnings
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.oracles.interventions import assert_same_influence, producers_by_intervention
+from tests.strategies import Case
 from tgdsurgery import (
     CaptureError,
     ExampleInputError,
@@ -308,3 +311,77 @@ def test_memory_that_is_written_to_under_another_type_is_refused() -> None:
 
     with pytest.raises(UnsupportedOpError, match="looked at as another type"):
         channel_map(Retyped(), torch.randn(1, 1, 4, 4))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer of torch between a convolution and a head."""
+
+    def __init__(self, kind: type[nn.RNNBase], **settings: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(2, 3, 3, padding=1)
+        self.rnn = kind(3, 2, batch_first=True, **settings)
+        self.head = nn.Linear(4 if settings.get("bidirectional") else 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(self.stem(x).transpose(1, 2))[0])
+
+
+class Cells(nn.Module):
+    """The LSTM's steps one by one, as linear layers that an oracle can see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv1d(2, 3, 3, padding=1), nn.Linear(2, 2)
+        self.ih, self.hh = nn.Linear(3, 8), nn.Linear(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = state = x.new_zeros(x.shape[0], 2)
+        seen = []
+        for step in self.stem(x).unbind(2):
+            enter, forget, new, leave = (self.ih(step) + self.hh(hidden)).chunk(4, 1)
+            state = forget.sigmoid() * state + enter.sigmoid() * new.tanh()
+            hidden = leave.sigmoid() * state.tanh()
+            seen.append(hidden)
+        return self.head(torch.stack(seen, 1))
+
+
+def test_an_lstm_is_what_its_steps_are() -> None:
+    x, cells = torch.randn(2, 2, 6), Cells()
+    found = channel_map(Recurrent(nn.LSTM), x)
+    names = {"rnn.weight_ih_l0": "ih", "rnn.weight_hh_l0": "hh"}
+    renamed = {
+        names.get(consumer, consumer): tuple(
+            frozenset(Producer(names.get(p.layer, p.layer), p.channel) for p in reached)
+            for reached in found.producers(consumer)
+        )
+        for consumer in found.consumers
+    }
+    assert_same_influence(renamed, producers_by_intervention(Case(cells, x)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"bias": False}])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_map_alike_in_every_precision(kind, settings, training) -> None:
+    x, net = torch.randn(2, 2, 6), Recurrent(kind, **settings).train(training)
+    single = channel_map(net, x)
+    assert single == channel_map(copy.deepcopy(net).double(), x.double())
+    assert {"rnn.weight_ih_l0", "rnn.weight_hh_l0"} < set(single.consumers)
+    assert torch.backends.mkldnn.is_available() == torch._C._get_mkldnn_enabled()
+    assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("start", [channel_map, plan_tgd, apply_tgd])
+def test_inference_mode_is_refused_and_no_grad_is_fine(start) -> None:
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1)), torch.randn(2, 1, 4, 4)
+    with torch.inference_mode(), pytest.raises(CaptureError, match=r"inference_mode.*no_grad"):
+        start(net, x)
+    with torch.no_grad():
+        start(net, x)
+
+
+def test_a_single_vector_has_a_channel_axis_too() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    found = channel_map(net, torch.randn(3))
+    assert [layer.modules for layer in found.layers.values()] == [("0",), ("1",)]
+    assert [sorted(reached) for reached in found.producers("1")] == [[Producer("0", c)] for c in range(4)]

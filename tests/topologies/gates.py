@@ -317,15 +317,48 @@ class ConvGRU(nn.Module):
         return self.head(state)
 
 
-@topology("lstm after convolution", (2, 2, 6))
-class ConvLSTM(nn.Module):
-    """torch's own LSTM: one op that mixes all channels, with filters of its own inside."""
+@topology("losses in the forward", [(2, 3, 6, 6), (2, 4, 6, 6)], trains=False)
+class Losses(nn.Module):
+    """Numbers made by losses, per element and in all, go on; and distances between features."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv1d(2, 3, 3, padding=1)
-        self.lstm = nn.LSTM(3, 4, batch_first=True)
-        self.head = nn.Linear(4, 2)
+        self.stem, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.elements, self.whole = nn.Conv2d(12, 2, 1), nn.Linear(4, 2)
+        self.classes, self.near = nn.Conv2d(1, 2, 1), nn.Linear(36, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        a, b = self.stem(x), self.other(y)
+        target = b.detach().sigmoid()
+        by_element = [
+            F.mse_loss(a, b, reduction="none"),
+            F.smooth_l1_loss(a, b.flip(1), reduction="none"),
+            F.binary_cross_entropy_with_logits(a, target, reduction="none"),
+        ]
+        summed = [
+            F.mse_loss(a, b),
+            F.huber_loss(a[:, :2], b[:, :2]),
+            F.l1_loss(a[:, 3:], b[:, 3:]),
+        ]
+        summed.append(F.cross_entropy(a, y.argmax(1)))
+        classes = F.cross_entropy(a, y.argmax(1), reduction="none")
+        distances = torch.cdist(a[:, :2].flatten(2).mT, b[:, 2:].flatten(2).mT)
+        return [
+            self.elements(torch.cat(by_element, 1)),
+            self.whole(torch.stack(summed).unsqueeze(0)),
+            self.classes(classes.unsqueeze(1)),
+            self.near(distances),
+        ]
+
+
+@topology("cross product of channels")
+class CrossProduct(nn.Module):
+    """Three channels taken for a vector in space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.head = nn.Conv2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(self.stem(x).transpose(1, 2))[0])
+        return self.head(torch.linalg.cross(self.a(x), self.b(x), dim=1))

@@ -5,6 +5,8 @@ What torch keeps private as attributes of its public classes (`nn.Module._parame
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,10 +51,24 @@ __all__ = [
     "tree_map",
     "tree_map_only",
     "under_functorch",
+    "without_fused_backends",
     "without_torch_function",
 ]
 
 without_torch_function: Any = torch._C.DisableTorchFunction
+
+
+@contextlib.contextmanager
+def without_fused_backends() -> Iterator[None]:
+    """Keep torch off oneDNN and cuDNN, which run a whole recurrent layer as one op."""
+    flags = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(flags[0])
+        torch._C._set_cudnn_enabled(flags[1])
 
 
 def under_functorch() -> bool:

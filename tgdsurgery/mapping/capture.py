@@ -35,6 +35,7 @@ from tgdsurgery.core.torch_private import (
     tree_leaves,
     tree_map,
     tree_map_only,
+    without_fused_backends,
     without_torch_function,
 )
 from tgdsurgery.mapping.exits import Exits
@@ -98,7 +99,7 @@ def capture(
         if isinstance(leaf, Tensor):
             recorder.placeholder(leaf)
     try:
-        with torch.no_grad(), own_randomness(model), _visible_attention(), recorder, Exits(recorder.exit):
+        with _plain_ops(model), own_randomness(model), recorder, Exits(recorder.exit):
             output = model(*args, **kwargs)
     except TGDError:
         raise
@@ -116,6 +117,15 @@ def capture(
     graph, carried = recorder.finish(output, places)
     del output
     return Capture(graph, carried, places, recorder.left(), before.keys() == after.keys())
+
+
+def refuse_inference_mode() -> None:
+    """Raise where torch takes down nothing of what a tensor is made of."""
+    if torch.is_inference_mode_enabled():
+        raise CaptureError(
+            "In torch.inference_mode a run cannot be recorded, and what is made there cannot be trained.",
+            "Leave inference mode before the call; torch.no_grad() is fine.",
+        )
 
 
 def refuse_left_behind(run: Capture) -> None:
@@ -444,11 +454,13 @@ def _settle_fixed(graph: fx.Graph, state: _Kept) -> _Kept:
 
 
 @contextlib.contextmanager
-def _visible_attention() -> Iterator[None]:
-    """Keep nn.MultiheadAttention off its fused inference path, which hides its linear layers."""
+def _plain_ops(model: nn.Module) -> Iterator[None]:
+    """No gradients, and no fused ops that hide linear layers: those of attention and of recurrent layers."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
-        yield
+        with torch.no_grad(), without_fused_backends() if recurrent else contextlib.nullcontext():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)

@@ -15,7 +15,7 @@ from tgdsurgery.core.arguments import Arguments, repeated
 from tgdsurgery.core.copying import copy_model, refuse_unfit
 from tgdsurgery.core.errors import CaptureError, MapConflictError
 from tgdsurgery.core.records import ChannelMap, Layer, Producer
-from tgdsurgery.mapping.capture import capture, refuse_left_behind
+from tgdsurgery.mapping.capture import capture, refuse_inference_mode, refuse_left_behind
 from tgdsurgery.mapping.collect import Collector, MappedModel
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.mapping.labels import LabelTable
@@ -61,6 +61,7 @@ def channel_map(
 def map_model(model: nn.Module, arguments: Arguments, *, on_unknown: OnUnknown = "raise") -> MappedModel:
     """The channel map of `model` in eval and in train mode, which must agree, and its consumers' weights."""
     check_choice("on_unknown", on_unknown, get_args(OnUnknown))
+    refuse_inference_mode()
     refuse_unfit(model)
     with _without_cycle_collection():
         return _mapped(model, arguments, on_unknown)

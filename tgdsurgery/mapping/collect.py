@@ -155,7 +155,7 @@ class Collector:
             return layer.channel_axis
         axes = [axis for axis, size in enumerate(labels.shape) if size == layer.channels]
         for axis in axes:
-            by_channel = labels.movedim(axis, 0).flatten(1)
+            by_channel = labels.movedim(axis, 0).reshape(layer.channels, -1)
             if by_channel.shape[1] > 1:
                 by_channel = by_channel.unique(dim=1)
             if self._are_channels(layer, by_channel):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tgdsurgery.mapping.labels import EMPTY, collapse
 from tgdsurgery.mapping.rules.call import Call, Traced
-from tgdsurgery.mapping.rules.registry import mix_all, rule_for, tensors
+from tgdsurgery.mapping.rules.registry import mix_all, rule_for, tensors, unite_elementwise
 
 _ADAPTIVE = ("adaptive_avg", "_adaptive_avg", "adaptive_max")
 
@@ -184,8 +184,39 @@ def householder(call: Call, reflectors: Traced, tau: Traced) -> Tensor:
     )
 
 
+@rule_for("_cdist_forward", "_euclidean_dist")
+def distances(call: Call, first: Traced, second: Traced, *args: Any) -> Tensor:
+    """(..., P, M) and (..., R, M): every row of the one from every row of the other."""
+    over = call.table.reduce
+    return call.table.union(over(first.labels, [-1]), over(second.labels, [-1]).transpose(-1, -2))
+
+
+@rule_for("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss")
+@rule_for("binary_cross_entropy", "binary_cross_entropy_with_logits")
+def loss(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """Element by element, then added up where it is asked for."""
+    return _added_up(call, unite_elementwise(call, *args, **kwargs))
+
+
+@rule_for("nll_loss_forward", "nll_loss2d_forward")
+def class_loss(
+    call: Call, scores: Traced, target: Traced, weight: Traced | None, *args: Any
+) -> tuple[Tensor, Tensor]:
+    """(B, C, *) or (C,): the target picks the class and its weight."""
+    mix, union = call.table.mix, call.table.union
+    axis = min(1, scores.labels.dim() - 1)
+    picked = union(call.table.reduce(scores.labels, [axis]).squeeze(axis), target.labels)
+    weights = mix(*([] if weight is None else [weight.labels]))
+    return _added_up(call, union(picked, weights)), union(weights, mix(target.labels))
+
+
+def _added_up(call: Call, labels: Tensor) -> Tensor:
+    return labels if labels.dim() <= len(call.shape) else call.table.mix(labels)
+
+
 # Anything may depend on anything.
-rule_for("renorm", "_linalg_svd", "dist")(mix_all)
+rule_for("renorm", "_linalg_svd", "dist", "_pdist_forward", "_ctc_loss")(mix_all)
+rule_for("multi_margin_loss", "multilabel_margin_loss_forward")(mix_all)
 
 
 @rule_for("_fft_r2c", "_fft_c2r", "_fft_c2c")
