@@ -394,6 +394,41 @@ def test_a_rule_is_one_of_three_words_or_a_function(rule: object) -> None:
 
 
 def test_an_unknown_op_can_be_left_out_by_operating_on_a_part() -> None:
-    """As detectors are: their boxes are picked by the values of feature maps."""
     with pytest.raises(UnsupportedOpError, match=r"model\.backbone = apply_tgd\(model\.backbone"):
-        fed_by(Custom(lambda x: x * (x > 0).nonzero().sum()))
+        fed_by(Custom(lambda x: x * torch.histc(x, 4)[0]))
+
+
+class Finding(nn.Module):
+    """Places that the features pick, and a layer that reads what is there."""
+
+    def __init__(self, least: float, *, reads: bool = True) -> None:
+        super().__init__()
+        self.first, self.other, self.last = nn.Conv2d(1, 2, 1), nn.Linear(2, 2), nn.Linear(2, 1)
+        self.least, self.reads = least, reads
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        places = self.other(self.first(x).flatten(2).transpose(1, 2)[0])
+        found = (places.sum(1) > self.least).nonzero()[:, 0]
+        filled = torch.zeros_like(places)
+        filled[found] = places[found] * 2
+        return [self.last(filled if self.reads else places), filled]
+
+
+def test_what_is_found_may_be_anything() -> None:
+    found = channel_map(Finding(-math.inf), torch.randn(1, 1, 4, 4))
+    assert [sorted(p.channel for p in reached) for reached in found.producers("last")] == [[0, 1]] * 2
+
+
+def test_where_numbers_leave_nothing_has_to_be_found() -> None:
+    found = channel_map(Finding(math.inf, reads=False), torch.randn(1, 1, 4, 4))
+    assert [sorted(reached) for reached in found.producers("last")] == [
+        [Producer("other", c)] for c in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("on_unknown", ["raise", "mix"])
+def test_a_layer_that_would_read_what_is_found_needs_something_to_be_found(on_unknown) -> None:
+    with pytest.raises(
+        UnsupportedOpError, match=r"nothing is picked by the op aten.nonzero.*module 'last'.*model\.backbone"
+    ):
+        channel_map(Finding(math.inf), torch.randn(1, 1, 4, 4), on_unknown=on_unknown)

@@ -30,18 +30,21 @@ class TableFullError(Exception):
     """The sets of one table have more than `MAX_MEMBERS` members together."""
 
 
+Kind = Literal["layer", "row", "nothing"]
+
+
 @dataclass(frozen=True)
 class Block:
     """Writers that are numbered in a row: the channels of a layer, or the rows of a parameter.
 
     Args:
-        kind: "layer" or "row".
-        name: of the layer, or of the parameter (or group of parameters that share their rows).
+        kind: "layer" or "row"; "nothing" for a choice that picked no element, so that nobody knows who writes there.
+        name: of the layer, or of the parameter (or group of parameters that share their rows), or where it was picked.
         start: number of the first writer.
         count: how many they are.
     """
 
-    kind: Literal["layer", "row"]
+    kind: Kind
     name: str
     start: int
     count: int
@@ -87,7 +90,7 @@ class LabelTable:
         """All blocks, in the order of their writers' numbers."""
         return [block for block, _ in self._blocks.values()]
 
-    def block(self, kind: Literal["layer", "row"], name: str, count: int) -> Tensor:
+    def block(self, kind: Kind, name: str, count: int) -> Tensor:
         """One label per writer of a block, each the set of that writer alone; shape (count,).
 
         The same name and count give the same writers again.
@@ -113,6 +116,9 @@ class LabelTable:
     def reduce(self, labels: Tensor, dims: Sequence[int]) -> Tensor:
         """The union over `dims`, which stay as axes of length 1 (0-d tensors stay as they are)."""
         dims = sorted({dim % labels.dim() for dim in dims}) if labels.dim() else []
+        kept_shape = [1 if dim in dims else size for dim, size in enumerate(labels.shape)]
+        if not labels.numel():
+            return torch.full(kept_shape, EMPTY)
         small = collapse(labels)
         over = [dim for dim in dims if small.shape[dim] > 1]
         if over:
@@ -124,7 +130,7 @@ class LabelTable:
             small = united[place].reshape(shape)
             for dim in over:
                 small = small.unsqueeze(dim)
-        return small.expand([1 if dim in dims else size for dim, size in enumerate(labels.shape)])
+        return small.expand(kept_shape)
 
     def unite(self, labels: Iterable[int]) -> int:
         """One label: the union of the given ones."""

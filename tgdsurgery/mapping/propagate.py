@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import chain
 from operator import getitem
 from types import MappingProxyType
@@ -125,6 +125,9 @@ class _Interpreter:
         self.on_unknown = on_unknown
         self.carried = carried
         self.labels: dict[fx.Node, Any] = {}
+        self.picked_nothing: dict[
+            fx.Node, Tensor
+        ] = {}  # tensors without elements, and the label of who chose so
         self.laid_out = _laid_out(found.capture.graph.graph)
 
     def run(self) -> None:
@@ -148,6 +151,7 @@ class _Interpreter:
                     f"the sets of filters behind the channels have over {MAX_MEMBERS:,} members together.",
                     "Apply TGD to the parts of the model before and behind it (net.stem = apply_tgd(net.stem, ...)).",
                 ) from None
+            self._follow_nothing(node)
             if "exit" in node.meta:
                 refuse_exit(node, self.labels[node])
             if node.meta["returned_by"] and isinstance(self.labels[node], Tensor):
@@ -167,6 +171,30 @@ class _Interpreter:
         if node.meta["fixed"] and all(self.labels[parent] is None for parent in node.all_input_nodes):
             return None
         return self._op(node)
+
+    def _follow_nothing(self, node: fx.Node) -> None:
+        """Where features choose elements and the example picks none, what becomes of them is marked as unknown."""
+        known = [
+            self.picked_nothing[parent] for parent in node.all_input_nodes if parent in self.picked_nothing
+        ]
+        spec, labels = node.meta["val"], self.labels[node]
+        if not known and node.op == "call_function" and node.target is not getitem and _chooses(op_of(node)):
+            parts = [part for part in tree_leaves(spec) if isinstance(part, Tensor)]
+            chosen = any(self._is_labelled(parent) for parent in node.all_input_nodes)
+            if chosen and parts and not parts[0].numel():
+                where = f"the op {node.target} (node {node.name}, in module {place_of(node)})"
+                known = [self.found.table.block("nothing", where, 1)[0]]
+        if not known:
+            return
+        label = reduce(self.found.table.union, known)
+        if not isinstance(spec, Tensor) or not spec.numel():
+            self.picked_nothing[node] = label
+        elif labels is not None:
+            self._write(node, self.found.table.union(labels, label))
+
+    def _is_labelled(self, node: fx.Node) -> bool:
+        labels = self.labels[node]
+        return isinstance(labels, Tensor) and bool(collapse(labels).any())
 
     def _seeds(self, node: fx.Node) -> Tensor | None:
         """The rows of a parameter are writers, and so are those of a norm's running statistics."""
@@ -324,6 +352,11 @@ def _laid_out(graph: fx.Graph) -> set[fx.Node]:
     viewed = {alias_root(node) for node in calls if _is_view(node)}
     by_strides = {alias_root(node) for node in calls if getattr(node.target, "_opname", "") in _BY_STRIDES}
     return targets & viewed | by_strides
+
+
+def _chooses(op: Any) -> bool:
+    """Whether the elements decide how many come out."""
+    return torch.Tag.dynamic_output_shape in op.tags or op._opname == "nms"
 
 
 _BY_STRIDES = ("as_strided", "as_strided_", "_reshape_alias", "resize_", "set_")

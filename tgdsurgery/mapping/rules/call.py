@@ -14,10 +14,11 @@ from functools import reduce
 import torch
 from torch import Tensor, fx
 
+from tgdsurgery.core.errors import UnsupportedOpError
 from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.core.torch_private import OpOverload
 from tgdsurgery.mapping.labels import LabelTable
-from tgdsurgery.mapping.nodes import alias_root, op_of
+from tgdsurgery.mapping.nodes import alias_root, op_of, place_of
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class Weight:
 
 def fresh_labels(call: Call, inputs: Tensor, weight: Weight, bias: Traced | None, axis: int) -> Tensor:
     """Write the call of a filter layer down, and give each of its outputs a label of its own."""
+    _refuse_unknown(call, inputs)
     channels, parameters = _own_parameters(call, weight)
     biases = (
         _row_parameters(call, bias.labels.reshape(-1), channels, set()) if bias and is_weight(bias) else []
@@ -208,6 +210,23 @@ def fresh_labels(call: Call, inputs: Tensor, weight: Weight, bias: Traced | None
     fresh = call.table.block("layer", layer, count)[list(channels)]
     # A bias that is not the filters' own: made from the input, or of a parameter in another order.
     return fresh if bias is None or biases else call.table.union(fresh, bias.labels)
+
+
+def _refuse_unknown(call: Call, inputs: Tensor) -> None:
+    """Raise if the example picked no elements, and others would have come here."""
+    nothing = [block for block in call.table.blocks if block.kind == "nothing"]
+    here = f"{place_of(call.node)} by the op {call.node.target} (node {call.node.name})"
+    reached = call.table.members(int(call.table.mix(inputs))) if nothing else ()
+    chosen = next(
+        (block.name for block in nothing if block.start in reached), here if 0 in call.shape else ""
+    )
+    if chosen:
+        raise UnsupportedOpError(
+            f"In the example nothing is picked by {chosen}, so what feeds the filter layer in module {here} is not "
+            "known: a detector that has found no object of some size, say.",
+            "Give example_inputs in which it finds something, or apply TGD to the part of the model that comes before "
+            "it (model.backbone = apply_tgd(model.backbone, ...)).",
+        )
 
 
 def _own_parameters(call: Call, weight: Weight) -> tuple[tuple[int, ...], list[ParameterRows]]:

@@ -75,11 +75,11 @@ def _name_of(op: object) -> str:
     )
 
 
-def rule_for(*names: str) -> Callable[[Rule], Rule]:
-    """Register the decorated function for ATen ops by their names, without namespace and overload."""
+def rule_for(*names: str, namespace: str = "aten") -> Callable[[Rule], Rule]:
+    """Register the decorated function for ops by their names, without namespace and overload."""
 
     def register(rule: Rule) -> Rule:
-        _RULES.update({f"aten::{name}": rule for name in names})
+        _RULES.update({f"{namespace}::{name}": rule for name in names})
         return rule
 
     return register
