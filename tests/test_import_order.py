@@ -24,8 +24,8 @@ FLOORS = (
 # Inside a folder, the same for its own folders and files.
 INSIDE = {
     "mapping": (
-        ("labels", "nodes"),
-        ("rules", "exits"),
+        ("labels", "nodes", "state"),
+        ("rules", "exits", "original"),
         ("capture", "unwritten", "example_inputs"),
         ("propagate",),
         ("collect",),

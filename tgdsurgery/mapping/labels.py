@@ -69,6 +69,7 @@ class LabelTable:
         self._united: dict[int, int] = {}  # two labels in one number -> their union
         self._blocks: dict[tuple[str, str, int], tuple[Block, Tensor]] = {}
         self._block_of: list[Block] = []
+        self.unknown: list[Block] = []  # those of kind "nothing"
         self._members = 0
 
     def members(self, label: int) -> frozenset[int]:
@@ -98,6 +99,7 @@ class LabelTable:
         if (kind, name, count) not in self._blocks:
             made = Block(kind, name, len(self._block_of), count)
             self._block_of += [made] * count
+            self.unknown += [made] if kind == "nothing" else []
             self._blocks[kind, name, count] = made, torch.arange(count) + (SINGLE + made.start)
         return self._blocks[kind, name, count][1]
 

@@ -42,7 +42,7 @@ class Propagation:
         table: the sets behind all labels; the same for all runs of a model, which are mostly alike.
         parameters: every parameter, and every running statistic, that the run read, with the rows that write.
         rows: names of the parameters that share a block of rows, by the block's name.
-        kernels: the calls of filter layers, in execution order.
+        filter_calls: the calls of filter layers, in execution order.
         returned: labels of the nodes that some module returned, collapsed (axes of length 1 where constant).
         mixed: ops without a rule that were let through.
         kept: at the end of the run, the labels of what the model keeps, and of all else that was left behind.
@@ -125,9 +125,8 @@ class _Interpreter:
         self.on_unknown = on_unknown
         self.carried = carried
         self.labels: dict[fx.Node, Any] = {}
-        self.picked_nothing: dict[
-            fx.Node, Tensor
-        ] = {}  # tensors without elements, and the label of who chose so
+        # Tensors without elements, with the label of the op that picked none.
+        self.picked_nothing: dict[fx.Node, Tensor] = {}
         self.laid_out = _laid_out(found.capture.graph.graph)
 
     def run(self) -> None:
@@ -174,9 +173,8 @@ class _Interpreter:
 
     def _follow_nothing(self, node: fx.Node) -> None:
         """Where features choose elements and the example picks none, what becomes of them is marked as unknown."""
-        known = [
-            self.picked_nothing[parent] for parent in node.all_input_nodes if parent in self.picked_nothing
-        ]
+        picked = self.picked_nothing
+        known = [picked[parent] for parent in node.all_input_nodes if parent in picked]
         spec, labels = node.meta["val"], self.labels[node]
         if not known and node.op == "call_function" and node.target is not getitem and _chooses(op_of(node)):
             parts = [part for part in tree_leaves(spec) if isinstance(part, Tensor)]
@@ -188,7 +186,7 @@ class _Interpreter:
             return
         label = reduce(self.found.table.union, known)
         if not isinstance(spec, Tensor) or not spec.numel():
-            self.picked_nothing[node] = label
+            picked[node] = label
         elif labels is not None:
             self._write(node, self.found.table.union(labels, label))
 

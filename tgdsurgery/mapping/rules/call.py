@@ -214,7 +214,7 @@ def fresh_labels(call: Call, inputs: Tensor, weight: Weight, bias: Traced | None
 
 def _refuse_unknown(call: Call, inputs: Tensor) -> None:
     """Raise if the example picked no elements, and others would have come here."""
-    nothing = [block for block in call.table.blocks if block.kind == "nothing"]
+    nothing = call.table.unknown
     here = f"{place_of(call.node)} by the op {call.node.target} (node {call.node.name})"
     reached = call.table.members(int(call.table.mix(inputs))) if nothing else ()
     chosen = next(
