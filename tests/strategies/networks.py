@@ -285,7 +285,8 @@ def _strided(options: Options, shape: Shape) -> Drawn:
 
 
 def _pool(options: Options, shape: Shape) -> Drawn:
-    kind = options.choose(blocks.MAX_POOL, blocks.AVG_POOL)
+    # The largest of four is positive in every sample now and then, and then a PReLU's slope does not show.
+    kind = blocks.AVG_POOL if options.smooth else options.choose(blocks.MAX_POOL, blocks.AVG_POOL)
     return Drawn(kind[shape.dims](2), shape._replace(size=shape.size // 2))
 
 
