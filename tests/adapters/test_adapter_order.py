@@ -27,6 +27,7 @@ ORDER = {
         "cli",
     ),
     "tgd_pet": (
+        "errors",
         "network",
         "denoising",
         "images",

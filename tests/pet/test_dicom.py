@@ -62,6 +62,16 @@ def _tags(**tags: object) -> Edit:
     return _each(lambda dataset: [setattr(dataset, name, value) for name, value in tags.items()])
 
 
+def _zoned(offset: str, correction: str = "START", **injected: object) -> Edit:
+    """The slices state their offset from UTC."""
+
+    def edit(datasets: list[Dataset]) -> None:
+        _tags(TimezoneOffsetFromUTC=offset, DecayCorrection=correction)(datasets)
+        _injection(**injected)(datasets)
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("edit", "wait"),
     [
@@ -70,9 +80,30 @@ def _tags(**tags: object) -> Edit:
         (_tags(SeriesTime="150000"), 3600),
         (_tags(AcquisitionTime="120000"), 3600),
         (_injection(RadiopharmaceuticalStartDateTime="20200102093000.00"), 5400),
-        (_injection(RadiopharmaceuticalStartDateTime="20200102093000.000000+0100"), 5400),
+        (_zoned("+0100", RadiopharmaceuticalStartDateTime="20200102093000.00"), 5400),
+        (_zoned("+0100", RadiopharmaceuticalStartDateTime="20200102093000.000000+0100"), 5400),
+        (_zoned("+0100", RadiopharmaceuticalStartDateTime="20200102083000+0000"), 5400),
+        (_zoned("-0500", RadiopharmaceuticalStartDateTime="20200102143000+0000"), 5400),
+        (_zoned("+0545", RadiopharmaceuticalStartDateTime="20200102000000-0345"), 5400),
+        (_zoned("+1300", RadiopharmaceuticalStartDateTime="20200101203000+0000"), 5400),
+        (_zoned("-0500", RadiopharmaceuticalStartTime="093000"), 5400),
+        (_zoned("+0200", "ADMIN"), 0),
     ],
-    ids=["to injection", "after midnight", "processed later", "prepared earlier", "with date", "with zone"],
+    ids=[
+        "to injection",
+        "after midnight",
+        "processed later",
+        "prepared earlier",
+        "with date",
+        "local, in a zone",
+        "in the same zone",
+        "in UTC, east",
+        "in UTC, west",
+        "in another zone",
+        "on another day",
+        "time of day, in a zone",
+        "no times needed",
+    ],
 )
 def test_dose_is_decayed_to_the_start_of_the_scan(tmp_path: Path, edit: Edit, wait: float) -> None:
     datasets = series()
@@ -184,6 +215,18 @@ def _shorten(datasets: list[Dataset]) -> None:
         (_drop_injection("RadiopharmaceuticalStartTime"), "no RadiopharmaceuticalStartTime"),
         (_injection(RadiopharmaceuticalStartDateTime="20200102113000"), "-30 min after"),
         (_injection(RadiopharmaceuticalStartDateTime="20191202113000"), "min after"),
+        (_injection(RadiopharmaceuticalStartDateTime="20200102093000+0100"), "offset from UTC"),
+        (_injection(RadiopharmaceuticalStartDateTime="20200102093000+0000"), "offset from UTC"),
+        (_zoned("+25", RadiopharmaceuticalStartTime="100000"), "offset from UTC is '[+]25'"),
+        (_zoned("Berlin"), "offset from UTC is 'Berlin'"),
+        (
+            lambda datasets: setattr(datasets[4], "TimezoneOffsetFromUTC", "+0100"),
+            "TimezoneOffsetFromUTC differs",
+        ),
+        (_injection(RadiopharmaceuticalStartDateTime="2020010209"), "has no minutes"),
+        (_injection(RadiopharmaceuticalStartDateTime="20200102"), "has no minutes"),
+        (_injection(RadiopharmaceuticalStartTime="10"), "has no minutes"),
+        (_tags(AcquisitionTime="11"), "has no minutes"),
         (_drop("RadiopharmaceuticalInformationSequence"), "no RadiopharmaceuticalInformationSequence"),
         (_tags(RadiopharmaceuticalInformationSequence=[]), "no RadiopharmaceuticalInformationSequence"),
         (_tags(RadiopharmaceuticalInformationSequence=[Dataset(), Dataset()]), "several injections"),

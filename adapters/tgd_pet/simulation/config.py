@@ -7,18 +7,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tgd_kit.errors import SimulationError
+from tgd_kit.errors import AdapterError, SimulationError
 from tgd_pet.simulation.acquisition import Scanner
 from tgd_pet.simulation.anatomy import BodySize
 from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
-from tgdsurgery import TGDError
 
 Feature = Literal["none", "bladder", "line"]
 
 FORMAT = 3  # raise it whenever the same configuration and seed would give another patient
 
 
-class PatientError(TGDError):
+class PatientError(AdapterError):
     """A file of a simulated patient that is missing or damaged, or an image that a patient does not have."""
 
 

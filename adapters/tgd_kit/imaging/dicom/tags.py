@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from tgd_kit.errors import ImageError
+from tgd_kit.errors import ImageError, printable
 
 EXPORT = "Export the series again with all its tags, or pass a NIfTI file."
 
@@ -21,7 +22,7 @@ def optional(dataset: Dataset, tag: str) -> Any:
     """
     try:
         value = dataset.get(tag)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # pydicom raises anything on bytes that are not of the tag's type
         raise ImageError(f"{tag} is malformed.", EXPORT) from error
     return None if hasattr(value, "__len__") and len(value) == 0 else value
 
@@ -34,7 +35,7 @@ def require(dataset: Dataset, tag: str) -> Any:
     """
     value = optional(dataset, tag)
     if value is None:
-        raise ImageError(f"{getattr(dataset, 'filename', 'The series')} has no {tag}.", EXPORT)
+        raise ImageError(f"{printable(getattr(dataset, 'filename', 'The series'))} has no {tag}.", EXPORT)
     return value
 
 
@@ -47,10 +48,10 @@ def numbers(dataset: Dataset, tag: str, count: int) -> npt.NDArray[np.float64]:
     value = require(dataset, tag)
     try:
         found = np.atleast_1d(np.asarray(value, dtype=float))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         found = np.array([np.nan])
     if found.shape != (count,) or not np.isfinite(found).all():
-        raise ImageError(f"{tag} is {value}, not {count} number{'s' * (count > 1)}.", EXPORT)
+        raise ImageError(f"{tag} is {printable(value)}, not {count} number{'s' * (count > 1)}.", EXPORT)
     return found
 
 
@@ -64,3 +65,18 @@ def positive(dataset: Dataset, tag: str) -> float:
     if value <= 0:
         raise ImageError(f"{tag} is {value:g}.", EXPORT)
     return value
+
+
+def same(datasets: Sequence[Dataset], *tags: str) -> None:
+    """Refuse slices in which one of the tags differs, or which only some of them have.
+
+    Raises:
+        ImageError: naming the first such tag.
+    """
+    for tag in tags:
+        values = {str(optional(dataset, tag)) for dataset in datasets}
+        if len(values) > 1:
+            two = " and ".join(sorted(printable(value, 80) for value in values)[:2])
+            raise ImageError(
+                f"{tag} differs between the slices: {two}.", "Pass one series as the scanner wrote it."
+            )
