@@ -20,6 +20,12 @@ def printable(text: object, most: int = 200) -> str:
     return clean if len(clean) <= most else f"{clean[: most - 3]}..."
 
 
+def reason(error: Exception) -> str:
+    """What a library's error says, in one short line."""
+    said = getattr(error, "strerror", None) or str(error)
+    return printable(next(iter(said.splitlines()), "") or type(error).__name__, 300)
+
+
 class AdapterError(TGDError):
     """Base of the adapters' errors. Whatever a file puts into a message, it is one line and fit for a terminal."""
 

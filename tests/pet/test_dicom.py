@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless
 
 from tests.pet.dicoms import (
     AXIAL,
@@ -32,7 +36,9 @@ from tests.pet.dicoms import (
     write,
 )
 from tgd_kit.errors import ImageError
+from tgd_kit.imaging.files import check_output
 from tgd_pet.images.suv import SUV
+from tgdsurgery import TGDError
 
 # SUV -----------------------------------------------------------------------------------------------------
 
@@ -62,6 +68,11 @@ def _tags(**tags: object) -> Edit:
     return _each(lambda dataset: [setattr(dataset, name, value) for name, value in tags.items()])
 
 
+def _after_midnight(datasets: list[Dataset]) -> None:
+    _tags(SeriesTime="003000", AcquisitionTime="003000")(datasets)
+    _injection(RadiopharmaceuticalStartTime="233000")(datasets)
+
+
 def _zoned(offset: str, correction: str = "START", **injected: object) -> Edit:
     """The slices state their offset from UTC."""
 
@@ -76,7 +87,7 @@ def _zoned(offset: str, correction: str = "START", **injected: object) -> Edit:
     ("edit", "wait"),
     [
         (_tags(DecayCorrection="ADMIN"), 0),
-        (_tags(SeriesTime="003000", AcquisitionTime="003000"), 14.5 * 3600),
+        (_after_midnight, 3600),
         (_tags(SeriesTime="150000"), 3600),
         (_tags(AcquisitionTime="120000"), 3600),
         (_injection(RadiopharmaceuticalStartDateTime="20200102093000.00"), 5400),
@@ -116,9 +127,22 @@ def test_dose_is_decayed_to_the_start_of_the_scan(tmp_path: Path, edit: Edit, wa
 def test_units_gml_are_suv_already(tmp_path: Path, suv_type: str | None) -> None:
     datasets = series()
     _tags(Units="GML", PatientWeight=None, **({"SUVType": suv_type} if suv_type else {}))(datasets)
+    for dataset in datasets:
+        dataset.RescaleSlope = "0.001"
     np.testing.assert_allclose(
         read(datasets, tmp_path).voxels, activity(datasets), rtol=1e-6
     )  # float32 voxels
+
+
+def test_units_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
+    """GML over voxels in Bq/mL, and BQML over voxels in HU: what NIfTI is refused for."""
+    datasets = series()
+    _tags(Units="GML")(datasets)
+    with pytest.raises(ImageError, match="too much for SUV"):
+        read(datasets, tmp_path)
+    _tags(Units="BQML", RescaleIntercept="-30000")(datasets)
+    with pytest.raises(ImageError, match="largely negative"):
+        read(datasets, tmp_path)
 
 
 # Grid ----------------------------------------------------------------------------------------------------
@@ -204,6 +228,43 @@ def _shorten(datasets: list[Dataset]) -> None:
     datasets[2].PixelData = datasets[2].PixelData[:-6]
 
 
+# Tags of another value, of the last slice alone.
+OTHERS = {
+    "PatientID": "another",
+    "StudyInstanceUID": "1.2.3",
+    "FrameOfReferenceUID": "1.2.4",
+    "Units": "GML",
+    "CorrectedImage": ["DECY", "ATTN"],
+    "DecayCorrection": "ADMIN",
+    "SeriesDate": "20200101",
+    "SeriesTime": "100000",
+    "TimezoneOffsetFromUTC": "+0200",
+    "NumberOfSlices": 6,
+    "Modality": "CT",
+}
+OTHER_INJECTION = {
+    "RadionuclideTotalDose": 3.6e8,
+    "RadionuclideHalfLife": 6586.2,
+    "RadiopharmaceuticalStartTime": "090000",
+    "RadiopharmaceuticalStartDateTime": "20200102093000",
+}
+
+
+def _last(tag: str, value: object) -> Edit:
+    return lambda datasets: setattr(datasets[-1], tag, value)
+
+
+def _last_injection(tag: str, value: object) -> Edit:
+    return lambda datasets: setattr(datasets[-1].RadiopharmaceuticalInformationSequence[0], tag, value)
+
+
+def _jpeg_ls(datasets: list[Dataset]) -> None:
+    for dataset in datasets:
+        dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
+        dataset.PixelData = encapsulate([bytes(60)])
+        dataset["PixelData"].VR = "OB"
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
@@ -242,6 +303,20 @@ def _shorten(datasets: list[Dataset]) -> None:
         (_tags(DecayCorrection="NONE"), "DecayCorrection is NONE"),
         (_tags(CorrectedImage=["DECY"]), "not corrected for ATTN"),
         (lambda datasets: setattr(datasets[0], "PatientWeight", 71.0), "PatientWeight differs"),
+        (_tags(PatientWeight=70000), "70000 kg, more than anybody weighs"),
+        (_injection(RadionuclideTotalDose=3.5e14), "more than any injection"),
+        *((_last(tag, value), f"{tag} differs between the slices: .* and ") for tag, value in OTHERS.items()),
+        *((_last_injection(tag, value), f"{tag} differs") for tag, value in OTHER_INJECTION.items()),
+        (_last("PatientID", "\x1b]0;title\x07"), r"x1b]0;title.x07"),
+        (_tags(NumberOfSlices=7), "6 slices, and states 7"),
+        (_tags(PixelSpacing=[4.0, -5.0]), "PixelSpacing is not above zero"),
+        (_tags(PixelSpacing=[0, 5.0]), "PixelSpacing is not above zero"),
+        (_tags(ImageOrientationPatient=[2, 0, 0, 0, 0.5, 0]), "length 1 at right angles"),
+        (_tags(ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0]), "length 1 at right angles"),
+        (_tags(RescaleSlope="1e38"), "infinite pixels, as stored or by its RescaleSlope"),
+        (_tags(Rows=60000, Columns=60000), "unlike a scan"),
+        (_tags(Rows=0), "Rows is 0"),
+        (_jpeg_ls, "pip install pylibjpeg"),
         (_drop("RescaleSlope"), "no RescaleSlope"),
         (_each(lambda dataset: garble(dataset, "RescaleIntercept", b"nil ")), "RescaleIntercept"),
         (_float_pixels(np.nan), "NaN"),
@@ -330,6 +405,15 @@ def test_truncated_files_are_refused(tmp_path: Path, length: int) -> None:
         SUV.read(folder)
 
 
+def test_a_tag_of_no_type_is_refused(tmp_path: Path) -> None:
+    folder = write(series(), tmp_path / "series")
+    file = folder / "2.dcm"
+    file.write_bytes(file.read_bytes().replace(b"\x10\x00\x30\x10DS", b"\x10\x00\x30\x10ZZ"))
+    with pytest.raises(ImageError, match="PatientWeight is malformed") as caught:
+        SUV.read(folder)
+    assert len(str(caught.value)) < 200
+
+
 def test_damaged_and_encrypted_zips_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "series.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -344,6 +428,69 @@ def test_damaged_and_encrypted_zips_are_refused(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(ImageError, match="cannot be read as a zip"):
             SUV.read(path)
+
+
+def test_a_name_twice_in_a_zip_is_refused(tmp_path: Path) -> None:
+    folder = write(series(), tmp_path / "series")
+    with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's own: that is the point
+        for file in (*sorted(folder.iterdir()), folder / "0.dcm"):
+            archive.write(file, "\x1b[2J" + file.name)
+    with pytest.raises(ImageError, match="several files of one name") as caught:
+        SUV.read(tmp_path / "series.zip")
+    assert str(caught.value).isprintable()
+
+
+def test_zips_that_would_fill_the_machine_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "series.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("0.dcm", bytes(300 * 2**20))
+    with pytest.raises(ImageError, match="unlike a series"):
+        SUV.read(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(50_001):
+            archive.writestr(f"{number}", b"")
+    with pytest.raises(ImageError, match="50001 files"):
+        SUV.read(path)
+
+
+def _deflated(dataset: Dataset, path: Path) -> Path:
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_deflated_files_are_read_and_refused_where_they_are_damaged(tmp_path: Path) -> None:
+    datasets = series()
+    folder, plain = tmp_path / "deflated", SUV.read(write(datasets, tmp_path / "plain"))
+    folder.mkdir()
+    files = [_deflated(dataset, folder / f"{number}.dcm") for number, dataset in enumerate(datasets)]
+    np.testing.assert_array_equal(SUV.read(folder).voxels, plain.voxels)
+    whole = files[2].read_bytes()
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    bomb = zlib.compressobj(wbits=-15)
+    huge = b"".join(bomb.compress(bytes(2**20)) for _ in range(300)) + bomb.flush()
+    for spoiled in (whole[:-200], whole[:start] + b"\xff" * 99, whole[:start] + huge):
+        files[2].write_bytes(spoiled)
+        with pytest.raises(ImageError):
+            SUV.read(folder)
+
+
+def test_fewer_slices_than_stated_are_refused_at_either_end(tmp_path: Path) -> None:
+    datasets = sorted(series(), key=lambda dataset: dataset.ImagePositionPatient[2])
+    _tags(NumberOfSlices=6)(datasets)
+    assert read(datasets, tmp_path).voxels.shape[2] == 6
+    for number, part in enumerate((datasets[1:], datasets[:-1])):
+        with pytest.raises(ImageError, match="5 slices, and states 6"):
+            SUV.read(write(part, tmp_path / str(number)))
+
+
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
+    for name in ("a" * 300 + ".nii", "a\0b.nii", "\udcff" * 300):
+        with pytest.raises(TGDError, match="cannot be used"):
+            SUV.read(tmp_path / name)
+        with pytest.raises(TGDError, match="cannot be used"):
+            check_output(tmp_path / name, tmp_path / "in.nii")
 
 
 # A real series -------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ def patient(datasets: list[Dataset]) -> list[Dataset]:
         dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.4"
         dataset.SeriesNumber, dataset.SmallestImagePixelValue = 4, 7
         dataset.add_new(0x00091001, "LO", "private")
+        dataset.add_new(0x60003000, "OW", bytes(4))
+        dataset.add_new(0x60020010, "US", 4)
+        dataset.add_new(0x50000005, "US", 1)
     return datasets
 
 
@@ -47,6 +50,8 @@ def test_suv_and_grid_come_back(tmp_path: Path, units: str, orientation: Sequenc
     datasets = series(orientation)
     for dataset in datasets:
         dataset.Units = units
+        if units == "GML":
+            dataset.RescaleSlope = float(dataset.RescaleSlope) / 1000
     result = denoised(read(datasets, tmp_path))
     said = SUV.write(result, tmp_path / "out", "halved")
     back = SUV.read(tmp_path / "out")
@@ -91,6 +96,8 @@ def test_identity_is_new_and_the_rest_is_the_sources(tmp_path: Path) -> None:
         assert made_from == uids[max(index - 1, 0) : index + 2]
         assert "SmallestImagePixelValue" not in derived
         assert not any(element.tag.is_private for element in derived)
+        drawn = [element.tag for element in derived if element.tag.group & 0xFF00 in (0x5000, 0x6000)]
+        assert not drawn, "overlays and curves were drawn on other pixels"
 
 
 def test_an_empty_slice_stays_empty(tmp_path: Path) -> None:
@@ -105,8 +112,8 @@ def _implicit(dataset: Dataset) -> None:
 
 
 def _faulty(dataset: Dataset) -> None:
-    dataset.NumberOfSlices, dataset.PatientSize = 6, "1.7"
-    garble(dataset, "NumberOfSlices", b"odd!!!")
+    dataset.NumberOfTimeSlices, dataset.PatientSize = 6, "1.7"
+    garble(dataset, "NumberOfTimeSlices", b"odd!!!")
     garble(dataset, "PatientSize", b"tall")
 
 

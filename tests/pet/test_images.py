@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -98,6 +101,50 @@ def _nifti(voxels: np.ndarray, affine: np.ndarray | None = None) -> bytes:
     return image.to_bytes()
 
 
+def _patched(offset: int, form: str, value: float) -> bytes:
+    """A whole file with one field of its header replaced."""
+    content = bytearray(_nifti(np.ones((2, 2, 2), np.float32)))
+    struct.pack_into(form, content, offset, value)
+    return bytes(content)
+
+
+def test_axes_of_length_1_after_the_third_do_not_count(tmp_path: Path) -> None:
+    affine, values = np.diag([4.0, 4, 3, 1]), np.random.default_rng(0).random((6, 5, 4), dtype=np.float32)
+    for shape in ((6, 5, 4), (6, 5, 4, 1), (6, 5, 4, 1, 1)):
+        nib.save(nib.Nifti1Image(values.reshape(shape), affine), tmp_path / "in.nii.gz")
+        image = SUV.read(tmp_path / "in.nii.gz")
+        np.testing.assert_array_equal(image.voxels, values)
+        write_nifti(image, tmp_path / "out.nii.gz")
+        written = nib.load(tmp_path / "out.nii.gz")
+        np.testing.assert_array_equal(written.get_fdata(dtype=np.float32), values)
+        np.testing.assert_array_equal(written.affine, affine)
+
+
+def test_one_slice_is_a_volume(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((6, 5, 1), dtype=np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "in.nii")
+    image = SUV.read(tmp_path / "in.nii")
+    np.testing.assert_array_equal(image.with_axial(image.axial()).voxels, values)
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape((1024, 1024, 1025))
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    (tmp_path / "in.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(2**20), 1))
+    with pytest.raises(ImageError, match="would take 4,299,161,600 bytes"):
+        SUV.read(tmp_path / "in.nii.gz")
+
+
+def test_nibabels_own_lines_stay_inside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for offset, form, value in ((76, "<f", 0.0), (252, "<h", 99), (80, "<f", 0.0), (70, "<h", 77)):
+        (tmp_path / "in.nii").write_bytes(_patched(offset, form, value))
+        with suppress(ImageError):
+            SUV.read(tmp_path / "in.nii")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -109,8 +156,22 @@ def _nifti(voxels: np.ndarray, affine: np.ndarray | None = None) -> bytes:
         (_nifti(np.array([[[40, -1000], [60, 9]]], np.float32)), "largely negative"),
         (_nifti(np.full((2, 2, 2), 4000, np.float32)), "4e[+]03, too much for SUV"),
         (_nifti(np.ones((2, 2, 2), np.float32), np.zeros((4, 4))), "singular"),
+        (_nifti(np.ones((2, 2, 2), np.complex64)), "no plain numbers, but complex64"),
+        (_nifti(np.ones((2, 2, 2), np.dtype([(c, "u1") for c in "RGB"]))), "no plain numbers"),
+        (_nifti(np.full((2, 2, 2), 1e300)), "infinite"),
+        (_nifti(np.ones((2, 2, 0), np.float32)), "not 3"),
+        (_nifti(np.ones((2, 2), np.float32)), "not 3"),
+        (_patched(80, "<f", 0.0), "size of 0 x 1 x 1 mm"),
+        (_patched(84, "<f", -2.0), "size of 1 x -2 x 1 mm"),
+        (_patched(88, "<f", np.nan), "size of 1 x 1 x nan mm"),
+        (_patched(70, "<h", 77), "cannot be read"),
+        (_patched(116, "<f", np.inf), "cannot be read"),
+        (_patched(42, "<h", 30000), "cannot be read"),
     ],
-    ids=["empty", "text", "cut", "dynamic", "nan", "CT", "Bq/mL", "flat"],
+    ids=[
+        *("empty", "text", "cut", "dynamic", "nan", "CT", "Bq/mL", "flat", "complex", "RGB", "too large"),
+        *("no voxels", "two axes", "size 0", "size below 0", "size nan", "type", "offset", "shape"),
+    ],
 )
 def test_unusable_nifti_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "in.nii").write_bytes(content)

@@ -14,6 +14,7 @@ from tgd_kit.imaging.dicom.derived import write_derived
 from tgd_kit.imaging.dicom.series import read_series
 from tgd_kit.imaging.image import Image
 from tgd_kit.imaging.nifti import is_nifti, read_nifti, write_nifti
+from tgd_kit.runs.files import there
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Quantity:
         unit: such as "g/mL".
         modality: of DICOM series, in DICOM's two letters.
         factor: the quantity per unit of a DICOM series, from the tags of all its slices.
-        check: refuses the values of a NIfTI file that the quantity cannot have; the file does not say what they are.
+        check: refuses values that the quantity cannot have: a NIfTI file does not say what they are, and a DICOM
+            series may say what is not so.
     """
 
     name: str
@@ -44,12 +46,15 @@ class Quantity:
         Raises:
             ImageError: the file is missing, damaged, not such an image, or lacks what the quantity needs.
         """
-        if not path.exists():
+        image = self._image(path, series)
+        self.check(path, image.voxels)
+        return image
+
+    def _image(self, path: Path, series: str | None) -> Image:
+        if not there(path):
             raise ImageError(f"There is no file or folder {path}.", "Check the path.")
         if is_nifti(path):
-            image = read_nifti(path)
-            self.check(path, image.voxels)
-            return image
+            return read_nifti(path)
         if path.is_dir() or path.suffix.lower() == ".zip":
             voxels, affine, source = read_series(path, self.modality, self.factor, series=series)
             return Image(voxels, affine, source=source)
@@ -94,8 +99,8 @@ def check_output(path: Path, source: Path) -> None:
     Raises:
         ImageError: the name is neither, the folder is not new, or the path is the input's.
     """
-    where, origin = path.resolve(), source.resolve()
-    if path.exists() and where == origin:
+    found, where, origin = there(path), path.resolve(), source.resolve()
+    if found and where == origin:
         raise ImageError(f"{path} is the input itself.", "Choose another name for the result.")
     if is_nifti(path):
         return

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tgd_kit.errors import RunError, printable, reason
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -38,3 +40,18 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """The data that a JSON file holds."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def there(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is refused.
+
+    Raises:
+        RunError: the name is too long for the system, or has a NUL in it.
+    """
+    try:
+        path.lstat()
+        return path.exists()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise RunError(f"{printable(path)} cannot be used: {reason(error)}.", "Check the path.") from error

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as SequenceOfItems
 from pydicom.valuerep import DA, TM
 
-from tgd_kit.errors import ImageError, printable
+from tgd_kit.errors import ImageError, printable, reason
 from tgd_kit.imaging.dicom.tags import optional, positive, require, same
 
 EXPORT = "Export the series again with its dose, times and weight, or pass a NIfTI file in SUV."
@@ -142,7 +142,7 @@ def _wait(slices: Sequence[Dataset], injection: Dataset) -> float:
             if injected > scan:  # only the time of day is known: the scan is after midnight
                 injected -= timedelta(days=1)
     except (ValueError, OverflowError) as error:
-        raise ImageError(f"A date or time cannot be read ({error}).", EXPORT) from error
+        raise ImageError(f"A date or time cannot be read ({reason(error)}).", EXPORT) from error
     if (injected.tzinfo is None) != (scan.tzinfo is None):
         raise ImageError(
             "RadiopharmaceuticalStartDateTime has an offset from UTC, and the scan's times have none.",

@@ -36,7 +36,7 @@ def check_suv(path: Path, voxels: FloatArray) -> None:
     if above > LARGEST_MEAN_SUV * voxels.size:
         raise ImageError(
             f"The mean of {path} is {above / voxels.size:.3g}, too much for SUV.",
-            "Divide Bq/mL by the dose per gram of body weight, or pass the DICOM series itself.",
+            "Divide Bq/mL by the dose per gram of body weight, or pass the DICOM series as the scanner wrote it.",
         )
 
 

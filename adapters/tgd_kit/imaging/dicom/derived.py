@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import io
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydicom import dcmwrite
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag
@@ -19,6 +20,7 @@ from pydicom.valuerep import DSfloat
 from tgd_kit.arrays import FloatArray
 from tgd_kit.imaging.dicom.series import DicomSource
 from tgd_kit.imaging.dicom.tags import optional
+from tgd_kit.imaging.quiet import quiet
 from tgd_kit.runs.files import replacing
 
 LARGEST_PIXEL = 2**15 - 1  # stored: 16 bits with a sign
@@ -67,6 +69,8 @@ def write_derived(voxels: FloatArray, source: DicomSource, folder: Path, descrip
             step = f"pixels are rounded to steps of {slope:.3g} {optional(header, 'Units') or ''}".rstrip()
             derived.DerivationDescription = f"{description}; {step}"
             _put(derived, pixels, slope)
+            if "NumberOfSlices" in derived:
+                derived.NumberOfSlices = len(source.slices)
             derived.save_as(temporary / f"{index + 1:05d}.dcm", enforce_file_format=True)
             largest_step = max(largest_step, float(slope) * source.factor)
     return largest_step
@@ -82,10 +86,9 @@ def _quantised(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int16], 
 def _derived(header: Dataset, sources: Sequence[Dataset]) -> Dataset:
     """The tags of a slice that still hold, as an instance of its own."""
     derived = Dataset()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Invalid value for VR")  # faults of the source that do not matter
+    with quiet():  # faults of the source that do not matter
         for tag in sorted(header.keys()):
-            if not tag.is_private and (element := _readable(header, tag)) is not None:
+            if _stays(tag) and (element := _readable(header, tag)) is not None:
                 derived.add(element)
     for name in OUTDATED:
         if name in derived:
@@ -104,12 +107,19 @@ def _derived(header: Dataset, sources: Sequence[Dataset]) -> Dataset:
     return derived
 
 
+def _stays(tag: BaseTag) -> bool:
+    """Not private, and no overlay or curve, which were drawn on the source's own pixels."""
+    return not tag.is_private and tag.group & 0xFF00 not in (0x5000, 0x6000)
+
+
 def _readable(dataset: Dataset, tag: BaseTag) -> DataElement | None:
-    """A copy of an element, decoded; None where that fails. The tags that are needed were decoded before."""
+    """A copy of an element, decoded; None where it can't be read or written. What is needed was read before."""
     try:
-        return copy.deepcopy(dataset[tag])
-    except (ValueError, TypeError, NotImplementedError):
+        element = copy.deepcopy(dataset[tag])
+        dcmwrite(io.BytesIO(), Dataset({tag: element}), implicit_vr=False, little_endian=True)
+    except Exception:  # pydicom raises anything on bytes that are not of the tag's type
         return None
+    return element
 
 
 def _reference(source: Dataset) -> Dataset:

@@ -10,13 +10,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
 
 from tgd_kit.arrays import FloatArray
-from tgd_kit.errors import ImageError
+from tgd_kit.errors import ImageError, printable, reason
 from tgd_kit.imaging.dicom.collect import Files, choose, headers, opened, parsed
 from tgd_kit.imaging.dicom.stack import affine, ordered
-from tgd_kit.imaging.dicom.tags import numbers, optional
+from tgd_kit.imaging.dicom.tags import numbers, optional, positive
+from tgd_kit.imaging.quiet import quiet
 from tgd_kit.imaging.slabs import scratch
+
+MOST_PIXELS = 2**24  # of a slice
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,28 @@ def read_series(
     Raises:
         ImageError: no series, several, another modality, damaged or missing slices, or missing tags.
     """
-    with warnings.catch_warnings(), opened(path) as files:
-        # What is needed is checked; a clinical header has faults elsewhere.
-        warnings.filterwarnings("ignore", "Invalid value for VR")
+    with quiet(), opened(path) as files:  # what is needed is checked; a clinical header has faults elsewhere
         slices = ordered(choose(headers(files), path, modality, series))
         source = DicomSource(tuple(slices), factor(slices))
         return _volume(source, files), affine(slices), source
 
 
 def _volume(source: DicomSource, files: Files) -> FloatArray:
-    first = source.slices[0]
-    volume = scratch((first.Columns, first.Rows, len(source.slices)))
+    columns, rows = (round(positive(source.slices[0], tag)) for tag in ("Columns", "Rows"))
+    if columns * rows > MOST_PIXELS:
+        raise ImageError(
+            f"The slices have {columns} x {rows} pixels, unlike a scan.", "Export the series again."
+        )
+    volume = scratch((columns, rows, len(source.slices)))
     for index, header in enumerate(source.slices):
         name = str(header.filename)
-        volume[..., index] = _rescaled(parsed(name, files[name]())) * np.float32(source.factor)
+        values = _rescaled(parsed(name, files[name]())) * np.float32(source.factor)
+        if not np.isfinite(values).all():
+            raise ImageError(
+                f"{printable(name)} holds NaN or infinite pixels, as stored or by its RescaleSlope.",
+                "Export the series again.",
+            )
+        volume[..., index] = values
     return volume
 
 
@@ -79,17 +92,29 @@ def _rescaled(dataset: Dataset) -> FloatArray:
     slope = numbers(dataset, "RescaleSlope", 1)
     given = optional(dataset, "RescaleIntercept") is not None
     intercept = numbers(dataset, "RescaleIntercept", 1) if given else 0.0
+    name = printable(dataset.filename)
     try:
+        _check_decoder(dataset)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # pydicom only warns where pixels are too many or too few
             stored = dataset.pixel_array
-    except (AttributeError, ValueError, RuntimeError, EOFError, NotImplementedError, UserWarning) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # pydicom and its decoders raise anything on damaged bytes
         raise ImageError(
-            f"The pixels of {dataset.filename} are damaged ({error}).", "Copy or export the series again."
+            f"The pixels of {name} are damaged ({reason(error)}).", "Copy or export the series again."
         ) from error
     if stored.ndim != 2:
-        raise ImageError(f"{dataset.filename} is a picture in colour.", "Pass the scan's own images.")
-    if not np.isfinite(stored).all():
-        raise ImageError(f"{dataset.filename} holds NaN or infinite pixels.", "Export the series again.")
+        raise ImageError(f"{name} is a picture in colour.", "Pass the scan's own images.")
     rescaled: FloatArray = (stored.T * slope + intercept).astype(np.float32)
     return rescaled
+
+
+def _check_decoder(dataset: Dataset) -> None:
+    """Refuse compressed pixels that nothing here can unpack."""
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    if syntax.is_compressed and syntax.is_encapsulated and not get_decoder(syntax).is_available:
+        raise ImageError(
+            f"The pixels are compressed ({syntax.name}), and no decoder for it is installed.",
+            "Try: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg",
+        )

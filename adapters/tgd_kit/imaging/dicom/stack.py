@@ -9,10 +9,13 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from tgd_kit.errors import ImageError
-from tgd_kit.imaging.dicom.tags import numbers
+from tgd_kit.imaging.dicom.tags import numbers, optional, same
 
 SMALLEST_STEP_MM = 0.01
 LARGEST_OFFSET = 0.1  # of a step: positions are often written rounded to 0.1 mm
+LARGEST_SKEW = 1e-3  # of axes that are written with few digits
+# What says that slices are of one scan of one patient.
+OF_ONE_SERIES = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "NumberOfSlices")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,15 +30,25 @@ def ordered(datasets: Sequence[Dataset]) -> list[Dataset]:
         raise ImageError(
             "The series has only one slice.", "Pass the whole series: the network needs neighbouring slices."
         )
+    same(datasets, *OF_ONE_SERIES)
+    stated = optional(datasets[0], "NumberOfSlices")
+    if stated is not None and len(datasets) < (most := int(numbers(datasets[0], "NumberOfSlices", 1)[0])):
+        raise ImageError(
+            f"The series has {len(datasets)} slices, and states {most} (NumberOfSlices).",
+            "Slices are missing: export the series again.",
+        )
     for tag, count in (("Rows", 1), ("Columns", 1), ("PixelSpacing", 2), ("ImageOrientationPatient", 6)):
         values = np.array([numbers(dataset, tag, count) for dataset in datasets])
         if not np.allclose(values, values[0], atol=1e-4):
             raise ImageError(f"{tag} differs between the slices.", "Pass one series with one grid.")
-    normal = np.cross(*_axes(datasets[0]))
-    if not np.isclose(np.linalg.norm(normal), 1.0, atol=1e-3):
+    if numbers(datasets[0], "PixelSpacing", 2).min() <= 0:
+        raise ImageError("PixelSpacing is not above zero.", "Export the series again.")
+    axes = _axes(datasets[0])
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=LARGEST_SKEW):
         raise ImageError(
-            "ImageOrientationPatient is not two axes at right angles.", "Export the series again."
+            "ImageOrientationPatient is not two axes of length 1 at right angles.", "Export the series again."
         )
+    normal = np.cross(*axes)
     slices = sorted(datasets, key=lambda dataset: float(_position(dataset) @ normal))
     _check_regular(np.array([_position(dataset) for dataset in slices]), normal)
     return slices
