@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tgd_kit.arrays import FloatArray
+from tgd_kit.errors import ImageError
 from tgd_kit.imaging.slabs import scratch
+from tgd_kit.training.weights import check_finite
 
 PIXELS_PER_BATCH = 2**17  # eight slices of 128x128: about 0.4 GB of activations in the widest layers
 
@@ -38,8 +40,13 @@ def denoise(
         progress: called after each batch with the slices done and their total.
 
     Returns:
-        (z, y, x) in SUV, g/mL.
+        (z, y, x) in SUV, g/mL; finite.
+
+    Raises:
+        CheckpointError: the network's weights are not finite.
+        ImageError: the result would not be finite.
     """
+    check_finite(network, "The network")
     depth, height, width = volume.shape
     slab = slab or max(1, PIXELS_PER_BATCH // (height * width))
     training, device = network.training, next(network.parameters()).device
@@ -51,8 +58,13 @@ def denoise(
             first, last = max(start - 1, 0), min(stop + 1, depth)  # with the neighbours of both ends
             slices = torch.from_numpy(np.ascontiguousarray(volume[first:last]))
             batch = triplets(slices, torch.arange(start, stop) - first)
-            denoised = network(batch.to(device, memory_format=torch.channels_last))
-            result[start:stop] = denoised[:, 1].cpu().numpy()
+            denoised = network(batch.to(device, memory_format=torch.channels_last))[:, 1].cpu()
+            if not denoised.isfinite().all():
+                raise ImageError(
+                    "The network makes NaN or infinite voxels of these values.",
+                    "Pass another network, or an image in SUV.",
+                )
+            result[start:stop] = denoised.numpy()
             if progress:
                 progress(stop, depth)
     finally:

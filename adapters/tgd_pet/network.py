@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tgd_kit.training.weights import read_weights
+from tgd_kit.errors import printable
+from tgd_kit.training.weights import check_finite, read_weights
 from tgdsurgery import CheckpointError
 
 WIDTHS = (64, 64, 128, 128, 128, 256, 256, 3)
@@ -105,13 +106,24 @@ def network_from(weights: Mapping[str, Tensor], source: str) -> DnCNN:
         source: where the weights come from, for the message.
 
     Raises:
-        CheckpointError: the weights are not those of a `DnCNN`.
+        CheckpointError: the weights are not those of a `DnCNN`, or not finite.
     """
+    problem = f"{printable(source)} does not hold the weights of this package's DnCNN."
     count = sum(value.ndim == 4 for value in weights.values())
+    shapes = [tuple(weights.get(f"noise.conv{i}.weight", torch.empty(0)).shape) for i in range(1, count + 1)]
+    widths = [shape[0] for shape in shapes]
+    # Checked first: a network of the widths that a small file claims could fill the memory.
+    fit = shapes == [
+        (width, before, 3, 3) for width, before in zip(widths, widths[-1:] + widths, strict=False)
+    ]
+    if not (fit and widths and min(widths) > 0):
+        raise CheckpointError(problem, REMEDY)
+    network = DnCNN(widths)
     try:
-        network = DnCNN([len(weights[f"noise.conv{index}.weight"]) for index in range(1, count + 1)])
         network.load_state_dict(weights)
-    except (KeyError, IndexError, RuntimeError) as error:
-        problem = f"{source} does not hold the weights of this package's DnCNN."
+    except RuntimeError as error:
         raise CheckpointError(problem, REMEDY) from error
+    check_finite(network, printable(source))
+    if network.suv_scale <= 0 or network.suv_limit <= 0:
+        raise CheckpointError(problem, REMEDY)
     return network.eval()

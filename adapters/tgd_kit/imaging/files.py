@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydicom.dataset import Dataset
 
 from tgd_kit.arrays import FloatArray
@@ -14,6 +15,7 @@ from tgd_kit.imaging.dicom.derived import write_derived
 from tgd_kit.imaging.dicom.series import read_series
 from tgd_kit.imaging.image import Image
 from tgd_kit.imaging.nifti import is_nifti, read_nifti, write_nifti
+from tgd_kit.imaging.slabs import slabs
 from tgd_kit.runs.files import there
 
 
@@ -75,8 +77,11 @@ class Quantity:
             What was written, in one sentence.
 
         Raises:
-            ImageError: the name is that of a DICOM series, and the image does not come from one.
+            ImageError: the name is that of a DICOM series, and the image does not come from one; or voxels are not
+                finite.
         """
+        if not all(np.isfinite(image.voxels[..., part]).all() for part in slabs(image.voxels.shape)):
+            raise ImageError("The result holds NaN or infinite voxels.", "Pass another network or scan.")
         size = " x ".join(map(str, image.voxels.shape))
         if is_nifti(path):
             write_nifti(image, path, f"{self.modality} {self.name}")

@@ -27,7 +27,7 @@ from tgd_kit.progress import Task, progress
 from tgd_kit.runs.reserve import reserve
 from tgd_kit.training.module import NetworkTraining
 from tgd_kit.training.schedule import Schedule
-from tgd_kit.training.weights import digest, save_weights
+from tgd_kit.training.weights import check_finite, digest, finite, save_weights
 
 NETWORK = "network.safetensors"
 
@@ -64,6 +64,7 @@ def fit(
         raise RunError("Nothing in the network is trainable.", "With TGD, take a larger phi.")
     if 0 < (there := torch.accelerator.device_count()) < schedule.devices:
         raise RunError(f"This machine has {there} of {schedule.devices} devices.", "Ask for fewer of them.")
+    check_finite(network, "The network to train")
     reserve(folder / "run.json", {**asked, **schedule.record(), "first weights": digest(network)})
     done, checkpoints = folder / NETWORK, folder / "checkpoints"
     if done.exists():
@@ -77,10 +78,8 @@ def fit(
         steps = schedule.epochs * schedule.steps
         with progress("training steps", steps, show=show and trainer.is_global_zero) as count.task:
             _run(trainer, module, data, resumed)
-    if not all(value.isfinite().all() for value in network.state_dict().values()):
-        raise RunError(
-            "Training diverged: weights are not finite.", "Use a lower learning rate and another folder."
-        )
+    if not finite(network):
+        raise _diverged("weights")
     network.cpu().eval()
     if trainer.is_global_zero:
         save_weights(network, done)
@@ -116,15 +115,25 @@ def _run(
         ) from stopped
 
 
+def _diverged(what: str) -> RunError:
+    return RunError(
+        f"Training diverged: {what} are not finite.", "Use a lower learning rate and another folder."
+    )
+
+
 class _Count(Callback):
-    """Counts the steps of a training, with the errors of the last epoch beside them."""
+    """Counts the steps of a training, with the errors of the last epoch beside them; ends one that diverges."""
 
     task: Task
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.task.advance(trainer.global_step)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        if not outputs["loss"].isfinite().all():
+            raise _diverged("losses")
         self.task.advance()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tgd_kit.errors import printable, reason
 from tgd_kit.runs.files import replacing
 from tgdsurgery import CheckpointError
 
@@ -34,8 +34,28 @@ def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"There is no file {path}.", remedy) from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}).", remedy) from error
+    except (
+        Exception
+    ) as error:  # safetensors raises anything on damaged headers, and names that no file can have
+        shown = printable(path)
+        raise CheckpointError(f"{shown} cannot be read as safetensors ({reason(error)}).", remedy) from error
+
+
+def finite(network: nn.Module) -> bool:
+    """Whether all weights and buffers are numbers, neither NaN nor infinite."""
+    return all(bool(value.isfinite().all()) for value in network.state_dict().values())
+
+
+def check_finite(network: nn.Module, what: str) -> None:
+    """Refuse a network whose weights are not finite, before any work is done with it.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    if not finite(network):
+        raise CheckpointError(
+            f"{what} has weights that are NaN or infinite.", "Train it again, at a lower rate."
+        )
 
 
 def digest(network: nn.Module) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -56,11 +57,16 @@ def fit(
         callbacks: more of Lightning's.
 
     Raises:
-        RunError: there is nothing to train or to train on, too few devices, the folder holds another run,
-            training was interrupted (Ctrl-C, SIGTERM), or it diverged.
+        RunError: there is nothing to train or to train on, images are smaller than a patch or not finite, too few
+            devices, the folder holds another run, training was interrupted (Ctrl-C, SIGTERM), or it diverged.
     """
     if not patients:
         raise RunError("There is no patient to train on.", "Make some with `tgd pet simulate`.")
+    for scans in (patients, validation):  # before anything is noted in the folder
+        PatchPairs(scans, version, count=0, patch=schedule.patch)
+        volumes = (volume for one in scans for volume in (one.full(version), *one.low(version)))
+        if not all(np.isfinite(volume).all() for volume in volumes):
+            raise RunError("A patient's images hold NaN or infinite voxels.", "Leave that patient out.")
     training.fit(
         Denoising(network, schedule, held, penalty),
         Patches(patients, version, schedule, validation),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tgd_kit.arrays import FloatArray, Mask
+from tgd_kit.errors import RunError
 from tgd_kit.training.schedule import PATCH
 from tgd_pet.denoising import triplets
 
@@ -42,6 +43,9 @@ class PatchPairs(Dataset[tuple[Tensor, Tensor]]):
         count: number of patches.
         seed: any non-negative integers; other numbers give other patches.
         patch: edge length in pixels.
+
+    Raises:
+        RunError: an image is smaller than a patch, or has no body.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class PatchPairs(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self._count, self._seed, self._patch = count, tuple(seed), patch
         self._patients = [_Pair(patient, version) for patient in patients]
+        for pair in self._patients:
+            pair.check(patch)
 
     def __len__(self) -> int:
         return self._count
@@ -80,6 +86,17 @@ class _Pair:
         self.full = torch.from_numpy(patient.full(version))
         self.low = [torch.from_numpy(volume) for volume in patient.low(version)]
         self.centres = np.argwhere(patient.body())
+
+    def check(self, patch: int) -> None:
+        """Refuse a patient without a place for a patch."""
+        height, width = self.full.shape[1:]
+        if min(height, width) < patch:
+            raise RunError(
+                f"Slices of {width} x {height} pixels hold no patch of {patch} x {patch}.",
+                "Pass larger images, or a Schedule of smaller patches.",
+            )
+        if not len(self.centres):
+            raise RunError("A patient has no voxel in the body.", "Leave that patient out.")
 
     def corner(self, index: int, patch: int) -> list[int]:
         """Slice of the voxel, and first row and column of the patch around it, moved into the image."""
