@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -15,9 +16,10 @@ from rich.table import Table
 from tgd_kit.devices import best_device, one_thread
 from tgd_kit.progress import progress as shown
 from tgd_kit.report.pictures import draw_comparison
-from tgd_kit.runs.files import read_json, write_json
+from tgd_kit.runs.files import write_json
 from tgd_kit.runs.jobs import run_jobs
 from tgd_kit.runs.reserve import reserve
+from tgd_kit.runs.settings import read_record
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.schedule import Schedule
 from tgd_pet.denoising import denoise
@@ -25,7 +27,7 @@ from tgd_pet.evaluation.scores import Scores, around, evaluate
 from tgd_pet.network import WIDTHS, load_network, new_network
 from tgd_pet.simulation.config import PatientConfig
 from tgd_pet.simulation.files import load_set, patient_file, simulate_files
-from tgd_pet.training.finetuning import PHI, Flow, Method, finetune
+from tgd_pet.training.finetuning import PHI, Flow, Method, Outcome, finetune
 from tgd_pet.training.fit import fit
 
 INPUT, FIRST, TGD = "input", "v1-net", "TGD"
@@ -39,6 +41,7 @@ VARIANTS: dict[str, tuple[str, Method, Flow]] = {
 FOLDERS = {INPUT: INPUT, FIRST: FIRST, **{name: folder for name, (folder, _, _) in VARIANTS.items()}}
 ADAPT_SEED, TEST_SEED = 10_000, 20_000  # added to the seed, so that no patient is in two sets
 WORKERS = 2
+AGAIN = "Delete it, and the same command makes it again."
 
 
 @dataclass(frozen=True)
@@ -210,9 +213,9 @@ def _measure(out: Path, name: str) -> None:
 
 def _row(out: Path, name: str) -> Row:
     folder = out / FOLDERS[name]
-    scores = {version: Scores(**found) for version, found in read_json(folder / "scores.json").items()}
-    tuned = read_json(folder / "tuned.json") if name in VARIANTS else {}
-    return Row(name, scores["v2"], scores["v1"], **tuned)
+    scores = read_record(folder / "scores.json", dict[Literal["v1", "v2"], Scores], AGAIN)
+    tuned = read_record(folder / "tuned.json", Outcome, AGAIN) if name in VARIANTS else {}
+    return Row(name, Scores(**scores["v2"]), Scores(**scores["v1"]), **tuned)
 
 
 def _draw(out: Path) -> None:

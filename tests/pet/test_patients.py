@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ from tgd_pet.simulation.config import FORMAT, PatientConfig, PatientError
 from tgd_pet.simulation.files import load_patient, save_patient, simulate_set
 from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
 from tgd_pet.simulation.patient import SimulatedPatient, simulate_patient
+from tgdsurgery import TGDError
 
 TINY = PatientConfig.tiny()
 
@@ -171,13 +173,27 @@ def test_files_that_are_no_patients_are_refused(patient: SimulatedPatient, tmp_p
         "config.npz": {**fields, "config": np.array("{}")},
         "format.npz": {**fields, "config": np.array(other_format)},
         "lesions.npz": {**fields, "lesions": fields["lesions"][:, :4]},
+        "more.npz": {**fields, "v3_full": fields["v1_full"]},
+        "labels.npz": {**fields, "labels": fields["labels"] + np.uint8(200)},
+        "double.npz": {**fields, "true": fields["true"].astype(float)},
+        "infinite.npz": {**fields, "true": fields["true"] + np.float32(np.inf)},
+        "spacing.npz": {**fields, "spacing": -fields["spacing"]},
+        "fractions.npz": {**fields, "fractions": fields["fractions"] * 2},
+        "types.npz": {**fields, "config": np.array(fields["config"].item().replace("8", '"8"'))},
+        "many.npz": {**fields, "seed": np.array([1, 2])},
     }
     for name, content in changed.items():
         np.savez(tmp_path / name, **content)
     np.save(tmp_path / "array.npy", fields["true"])
-    for name in (*spoiled, *changed, "array.npy", "absent.npz"):
-        with pytest.raises(PatientError):
+    np.savez_compressed(tmp_path / "zip.npz", **{**fields, "true": np.zeros((2**14, 2**14), np.float32)})
+    with zipfile.ZipFile(whole) as stored, zipfile.ZipFile(tmp_path / "claimed.npz", "w") as claimed:
+        for member in stored.namelist():  # 3 GB an array, by the headers
+            content = stored.read(member).replace(b"(8, 48, 48), }      ", b"(299999, 48, 48), } ")
+            claimed.writestr(member, content)
+    for name in (*spoiled, *changed, "array.npy", "absent.npz", "zip.npz", "claimed.npz", "x" * 300, "a\0b"):
+        with pytest.raises(TGDError) as caught:
             load_patient(tmp_path / name)
+        assert str(caught.value).isprintable()
     load_patient(whole)
 
 
@@ -200,6 +216,7 @@ def test_a_set_is_resumed_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(patients, "simulate_patient", record)
     (tmp_path / "patient_000003.npz").write_bytes(b"half a file")
+    np.savez_compressed(tmp_path / "patient_000004.npz", true=np.zeros(2**20))  # not of this set
     paths = simulate_set(tmp_path, [1, 2, 3], TINY, progress=False)
     assert simulated == [2, 3]
     assert [load_patient(path).seed for path in paths] == [1, 2, 3]

@@ -12,6 +12,8 @@ from typing import Any
 
 from tgd_kit.errors import RunError, printable, reason
 
+LARGEST_TEXT = 2**26  # bytes of a record
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -37,9 +39,32 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The data that a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_text(path: Path, remedy: str, *, most: int = LARGEST_TEXT) -> str:
+    """A text file in UTF-8, of so many bytes at most.
+
+    Raises:
+        RunError: it is missing, too large, or no text.
+    """
+    shown = printable(path)
+    try:
+        if path.stat().st_size > most:
+            raise RunError(f"{shown} has more than {most:,} bytes.", remedy)
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{shown} cannot be read ({reason(error)}).", remedy) from error
+
+
+def read_json(path: Path, remedy: str = "Delete it, and the work that made it is done again.") -> Any:
+    """The data that a JSON file holds.
+
+    Raises:
+        RunError: it is missing, too large, or not JSON.
+    """
+    text = read_text(path, remedy)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{printable(path)} is damaged ({reason(error)}).", remedy) from error
 
 
 def there(path: Path) -> bool:

@@ -7,13 +7,25 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tgd_kit.runs.files import read_json, write_json
+from tgd_kit.runs.files import write_json
+from tgd_kit.runs.settings import read_record
 
 RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What `timed` notes."""
+
+    seconds: dict[str, float]
+    cpu_seconds: float
+    cores: int | None
+    versions: dict[str, str]
 
 
 @contextmanager
@@ -23,11 +35,11 @@ def timed(out: Path, stage: str) -> Iterator[None]:
     Counted are the seconds by the clock, and those of computing on all cores.
     """
     begun, busy = time.monotonic(), _cpu_seconds()
+    empty: dict[str, Any] = {"seconds": {}, "cpu_seconds": 0.0}
+    known = study_record(out) if (out / RECORD).exists() else empty
     try:
         yield
     finally:
-        empty: dict[str, Any] = {"seconds": {}, "cpu_seconds": 0.0}
-        known = read_record(out) if (out / RECORD).exists() else empty
         seconds: dict[str, float] = known["seconds"]
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - begun, 1)
         record = {
@@ -44,9 +56,13 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def read_record(out: Path) -> dict[str, Any]:
-    """The record that `timed` keeps in `out`."""
-    found: dict[str, Any] = read_json(out / RECORD)
+def study_record(out: Path) -> dict[str, Any]:
+    """The record that `timed` keeps in `out`.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    found: dict[str, Any] = read_record(out / RECORD, Stages, "Delete it; only the times are lost.")
     return found
 
 

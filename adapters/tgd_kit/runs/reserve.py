@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from tgd_kit.errors import RunError
 from tgd_kit.runs.files import read_json, write_json
+from tgd_kit.runs.settings import checked
+
+REMEDY = "Delete that folder or choose another."
 
 
 def reserve(
@@ -26,7 +30,7 @@ def reserve(
     """
     asked = json.loads(json.dumps(asked))  # as it is read back: tuples become lists
     if record.exists():
-        found = _read(record)
+        found: dict[str, object] = checked(dict[str, Any], read_json(record, REMEDY), str(record), REMEDY)
         changed = [key for key in asked if key not in free and found.get(key) != asked[key]]
         if changed or found.keys() - asked.keys():
             raise RunError(
@@ -36,13 +40,3 @@ def reserve(
         if found == asked:
             return
     write_json(record, asked)
-
-
-def _read(record: Path) -> dict[str, object]:
-    try:
-        found = read_json(record)
-    except ValueError as error:
-        raise RunError(f"{record} is damaged ({error}).", "Delete that folder or choose another.") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{record} is damaged.", "Delete that folder or choose another.")
-    return found

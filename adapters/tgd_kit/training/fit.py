@@ -7,7 +7,6 @@ for the same again continues an interrupted run where its last epoch ended, or r
 from __future__ import annotations
 
 import logging
-import pickle
 import shutil
 import warnings
 import zipfile
@@ -20,14 +19,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from safetensors.torch import load_file
+from torch import nn
 
-from tgd_kit.errors import RunError
+from tgd_kit.errors import RunError, printable, reason
 from tgd_kit.progress import Task, progress
 from tgd_kit.runs.reserve import reserve
 from tgd_kit.training.module import NetworkTraining
 from tgd_kit.training.schedule import Schedule
-from tgd_kit.training.weights import check_finite, digest, finite, save_weights
+from tgd_kit.training.weights import check_finite, digest, finite, read_weights, save_weights
 
 NETWORK = "network.safetensors"
 
@@ -59,6 +58,7 @@ def fit(
         RunError: nothing is trainable, there are too few devices, the folder holds another run, training was
             interrupted (Ctrl-C, SIGTERM), or it diverged.
     """
+    schedule.check()
     network = module.network
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise RunError("Nothing in the network is trainable.", "With TGD, take a larger phi.")
@@ -68,7 +68,7 @@ def fit(
     reserve(folder / "run.json", {**asked, **schedule.record(), "first weights": digest(network)})
     done, checkpoints = folder / NETWORK, folder / "checkpoints"
     if done.exists():
-        network.load_state_dict(load_file(done))
+        _finished(network, done)
         return
     resumed = _checkpoint(checkpoints / "last.ckpt")
     keep = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
@@ -84,6 +84,16 @@ def fit(
     if trainer.is_global_zero:
         save_weights(network, done)
         shutil.rmtree(checkpoints)
+
+
+def _finished(network: nn.Module, done: Path) -> None:
+    """Put the weights of a finished run into the network."""
+    remedy = "Delete it, and the same call trains again."
+    try:
+        network.load_state_dict(read_weights(done, remedy))
+    except RuntimeError as error:
+        raise RunError(f"{printable(done)} holds another network.", remedy) from error
+    check_finite(network, printable(done))
 
 
 def _trainer(folder: Path, schedule: Schedule, validate: bool, callbacks: list[Callback]) -> L.Trainer:
@@ -107,8 +117,17 @@ def _trainer(folder: Path, schedule: Schedule, validate: bool, callbacks: list[C
 def _run(
     trainer: L.Trainer, module: NetworkTraining, data: L.LightningDataModule, resumed: Path | None
 ) -> None:
+    first = _First()
+    trainer.callbacks.append(first)  # type: ignore[attr-defined]
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except Exception as error:
+        if resumed is None or first.done or isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"The run cannot continue from {printable(resumed)} ({reason(error)}).",
+            "Delete it to start anew.",
+        ) from error
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C and, with exit code 0, of SIGTERM
         raise RunError(
             "Training was interrupted.", "The same command continues where its last epoch ended."
@@ -119,6 +138,15 @@ def _diverged(what: str) -> RunError:
     return RunError(
         f"Training diverged: {what} are not finite.", "Use a lower learning rate and another folder."
     )
+
+
+class _First(Callback):
+    """Whether a step was done: until then, what goes wrong in a resumed run is its checkpoint."""
+
+    done = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.done = True
 
 
 class _Count(Callback):
@@ -147,10 +175,12 @@ def _checkpoint(path: Path) -> Path | None:
     if not path.exists():
         return None
     try:
-        if not zipfile.is_zipfile(path):
-            raise pickle.UnpicklingError("not in torch's format")
+        with zipfile.ZipFile(path) as archive:
+            stored = sum(member.file_size for member in archive.infolist())
+            if archive.testzip() or stored > path.stat().st_size:  # torch checks neither
+                raise ValueError("a checksum or a size is wrong")
         torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except Exception as error:  # damage leads to any exception in torch.load
         raise RunError(
             f"{path} is damaged, or not a checkpoint of a run.", "Delete it to start anew."
         ) from error

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from tgd_kit.runs.settings import Count, Positive, checked
 
 PATCH = 32
 
@@ -23,14 +28,22 @@ class Schedule:
         nodes: machines that train together; the same is started on each.
     """
 
-    epochs: int = 20
-    steps: int = 100
-    batch: int = 16
-    rate: float = 1e-3
-    seed: int = 0
-    patch: int = PATCH
-    devices: int = 1
-    nodes: int = 1
+    epochs: Count = 20
+    steps: Count = 100
+    batch: Count = 16
+    rate: Positive = 1e-3
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    patch: Annotated[int, Field(ge=2, le=2**12)] = PATCH
+    devices: Count = 1
+    nodes: Count = 1
+
+    def check(self) -> None:
+        """Refuse what cannot be trained by.
+
+        Raises:
+            RunError: a number is of another type, or out of its range.
+        """
+        checked(Schedule, asdict(self), "The schedule", "Correct it.")
 
     @property
     def processes(self) -> int:

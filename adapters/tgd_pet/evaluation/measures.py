@@ -86,6 +86,24 @@ class Artefacts:
     hot: float
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """How an online learning went: what of `tgd_pet.training.online.Online` is kept on file."""
+
+    share: float
+    before: float
+    after: float
+    learnt: bool
+
+
+@dataclass(frozen=True)
+class Unseen(Patient):
+    """The measures of an unseen case on file; artefacts where there is a hot object."""
+
+    online: Learnt | None
+    artefacts: Artefacts | None = None
+
+
 def measure(
     network: nn.Module | None, patient: RepeatedScans, version: str, *, images: int | None = None
 ) -> Patient:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from tgd_kit.errors import RunError
-from tgd_kit.runs import settings
-from tgd_kit.runs.settings import read_yaml
+from pydantic import Field
+
+from tgd_kit.errors import RunError, SimulationError, printable
+from tgd_kit.runs.settings import Count, Phi, Positive, checked, read_yaml
 from tgd_kit.training.schedule import Schedule
 from tgd_pet.simulation.acquisition import Scanner
 from tgd_pet.simulation.config import PatientConfig
@@ -19,6 +20,10 @@ REMEDY = f"Start from one in {PROFILES}."
 SCAN_SECONDS = 600.0  # of the full scan that all others are thinned from, as in the paper
 # More of these add work, and change no result that is there.
 GROWING = ("seeds", "workers", "phis", "online_phis", "peers")
+LARGEST_SEED = 99  # the numbers of a seed's patients must not reach those of the next set
+
+Seconds = Annotated[float, Field(gt=0, le=SCAN_SECONDS)]
+Peer = Literal["l2-sp", "lwf", "lora"]
 
 
 @dataclass(frozen=True)
@@ -59,34 +64,34 @@ class Settings:
         workers: processes of one thread.
     """
 
-    size: int
-    voxel_mm: float
-    angles: int
-    slices: int
-    prompts_per_slice: tuple[float, float]
-    seconds: tuple[float, ...]
-    train: int
-    adapt: int
-    test: int
-    realisations: int
-    old_realisations: int
-    online_seconds: float
-    low_count_seconds: float
-    widths: tuple[int, ...]
-    suv_limit: float
+    size: Annotated[int, Field(ge=16, le=1024)]
+    voxel_mm: Positive
+    angles: Annotated[int, Field(ge=1, le=4096)]
+    slices: Annotated[int, Field(ge=6, le=1024)]
+    prompts_per_slice: tuple[Positive, Positive]
+    seconds: Annotated[tuple[Seconds, ...], Field(min_length=1)]
+    train: Annotated[int, Field(ge=1, le=10_000)]
+    adapt: Annotated[int, Field(ge=1, le=100)]
+    test: Annotated[int, Field(ge=1, le=2_000)]
+    realisations: Annotated[int, Field(ge=2, le=10)]
+    old_realisations: Annotated[int, Field(ge=2, le=10)]
+    online_seconds: Seconds
+    low_count_seconds: Seconds
+    widths: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=4, max_length=64)]
+    suv_limit: Positive
     training: Schedule
     tuning: Schedule
     online: Schedule
-    phi: float
-    phi_again: float
-    phis: tuple[float, ...]
-    online_phis: tuple[float, ...]
-    peers: tuple[str, ...]
-    sweep: tuple[float, ...]
-    sweep_patients: int
-    bases: int
-    seeds: tuple[int, ...]
-    workers: int
+    phi: Phi
+    phi_again: Phi
+    phis: tuple[Phi, ...]
+    online_phis: tuple[Phi, ...]
+    peers: tuple[Peer, ...]
+    sweep: Annotated[tuple[Phi, ...], Field(min_length=1)]
+    sweep_patients: Count
+    bases: Count
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...], Field(min_length=1)]
+    workers: Annotated[int, Field(ge=1, le=1024)]
 
     def base(self, seed: int) -> int:
         """The number of the v1-net and the v2-net that this seed starts from."""
@@ -135,10 +140,25 @@ def settings_from(given: object, where: str) -> Settings:
     Raises:
         RunError: names or values are not those of `Settings`.
     """
-    found = settings.settings_from(Settings, given, where, REMEDY)
-    for name in ("training", "tuning", "online"):
-        if getattr(found, name).processes > 1:
+    found: Settings = checked(Settings, given, where, REMEDY)
+    schedules = {name: getattr(found, name) for name in ("training", "tuning", "online")}
+    for name, schedule in schedules.items():
+        if schedule.processes > 1:
             raise RunError(
                 f"{where}: {name} has several devices.", "A study trains each network on one; set `workers`."
             )
+    faults = {
+        "widths must end with 3, the slices of a triplet": found.widths[-1] != 3,
+        "old_realisations are more than realisations": found.old_realisations > found.realisations,
+        "sweep_patients are more than test": found.sweep_patients > found.test,
+        "seeds has one twice": len(set(found.seeds)) < len(found.seeds),
+        "size is smaller than a patch": any(one.patch > found.size for one in schedules.values()),
+    }
+    for fault, found_so in faults.items():
+        if found_so:
+            raise RunError(f"{printable(where)}: {fault}.", REMEDY)
+    try:
+        found.simulated()
+    except SimulationError as error:
+        raise RunError(f"{printable(where)}: {error.problem}", error.remedy) from error
     return found

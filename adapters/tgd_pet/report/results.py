@@ -8,19 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from tgd_kit.errors import RunError
 from tgd_kit.report.statistics import PAIRS, Difference, Summary, column, compare, summarise
 from tgd_kit.runs.files import read_json, write_text
-from tgd_kit.runs.record import read_record
+from tgd_kit.runs.record import study_record
+from tgd_kit.runs.settings import checked, read_record
+from tgd_pet.evaluation.measures import Patient, Unseen
 from tgd_pet.experiment.jobs import measures_path
 from tgd_pet.experiment.patients import CASES
 from tgd_pet.experiment.recipes import TGD, Variant, recipes, variants
 from tgd_pet.experiment.settings import Settings, settings_from
+from tgd_pet.training.finetuning import Outcome
+from tgdsurgery import SweepRow
 
+AGAIN = "Delete it, and the same command makes it again."
 Table = npt.NDArray[np.float64]  # (seed, patient)
 # What tables show of each network, and of each unseen case.
 MEASURES = (
@@ -51,6 +57,19 @@ UNSEEN = (
     "artefacts.volume",
     "artefacts.hot",
 )
+
+
+PerVersion = dict[Literal["v1", "v2"], list[Patient]]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The threshold study of one v1-net, on file: a `tgdsurgery.SweepResult`, and what it proposes."""
+
+    rows: tuple[SweepRow, ...]
+    untouched: float
+    tolerance: float
+    proposed: float | None
 
 
 @dataclass(frozen=True)
@@ -150,24 +169,28 @@ class StudyResults:
 
 
 def gather(out: Path, settings: Settings) -> StudyResults:
-    """Read what the jobs of a finished study left."""
+    """Read what the jobs of a finished study left.
+
+    Raises:
+        RunError: a file is missing, damaged, or holds something else.
+    """
     named = [recipe.name for recipe in recipes(settings)]
     return StudyResults(
         settings,
         measures={
             str(seed): {
-                name or "input": read_json(measures_path(out, settings, seed, name))
+                name or "input": read_record(measures_path(out, settings, seed, name), PerVersion, AGAIN)
                 for name in (None, *named)
             }
             for seed in settings.seeds
         },
-        adapted={str(seed): _folder(out / "adapted" / str(seed)) for seed in settings.seeds},
-        sweeps=list(_folder(out / "sweep").values()),
+        adapted={str(seed): _folder(out / "adapted" / str(seed), Outcome) for seed in settings.seeds},
+        sweeps=list(_folder(out / "sweep", Swept).values()),
         unseen={
-            str(seed): {case: _folder(out / "unseen" / str(seed) / case) for case in CASES}
+            str(seed): {case: _folder(out / "unseen" / str(seed) / case, Unseen) for case in CASES}
             for seed in settings.seeds
         },
-        run=read_record(out),
+        run=study_record(out),
     )
 
 
@@ -213,14 +236,21 @@ def _differences(results: StudyResults, name: str) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> StudyResults:
-    """The inverse of `write_results`."""
-    data = read_json(path)
-    kept = {key: data[key] for key in ("measures", "adapted", "sweeps", "unseen", "run")}
+    """The inverse of `write_results`.
+
+    Raises:
+        RunError: the file is missing, damaged, or holds something else.
+    """
+    data = checked(dict[str, Any], read_json(path), str(path), AGAIN)
+    names = "measures", "adapted", "sweeps", "unseen", "run"
+    if missing := [name for name in ("settings", *names) if name not in data]:
+        raise RunError(f"{path} lacks {', '.join(missing)}.", "Pass a results.json of a study.")
+    kept = {key: data[key] for key in names}
     return StudyResults(settings_from(data["settings"], str(path)), **kept)
 
 
-def _folder(folder: Path) -> dict[str, Any]:
-    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+def _folder(folder: Path, kind: Any) -> dict[str, Any]:
+    return {path.stem: read_record(path, kind, AGAIN) for path in sorted(folder.glob("*.json"))}
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tgd_kit.errors import AdapterError, SimulationError
+from tgd_kit.runs.settings import checked
 from tgd_pet.simulation.acquisition import Scanner
 from tgd_pet.simulation.anatomy import BodySize
 from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
@@ -87,19 +88,16 @@ class PatientConfig:
 
         Raises:
             PatientError: the text was written by another version of the simulator.
+            RunError: it is no configuration.
+            ValueError: it is not JSON.
         """
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
-        }
+        fields: dict[str, Any] = json.loads(text)
         if fields.pop("format", None) != FORMAT:
             raise PatientError(
                 "The patient was made by another version of the simulator.", "Simulate it again."
             )
-        scanner = fields.pop("scanner")
-        geometry = scanner.pop("geometry")
-        tof = geometry.pop("tof")
-        geometry = Geometry(**geometry, tof=TimeOfFlight(**tof) if tof else None)
-        return cls(Scanner(geometry, **scanner), **fields)
+        found: PatientConfig = checked(cls, fields, "The configuration", "Simulate the patient again.")
+        return found
 
     def hash(self) -> str:
         """Identifies the configuration and the simulator's version."""

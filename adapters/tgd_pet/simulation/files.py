@@ -23,6 +23,7 @@ The voxel at index i of an axis with n voxels of size d is centred at (i - (n - 
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -30,12 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format
 from numpy.typing import NDArray
 
-from tgd_kit.errors import RunError
+from tgd_kit.errors import RunError, printable, reason
 from tgd_kit.progress import progress as shown
-from tgd_kit.runs.files import replacing, write_json
+from tgd_kit.runs.files import replacing, there, write_json
 from tgd_kit.runs.jobs import run_jobs
+from tgd_pet.simulation.anatomy import TISSUES
 from tgd_pet.simulation.config import PatientConfig, PatientError
 from tgd_pet.simulation.osem import RECONSTRUCTIONS
 from tgd_pet.simulation.patient import SimulatedPatient, simulate_patient
@@ -59,42 +62,67 @@ def load_patient(path: str | Path) -> SimulatedPatient:
     Raises:
         PatientError: the file is missing, damaged, or not a patient.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise PatientError(f"There is no patient file {path}.", "Simulate it first, or check the path.")
+    path, shown = Path(path), printable(path)
+    if not there(path):
+        raise PatientError(f"There is no patient file {shown}.", "Simulate it first, or check the path.")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = _arrays(path)
         config = PatientConfig.from_json(str(arrays.pop("config")))
         seed = int(arrays.pop("seed"))
         fields = {name: arrays.pop(name) for name in _TABLES}
         patient = SimulatedPatient(**fields, images=arrays, config=config, seed=seed)
-        _check_shapes(patient)
+        _check(patient)
     except TGDError as error:
-        raise PatientError(f"{path} cannot be used: {error.problem}", error.remedy) from error
-    except (
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
-        raise PatientError(f"{path} is not a whole patient file: {error}.", "Simulate it again.") from error
+        raise PatientError(f"{shown} cannot be used: {error.problem}", error.remedy) from error
+    except Exception as error:  # numpy and zipfile raise anything on damaged bytes
+        raise PatientError(
+            f"{shown} is not a whole patient file: {reason(error)}.", "Simulate it again."
+        ) from error
     return patient
 
 
-def _check_shapes(patient: SimulatedPatient) -> None:
-    volumes: dict[str, NDArray[Any]] = {"labels": patient.labels, **patient.images}
-    missing = {f"{version}_full" for version in RECONSTRUCTIONS} - patient.images.keys()
-    if missing:
-        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    wrong = [name for name, volume in volumes.items() if volume.shape != patient.true.shape]
-    if wrong or patient.true.ndim != 3 or patient.lesions.shape[1:] != (5,) or patient.spacing.shape != (3,):
-        raise ValueError(f"its arrays do not fit together ({', '.join(wrong) or 'true, lesions or spacing'})")
-    if not all(np.isfinite(volume).all() for volume in patient.images.values()):
-        raise ValueError("its images hold values that are not finite")
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` file as `np.savez` writes it: none is larger than what is stored of it."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it holds more than its size")
+        return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """An array from the bytes of an `.npy` file; `np.load` would make room for whatever its header claims."""
+    file = io.BytesIO(content)
+    if format.read_magic(file) != (1, 0):
+        raise ValueError("its arrays are of another version")
+    shape, fortran, dtype = format.read_array_header_1_0(file)
+    values = np.frombuffer(bytearray(content[file.tell() :]), dtype)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def _check(patient: SimulatedPatient) -> None:
+    """Raise unless the arrays are those that `simulate_patient` makes."""
+    config, size = patient.config, patient.config.scanner.geometry.size
+    kinds = ["full", *(f"low_{i}" for i in range(len(config.fractions)))]
+    if config.realisations:
+        kinds += ["half_0", "half_1", *(f"real_{i}" for i in range(config.realisations))]
+    wanted = {f"{version}_{kind}" for version in RECONSTRUCTIONS for kind in kinds}
+    if patient.images.keys() != wanted:
+        raise ValueError(f"it lacks, or has besides, {', '.join(sorted(patient.images.keys() ^ wanted))}")
+    volumes: dict[str, NDArray[Any]] = {"true": patient.true, **patient.images}
+    shape, lesions = (config.slices, size, size), patient.lesions
+    wrong = [name for name, volume in volumes.items() if volume.shape != shape or volume.dtype != np.float32]
+    labels = patient.labels
+    if labels.shape != shape or labels.dtype != np.uint8 or labels.max() >= len(TISSUES):
+        wrong.append("labels")
+    if lesions.shape != (len(lesions), 5) or patient.spacing.shape != (3,) or not patient.spacing.min() > 0:
+        wrong.append("lesions or spacing")
+    if patient.fractions.tolist() != list(config.fractions):
+        wrong.append("fractions")
+    if wrong:
+        raise ValueError(f"its arrays do not fit together ({', '.join(wrong)})")
+    if not all(np.isfinite(values).all() for values in (*volumes.values(), lesions, patient.spacing)):
+        raise ValueError("it holds values that are not finite")
 
 
 def load_set(folder: Path) -> list[SimulatedPatient]:

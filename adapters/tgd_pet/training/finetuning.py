@@ -50,6 +50,14 @@ class Tuned:
     plan: TGDPlan | None = None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What of `Tuned` is kept on file."""
+
+    share: float
+    kept: bool | None
+
+
 def finetune(
     network: DnCNN,
     patients: Sequence[Scans],
