@@ -176,6 +176,26 @@ def test_denoise_refuses_in_one_line_with_exit_code_2(tmp_path: Path, network: P
     assert not out.exists()
 
 
+def test_names_and_tags_cannot_send_control_characters(tmp_path: Path, network: Path) -> None:
+    title = "\x1b]0;owned\x07\x1b[2J"
+    datasets = series()
+    for number, dataset in enumerate(datasets):
+        dataset.SeriesDescription, dataset.SeriesNumber = title, number % 2
+        dataset.SeriesInstanceUID = f"1.2.{number % 2}"
+    several, one = write(datasets, tmp_path / f"several{title}"), write(series(), tmp_path / f"one{title}")
+    shown = [str(run("denoise", several, tmp_path / "out", "--network", network).exception)]
+    for out in ("nifti.nii", "dicom"):
+        shown += said("denoise", one, tmp_path / f"{title}{out}", "--network", network).splitlines()
+    for arguments in (
+        ("denoise", tmp_path / title, tmp_path / "out.nii", "--network", network),
+        ("study", "--config", tmp_path / title, "-o", tmp_path / "study"),
+        ("train", tmp_path / title, "--out", tmp_path / "run"),
+    ):
+        shown.append(str(run(*arguments).exception))
+    assert all(line.isprintable() for line in shown), shown
+    assert sum("x1b" in line for line in shown) >= 5
+
+
 def test_denoise_refuses_before_any_work(tmp_path: Path, network: Path) -> None:
     source = tmp_path / "in.nii"
     nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), np.eye(4)), source)

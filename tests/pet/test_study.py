@@ -107,6 +107,35 @@ def test_other_settings_are_refused_but_more_of_the_same_is_not(out: Path) -> No
     run_study(out, TINY, progress=False)
 
 
+SPOILED = (
+    "",
+    "[]",
+    "{}",
+    "null",
+    "[" * 5000,
+    '{"v1": 1, "v2": 2}',
+    '{"seconds": 1}',
+    '{"share": "all", "kept": 1}',
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "measures/0/TGD-net.json", "sweep/base-0.json", "adapted/0/TGD-net.json"]
+)
+def test_a_damaged_record_is_refused(out: Path, name: str) -> None:
+    path = out / name
+    whole = path.read_text()
+    deeper = whole.replace(": ", ': "x', 3)
+    try:
+        for content in (*SPOILED, deeper, whole.replace("0.", '"0.', 1)):
+            path.write_text(content)
+            with pytest.raises(RunError, match="Delete it"):
+                gather(out, TINY)
+    finally:
+        path.write_text(whole)
+    gather(out, TINY)
+
+
 def test_frozen_kernels_were_kept(results: StudyResults, out: Path) -> None:
     for recipe in recipes(TINY):
         frozen = recipe.method in ("tgd", "last3")

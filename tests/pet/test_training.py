@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors.torch import save
 
 from tests.pet.scans import RandomScans
 from tgd_kit.errors import RunError
@@ -23,6 +25,7 @@ from tgd_pet.network import DnCNN, load_network, new_network
 from tgd_pet.training.finetuning import METHODS, Method, finetune
 from tgd_pet.training.fit import fit
 from tgd_pet.training.patches import PatchPairs, fingerprint
+from tgdsurgery import TGDError
 
 WIDTHS = (8, 8, 8, 8, 3)
 SHORT = Schedule(epochs=3, steps=4, batch=4, patch=16)
@@ -198,6 +201,59 @@ def test_checkpoint_with_planted_code_is_refused(tmp_path: Path, capsys: pytest.
     with pytest.raises(RunError, match="not a checkpoint"):
         fitted(tmp_path)
     assert "ran" not in capsys.readouterr().out
+
+
+def _interrupted(folder: Path) -> Path:
+    with pytest.raises(ConnectionAbortedError):
+        fitted(folder, callbacks=[StopAfter(1)])
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = _interrupted(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="not a checkpoint"):
+        fitted(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"]
+)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, key: str) -> None:
+    path = _interrupted(tmp_path)
+    whole = torch.load(path, weights_only=True)
+    for other in ("text", {"a": 1}, [1]):
+        torch.save({**whole, key: other}, path)
+        try:
+            fitted(tmp_path)
+        except RunError as error:
+            assert "cannot continue from" in str(error)
+            continue
+        break  # Lightning does not need it
+    else:
+        return
+    assert key in ("epoch", "callbacks")
+
+
+def test_a_damaged_network_of_a_finished_run_is_refused(tmp_path: Path) -> None:
+    fitted(tmp_path)
+    path = tmp_path / "network.safetensors"
+    for content in (b"", path.read_bytes()[:-9], save({"a": torch.ones(1)})):
+        path.write_bytes(content)
+        with pytest.raises(TGDError, match="Delete it"):
+            fitted(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"steps": 2.5}, {"rate": float("nan")}, {"rate": -1.0}, {"seed": -1}, {"batch": "4"}],
+)
+def test_a_schedule_out_of_its_ranges_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(RunError, match="The schedule has a wrong value"):
+        fitted(tmp_path / "run", replace(SHORT, **wrong))
+    assert not (tmp_path / "run").exists()
 
 
 def test_diverged_training_is_an_error(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from tgd_kit.cli.options import FOLDER, SEED
+from tgd_kit.cli.say import say
 from tgd_pet.demo import PROFILES, run_demo
 
 
@@ -23,4 +24,4 @@ def demo_command(out: Path, seed: int, profile: str) -> None:
     """
     results = run_demo(out, PROFILES[profile], seed=seed)
     Console().print(results.table())
-    click.echo(f"Results, networks and picture are in {out}")
+    say(f"Results, networks and picture are in {out}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tgd_kit.cli.options import FILE, SCAN
+from tgd_kit.cli.say import say
 from tgd_kit.devices import best_device
 from tgd_kit.imaging.files import check_output
 from tgd_kit.runs.record import denoised_by
@@ -36,5 +37,5 @@ def denoise_command(source: Path, out: Path, network: Path, rows: Path | None, s
     model = (load_delta(base, rows) if rows else base).to(best_device())
     image = SUV.read(source, series=series)
     volume = denoise_with_progress(model, image.axial())
-    click.echo(SUV.write(image.with_axial(volume), out, denoised_by(network, *([rows] if rows else []))))
-    click.echo(f"Largest SUV {volume.max():.1f}")
+    say(SUV.write(image.with_axial(volume), out, denoised_by(network, *([rows] if rows else []))))
+    say(f"Largest SUV {volume.max():.1f}")

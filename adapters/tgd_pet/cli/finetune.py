@@ -9,6 +9,7 @@ import click
 from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_kit.cli.options import FILE, FOLDER, RUN, schedule_options
+from tgd_kit.cli.say import say
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.schedule import Schedule
 from tgd_pet.cli.shared import VERSION
@@ -40,8 +41,8 @@ def finetune_command(
 @rank_zero_only
 def _say(tuned: Tuned, out: Path) -> None:
     if tuned.plan is not None:
-        click.echo(tuned.plan)
-    click.echo(f"Trainable: {tuned.share:.1%} of the parameters")
+        say(tuned.plan)
+    say(f"Trainable: {tuned.share:.1%} of the parameters")
     if tuned.kept is not None:
-        click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
-    click.echo(f"Wrote {out / NETWORK}")
+        say(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
+    say(f"Wrote {out / NETWORK}")

@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_kit.cli.options import FILE, FOLDER, SCAN, schedule_options
+from tgd_kit.cli.say import say
 from tgd_kit.devices import best_device
 from tgd_kit.errors import ImageError
 from tgd_kit.imaging.files import check_output
@@ -118,10 +119,10 @@ def _finish(tuned: Online, images: Sequence[Image], out: Path, run: Path, checkp
     _say(tuned, run)
     a, b, *whole = images
     if not whole:
-        click.echo("The mean of both halves is used as the full-count image.")
+        say("The mean of both halves is used as the full-count image.")
     image = whole[0] if whole else replace(a, voxels=(a.voxels + b.voxels) / np.float32(2))
     volume = denoise_with_progress(tuned.network.to(best_device()), image.axial())
-    click.echo(SUV.write(image.with_axial(volume), out, denoised_by(checkpoint, _weights(tuned, run))))
+    say(SUV.write(image.with_axial(volume), out, denoised_by(checkpoint, _weights(tuned, run))))
 
 
 def _weights(tuned: Online, run: Path) -> Path:
@@ -131,13 +132,13 @@ def _weights(tuned: Online, run: Path) -> Path:
 
 def _say(tuned: Online, run: Path) -> None:
     if tuned.plan is None:
-        click.echo("Plain noise2noise: every filter is retrained.")
+        say("Plain noise2noise: every filter is retrained.")
     else:
-        click.echo(tuned.plan)
-        click.echo(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
+        say(tuned.plan)
+        say(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
     gain = f"{tuned.before:.4f} before, {tuned.after:.4f} after"
-    click.echo(f"Held-out slices, RMSE to the other half with its noise, in SUV: {gain}")
+    say(f"Held-out slices, RMSE to the other half with its noise, in SUV: {gain}")
     if not tuned.learnt:
-        click.echo("Training brought no gain there: the network is unchanged.")
+        say("Training brought no gain there: the network is unchanged.")
     what = "network is" if tuned.plan is None else "retrained rows are"
-    click.echo(f"The patient's {what} in {_weights(tuned, run)}")
+    say(f"The patient's {what} in {_weights(tuned, run)}")

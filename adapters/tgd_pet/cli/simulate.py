@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tgd_kit.cli.options import COUNT, FOLDER, SEED
+from tgd_kit.cli.say import say
 from tgd_pet.simulation.config import PatientConfig
 from tgd_pet.simulation.files import simulate_set
 
@@ -25,4 +26,4 @@ def simulate_command(folder: Path, patients: int, seed: int, workers: int, **dra
     """Simulate patients and their scans into FOLDER, each reconstructed as v1 and as v2 images."""
     config = replace(PatientConfig.demo(), **drawn)
     paths = simulate_set(folder, range(seed, seed + patients), config, workers=workers)
-    click.echo(f"{len(paths)} patients in {folder}")
+    say(f"{len(paths)} patients in {folder}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tgd_kit.cli.options import FOLDER
+from tgd_kit.cli.say import say
 from tgd_pet.experiment.run import run_study
 from tgd_pet.experiment.settings import PROFILES, read_settings
 from tgd_pet.report.write import write_report
@@ -32,4 +33,4 @@ def study_command(config: str, out: Path) -> None:
     """
     settings = read_settings(PROFILES / f"{config}.yaml" if config in SHIPPED else Path(config))
     run_study(out, settings)
-    click.echo(f"Tables and figures: {write_report(out, settings, config)}")
+    say(f"Tables and figures: {write_report(out, settings, config)}")

@@ -9,6 +9,7 @@ import click
 from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_kit.cli.options import FOLDER, RUN, schedule_options
+from tgd_kit.cli.say import say
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.schedule import Schedule
 from tgd_pet.cli.shared import VERSION
@@ -28,4 +29,4 @@ def train_command(patients: Path, out: Path, images: str, validation: Path | Non
     watched = load_set(validation) if validation else ()
     network = new_network(schedule["seed"])
     fit(network, load_set(patients), images, out, Schedule(**schedule), validation=watched)
-    rank_zero_only(click.echo)(f"Wrote {out / NETWORK}")
+    rank_zero_only(say)(f"Wrote {out / NETWORK}")
