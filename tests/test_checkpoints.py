@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import warnings
@@ -416,3 +417,13 @@ class TestReplacing:
             mine.write_text("mine")
         assert os.listdir(tmp_path) == ["net.pt"]
         assert (tmp_path / "net.pt").read_text() == "mine"
+
+
+def test_a_zip_that_claims_several_parts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save({"weight": torch.ones(2)}, path)
+    content = path.read_bytes()
+    end = content.rindex(b"PK\5\6")
+    path.write_bytes(content[:end] + b"PK\6\7" + struct.pack("<LQL", 0, 0, 2) + content[end:])
+    with pytest.raises(CheckpointError):
+        read_state_dict(path)

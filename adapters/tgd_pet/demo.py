@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -91,6 +90,14 @@ PROFILES = {
         widths=(8, 8, 8, 8, 3),
     ),
 }
+
+
+@dataclass(frozen=True)
+class PerVersion:
+    """The scores of one network, on file."""
+
+    v1: Scores
+    v2: Scores
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ def _measure(out: Path, name: str) -> None:
 
 def _row(out: Path, name: str) -> Row:
     folder = out / FOLDERS[name]
-    scores = read_record(folder / "scores.json", dict[Literal["v1", "v2"], Scores], AGAIN)
+    scores = read_record(folder / "scores.json", PerVersion, AGAIN)
     tuned = read_record(folder / "tuned.json", Outcome, AGAIN) if name in VARIANTS else {}
     return Row(name, Scores(**scores["v2"]), Scores(**scores["v1"]), **tuned)
 

@@ -31,7 +31,7 @@ def mutant(content: bytes, seed: int) -> bytes:
 
 def _ways(content: bytes) -> list[Callable[[bytes, random.Random], bytes]]:
     ways = [_flip, _flip, _cut, _length, _length, _slice, _number, _text]
-    if zipfile.is_zipfile(io.BytesIO(content)):
+    if content[:2] == b"PK":
         ways += [_repacked] * 8
     if content[:2] == b"\x1f\x8b":
         ways += [_regzipped] * 16

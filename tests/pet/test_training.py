@@ -218,23 +218,13 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
         fitted(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "key", ["state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"]
-)
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize("key", ["state_dict", "optimizer_states", "lr_schedulers", "loops"])
+@pytest.mark.parametrize("other", ["text", {"a": 1}, [1]])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, key: str, other: object) -> None:
     path = _interrupted(tmp_path)
-    whole = torch.load(path, weights_only=True)
-    for other in ("text", {"a": 1}, [1]):
-        torch.save({**whole, key: other}, path)
-        try:
-            fitted(tmp_path)
-        except RunError as error:
-            assert "cannot continue from" in str(error)
-            continue
-        break  # Lightning does not need it
-    else:
-        return
-    assert key in ("epoch", "callbacks")
+    torch.save({**torch.load(path, weights_only=True), key: other}, path)
+    with pytest.raises(RunError, match="cannot continue from"):
+        fitted(tmp_path)
 
 
 def test_a_damaged_network_of_a_finished_run_is_refused(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    mapped = zipfile.is_zipfile(path)
+    mapped = _is_zip(path)
     if mapped:
         _check_archive(path)
     try:
@@ -176,6 +176,14 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except Exception as error:  # damage leads to any exception in torch.load, KeyError and EOFError too
         raise _load_error(path, error) from error
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether it ends like a zip; whether it is whole, `_check_archive` says."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one of several parts, by its end
+        return True
 
 
 def _check_archive(path: Path) -> None:
@@ -214,7 +222,7 @@ def _load_error(path: Path, error: Exception) -> CheckpointError:
         )
     if start.startswith((b"PK", b"\x80")) and isinstance(error, pickle.UnpicklingError):
         return _code_error(path, error)
-    if start.startswith(b"\x80") or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
+    if start.startswith(b"\x80") or (start.startswith(b"PK") and not _is_zip(path)):
         return CheckpointError(f"{path} is damaged or cut off.", "Copy or download it again.")
     return CheckpointError(f"{path} is not a checkpoint.", SUPPORTED)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,12 @@ UNSEEN = (
 )
 
 
-PerVersion = dict[Literal["v1", "v2"], list[Patient]]
+@dataclass(frozen=True)
+class PerVersion:
+    """The measures of one network on all test patients, on file."""
+
+    v1: tuple[Patient, ...]
+    v2: tuple[Patient, ...]
 
 
 @dataclass(frozen=True)
