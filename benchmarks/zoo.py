@@ -31,7 +31,6 @@ from torch import nn
 from benchmarks.measuring import forget_peak, in_a_child, peak_mib, setting, write_json
 from benchmarks.zoo_page import RESULTS, write_page
 from tests.zoo.networks import GIANTS, NETWORKS
-from tests.zoo.surgery import masked_whole
 from tgdsurgery import apply_tgd, channel_map, plan_tgd
 
 BUDGET = 0.25
@@ -89,7 +88,6 @@ def ours(name: str, size: int | None) -> Result:
     tgd = apply_tgd(net, image, plan=plan, form="layers")
     result["apply"] = watch()
     result["form"] = "graph" if isinstance(tgd, torch.fx.GraphModule) else "copy"
-    result["masked_whole"] = masked_whole(apply_tgd(net, image, plan=plan), plan)
     return result
 
 

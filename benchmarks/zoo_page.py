@@ -32,10 +32,12 @@ only the compact form above. Times are CPU seconds on one thread:
 * *apply*: `apply_tgd` with that plan and `form="layers"`, which makes the layers form and compares its outputs and
   gradients with the original's. The *form* is a torch.fx graph, or a copy of the model with its own classes where a
   graph cannot hold all of its forward. It was not made for the two networks with more than 600 million parameters;
-* *masked whole*: how many Parameters of the compact form hold frozen entries, so that an optimizer could move them;
 * *MiB*: how far the memory grows in `plan_tgd`;
 * *peer*: building the dependency graph of Torch-Pruning, the nearest equivalent of the map. It is quicker, because it
   looks at one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
+
+In the compact form of these networks no Parameter holds a frozen entry, so no optimizer can move one. `make zoo` asserts
+it for every network here.
 
 The network that is refused lets its input mix the kernels of layer upon layer. The error says where, and what to do.
 CPU seconds depend on what else the machine does: they may be off by a factor of two.
@@ -59,7 +61,7 @@ many layers of 512 x 512, VGG-16 a linear layer of 4096 x 25088.
 {networks}
 """
 SECONDS, MIB = 10, 2048  # what planning a large network may take
-COLUMNS = ("network", "parameters", "forward", "map", "plan", "apply", "MiB", "form", "masked whole", "peer")
+COLUMNS = ("network", "parameters", "forward", "map", "plan", "apply", "MiB", "form", "peer")
 
 
 def write_page() -> None:
@@ -125,18 +127,10 @@ def _row(name: str, result: Result) -> list[str]:
     peer = result["peer"]
     seen = f"{peer['seconds']:.2f}" if "seconds" in peer else f"failed: {peer['error'].partition(':')[0]}"
     if "error" in result:
-        return [name, *[""] * 6, f"refused: {result['error'].partition(':')[0]}", "", seen]
+        return [name, *[""] * 6, f"refused: {result['error'].partition(':')[0]}", seen]
     times = [f"{result[key]:.2f}" if key in result else "" for key in ("forward", "map", "plan", "apply")]
     size = f"{result['parameters'] / 1e6:.1f} M"
-    return [
-        name,
-        size,
-        *times,
-        str(result["mib"]),
-        result.get("form", ""),
-        str(result.get("masked_whole", "")),
-        seen,
-    ]
+    return [name, size, *times, str(result["mib"]), result.get("form", ""), seen]
 
 
 def _aim(result: Result) -> list[str]:
