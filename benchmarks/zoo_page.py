@@ -36,8 +36,8 @@ only the compact form above. Times are CPU seconds on one thread:
 * *peer*: building the dependency graph of Torch-Pruning, the nearest equivalent of the map. It is quicker, because it
   looks at one run in one mode, and at whole modules. `failed` stands for an exception, with its type.
 
-In the compact form of these networks no Parameter holds a frozen entry, so no optimizer can move one. `make zoo` asserts
-it for every network here.
+In the compact form of these networks no Parameter holds a frozen entry, so no optimizer can move one. `make zoo`
+asserts it for every network here.
 
 The network that is refused lets its input mix the kernels of layer upon layer. The error says where, and what to do.
 CPU seconds depend on what else the machine does: they may be off by a factor of two.

@@ -51,14 +51,14 @@ class Capture:
     """One recorded run.
 
     Args:
-        graph: a GraphModule whose placeholders are the input's tensors in the order of `tree_leaves`.
+        graph: its placeholders are the input's tensors in the order of `tree_leaves`.
         carried: memory that the next run starts with: what was read of it, its place, and what is there at the end.
         places: what the model keeps at the end, by where it is.
         left: the storages that the run has made and left behind, with the nodes that look at them.
         settled: whether the model keeps tensors in the same places as before the run.
     """
 
-    graph: fx.GraphModule
+    graph: fx.Graph
     carried: Mapping[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
     places: Mapping[str, fx.Node] = field(default_factory=dict)
     left: Mapping[StorageWeakRef, Sequence[fx.Node]] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def refuse_inference_mode() -> None:
 
 def refuse_left_behind(run: Capture) -> None:
     """Raise if a run has read what an earlier one made, and does not itself leave something in its place."""
-    for node in run.graph.graph.nodes:
+    for node in run.graph.nodes:
         if "left_behind" in node.meta and node not in run.carried:
             raise UnsupportedOpError(
                 f"{node.meta['left_behind']}; what feeds it cannot be followed.",
@@ -157,7 +157,6 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._earlier = {reference.cdata for reference in earlier}
         self.graph = fx.Graph()
-        self.constants: dict[str, Tensor] = {}
         self._constants: dict[_Key, fx.Node] = {}
         self.stack: list[str] = [""]
         self._nodes: dict[_Key, fx.Node] = {}
@@ -192,7 +191,7 @@ class _Recorder(TorchDispatchMode):
         node.meta |= {"val": _spec(tensor), "module": "", "returned_by": [], "fixed": False}
         self._nodes[self._key(tensor)] = node
 
-    def finish(self, output: object, places: Mapping[str, fx.Node]) -> tuple[fx.GraphModule, _Kept]:
+    def finish(self, output: object, places: Mapping[str, fx.Node]) -> tuple[fx.Graph, _Kept]:
         """Close the graph with the run's output, and find what the next run will read that this one has written.
 
         Args:
@@ -208,7 +207,7 @@ class _Recorder(TorchDispatchMode):
         state = {start: (place, places[place]) for place, start in read.items() if start and place in places}
         carried = _settle_fixed(self.graph, state)
         self._refuse_writes_to_shared_memory()
-        return fx.GraphModule(self.constants, self.graph, class_name="Captured"), carried
+        return self.graph, carried
 
     def kept_at(self, state: Mapping[str, Tensor]) -> dict[str, fx.Node]:
         """The nodes of the tensors that the model keeps, as far as the run has seen them."""
@@ -331,8 +330,7 @@ class _Recorder(TorchDispatchMode):
                     "at memory of the run in a way that no op of torch has made, which cannot be followed.",
                     "Make it by torch's views (as_strided, view, narrow).",
                 )
-            target = f"constant_{len(self.constants)}"
-            self.constants[target] = tensor
+            target = f"constant_{len(self._constants)}"
             node = self.graph.create_node("get_attr", target)
             if self._original is not None and key[0] in self._foreign:
                 refuse_tensor_of(self._original, self._model, self._foreign[key[0]], self.stack[-1])

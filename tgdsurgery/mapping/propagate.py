@@ -97,7 +97,7 @@ def propagate(
         UnsupportedOpError: an op on labelled tensors has no rule (unless `on_unknown="mix"`), or values go
             where torch does not see them.
     """
-    refuse_unwritten(capture.graph.graph)
+    refuse_unwritten(capture.graph)
     none = torch.zeros((), dtype=torch.int64)
     first = {start: before.get(place, none) for start, (place, _) in capture.carried.items()}
     first = {start: _read_again(start, labels, table) for start, labels in first.items()}
@@ -127,7 +127,7 @@ class _Interpreter:
         self.labels: dict[fx.Node, Any] = {}
         # Tensors without elements, with the label of the op that picked none.
         self.picked_nothing: dict[fx.Node, Tensor] = {}
-        self.laid_out = _laid_out(found.capture.graph.graph)
+        self.laid_out = _laid_out(found.capture.graph)
 
     def run(self) -> None:
         """Go through the nodes; labels are dropped after their last use.
@@ -136,10 +136,10 @@ class _Interpreter:
             UnsupportedOpError: an op without a rule, or sets that outgrow the memory.
         """
         last_use = {
-            parent: node for node in self.found.capture.graph.graph.nodes for parent in node.all_input_nodes
+            parent: node for node in self.found.capture.graph.nodes for parent in node.all_input_nodes
         }
         kept = {*self.found.capture.places.values(), *chain(*self.found.capture.left.values())}
-        for node in self.found.capture.graph.graph.nodes:
+        for node in self.found.capture.graph.nodes:
             if node.op == "output":
                 continue
             try:
