@@ -13,7 +13,16 @@ from torch.nn.utils import parametrizations
 
 from tests.laws.subjects import assert_equal_tensors, gradients, with_flags_of
 from tests.strategies.case import randomise, scalar_loss
-from tgdsurgery import LayersFormWarning, RewriteError, apply_tgd, channel_map, plan_tgd, remove_tgd, verify
+from tgdsurgery import (
+    LayersFormWarning,
+    RewriteError,
+    TGDWarning,
+    apply_tgd,
+    channel_map,
+    plan_tgd,
+    remove_tgd,
+    verify,
+)
 from tgdsurgery.surgery import equivalence as trial
 from tgdsurgery.surgery.apply import compact_form
 from tgdsurgery.surgery.compact import Compact
@@ -161,7 +170,8 @@ def test_layers_without_a_twin_are_put_together(name: str, flow: str):
 @pytest.mark.parametrize("flow", ["masked", "full"])
 def test_a_forward_that_asks_for_the_shape_of_a_weight_finds_all_of_it(flow: str):
     """A twin's Parameter has some of the rows only; with it the network would compute something else."""
-    compacted, layered = both_forms(made(Scaling()), flow=flow)
+    with pytest.warns(TGDWarning, match=r"With compact layers this Scaling .* as much as a full one"):
+        compacted, layered = both_forms(made(Scaling()), flow=flow)
     assert 0 < compacted.tgd_plan.trainable("second").sum() < 6
     assert compact_names(compacted) == set()
     assert compacted.second.weight.shape == (6, 6, 3, 3)
@@ -191,7 +201,8 @@ def test_large_networks_are_tried_in_their_own_type(dtype: torch.dtype, monkeypa
     assert compact_names(net) == {
         name for name in net.tgd_plan.layers if not net.tgd_plan.trainable(name).all()
     }
-    net = apply_tgd(made(Scaling()).to(dtype), X.to(dtype), phi=0.5)
+    with pytest.warns(TGDWarning, match="put together at every use"):
+        net = apply_tgd(made(Scaling()).to(dtype), X.to(dtype), phi=0.5)
     assert compact_names(net) == set()
     with pytest.warns(LayersFormWarning, match="outputs or gradients differ"):
         apply_tgd(made(Penalised()).to(dtype), X.to(dtype), phi=0.5)

@@ -11,7 +11,7 @@ from torch import nn
 
 from tgdsurgery.core.arguments import as_arguments
 from tgdsurgery.core.copying import copy_model
-from tgdsurgery.core.errors import LayersFormWarning
+from tgdsurgery.core.errors import LayersFormWarning, TGDWarning
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.records import ChannelMap
 from tgdsurgery.surgery.compact import compact, obstacles
@@ -80,7 +80,7 @@ def compact_form(
 
     The result is run once, in eval and in train mode, beside the layers form: outputs and gradients must
     agree. Where they do not, because a forward reads a layer's weight itself, no layer gets a twin. Where they still
-    do not, the network takes the layers form, and a warning says so.
+    do not, the network takes the layers form. A warning says so in either case.
 
     Args:
         model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
@@ -98,18 +98,29 @@ def compact_form(
     twins = _compactable(model, plan)
     nothing_known: dict[str, tuple[bool, ...]] = {}
     layered = partial(_layered, model, plan)
-    attempts = [(twins, needed_inputs(channels, plan)), (twins, nothing_known)] if twins else []
-    for chosen, needs in (*attempts, ((), nothing_known)):
-        compacted = partial(_compacted, model, plan, chosen, needs)
+    for needs in (needed_inputs(channels, plan), nothing_known) if twins else ():
+        compacted = partial(_compacted, model, plan, twins, needs)
         if (reason := difference(layered, compacted, arguments)) is None:
             return compacted()
-    warnings.warn(
-        f"The compact form of this {type(model).__name__} is not the same network: {reason}. It is in the "
+    compacted = partial(_compacted, model, plan, (), nothing_known)
+    if (without_twins := difference(layered, compacted, arguments)) is None:
+        if twins:
+            _warn_of_cost(
+                f"With compact layers this {type(model).__name__} is not the same network: {reason}. Its weights are "
+                "put together at every use instead, so a step costs as much as a full one.",
+                TGDWarning,
+            )
+        return compacted()
+    _warn_of_cost(
+        f"The compact form of this {type(model).__name__} is not the same network: {without_twins}. It is in the "
         "layers form now, which costs a full step; an optimizer that is not torch's needs guard().",
         LayersFormWarning,
-        stacklevel=3,
     )
     return layered()
+
+
+def _warn_of_cost(message: str, category: type[TGDWarning]) -> None:
+    warnings.warn(message, category, stacklevel=4)
 
 
 def _layered(model: nn.Module, plan: TGDPlan) -> nn.Module:
