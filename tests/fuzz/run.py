@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import ceil
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -121,7 +122,7 @@ def main(count: int) -> int:
     from tests.fuzz.formats import FORMATS
 
     unit = count / sum(form.share for form in FORMATS.values())
-    numbers = {name: round(unit * form.share) for name, form in FORMATS.items()}
+    numbers = {name: ceil(unit * form.share) for name, form in FORMATS.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(
             zip(numbers, pool.map(lambda name: fuzz(name, range(numbers[name])), numbers), strict=True)

@@ -308,6 +308,8 @@ def _jpeg_ls(datasets: list[Dataset]) -> None:
         *((_last(tag, value), f"{tag} differs between the slices: .* and ") for tag, value in OTHERS.items()),
         *((_last_injection(tag, value), f"{tag} differs") for tag, value in OTHER_INJECTION.items()),
         (_last("PatientID", "\x1b]0;title\x07"), r"x1b]0;title.x07"),
+        (lambda datasets: delattr(datasets[-1], "SOPClassUID"), "no SOPClassUID"),
+        (lambda datasets: delattr(datasets[-1], "SOPInstanceUID"), "no SOPInstanceUID"),
         (_tags(NumberOfSlices=7), "6 slices, and states 7"),
         (_tags(PixelSpacing=[4.0, -5.0]), "PixelSpacing is not above zero"),
         (_tags(PixelSpacing=[0, 5.0]), "PixelSpacing is not above zero"),

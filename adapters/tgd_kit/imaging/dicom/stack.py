@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from tgd_kit.errors import ImageError
-from tgd_kit.imaging.dicom.tags import numbers, optional, same
+from tgd_kit.imaging.dicom.tags import numbers, optional, require, same
 
 SMALLEST_STEP_MM = 0.01
 LARGEST_OFFSET = 0.1  # of a step: positions are often written rounded to 0.1 mm
@@ -31,6 +31,9 @@ def ordered(datasets: Sequence[Dataset]) -> list[Dataset]:
             "The series has only one slice.", "Pass the whole series: the network needs neighbouring slices."
         )
     same(datasets, *OF_ONE_SERIES)
+    for dataset in datasets:  # a derived series refers to them
+        require(dataset, "SOPClassUID")
+        require(dataset, "SOPInstanceUID")
     stated = optional(datasets[0], "NumberOfSlices")
     if stated is not None and len(datasets) < (most := int(numbers(datasets[0], "NumberOfSlices", 1)[0])):
         raise ImageError(
