@@ -34,9 +34,7 @@ def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"There is no file {path}.", remedy) from None
-    except (
-        Exception
-    ) as error:  # safetensors raises anything on damaged headers, and names that no file can have
+    except Exception as error:  # safetensors raises anything on damaged headers
         shown = printable(path)
         raise CheckpointError(f"{shown} cannot be read as safetensors ({reason(error)}).", remedy) from error
 
