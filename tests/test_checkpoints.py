@@ -214,7 +214,7 @@ def test_truncated(tmp_path, save):
 
 @pytest.mark.parametrize("content", [b"hello world\n", b"<html>404</html>", bytes(100)])
 @pytest.mark.parametrize(
-    ("suffix", "problem"), [(".pt", "is not a checkpoint"), (".safetensors", "no safetensors file")]
+    ("suffix", "problem"), [(".pt", "is not a checkpoint"), (".safetensors", "not a safetensors file")]
 )
 def test_not_a_checkpoint(tmp_path, content, suffix, problem):
     (tmp_path / f"net{suffix}").write_bytes(content)
@@ -235,7 +235,7 @@ def test_missing_empty_directory_and_suffix(tmp_path):
         "none.pt": "does not exist",
         "empty.pt": "is empty",
         ".": "is a directory",
-        "net.onnx": r"no suffix of a checkpoint\. Supported are \.safetensors and \.pt, \.pth",
+        "net.onnx": r"the suffix of a checkpoint\. Supported are \.safetensors and \.pt, \.pth",
     }.items():
         with pytest.raises(CheckpointError, match=problem):
             read_state_dict(tmp_path / name)
@@ -263,7 +263,7 @@ def test_a_dtype_that_safetensors_lacks(tmp_path):
 
 
 def test_write_refuses_other_suffixes_and_places(tmp_path):
-    with pytest.raises(CheckpointError, match="no suffix of a checkpoint"):
+    with pytest.raises(CheckpointError, match="the suffix of a checkpoint"):
         write_state_dict(state(), tmp_path / "net.onnx")
     with pytest.raises(CheckpointError, match=r"folder of .* does not exist"):
         write_state_dict(state(), tmp_path / "none" / "net.pt")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from tests.test_rewrite import MASKS, Net, TiedConvs, X, layer_of, plan_for
+from tests.test_layers_form import MASKS, Net, TiedConvs, X, layer_of, plan_for
 from tgdsurgery import apply_tgd
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.surgery.apply import layers_form
@@ -385,7 +385,7 @@ class TestGuard:
         optimizer = AdamW(net.parameters())
         with pytest.raises(RewriteError, match="made from the model before apply_tgd"):
             guard(optimizer, tgd)
-        with pytest.raises(RewriteError, match="This Net has no TGD layers"):
+        with pytest.raises(RewriteError, match="This Net is not a TGD network"):
             guard(optimizer, net)
         assert "step" not in vars(optimizer)
 

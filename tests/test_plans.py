@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import threading
 import warnings
 from datetime import timedelta
@@ -212,7 +214,7 @@ class TestRanks:
         monkeypatch.setattr(ranks.distributed, "get_world_size", lambda: 2)
         monkeypatch.setattr(ranks.distributed, "get_rank", lambda: threading.current_thread().name == "other")
         monkeypatch.setattr(ranks, "_rounds", iter([0, 0, 1, 1]))
-        monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=5))
+        monkeypatch.setattr(ranks, "MAX_WAIT", timedelta(seconds=5))
 
     def outcomes(self, *plans):
         found = {}
@@ -242,7 +244,7 @@ class TestRanks:
         assert all("different plans" in str(error) for error in found.values())
 
     def test_one_that_does_not_come_is_an_error_and_no_hang(self, group, net, monkeypatch):
-        monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.2))
+        monkeypatch.setattr(ranks, "MAX_WAIT", timedelta(seconds=0.2))
         assert "did not call apply_tgd" in str(self.outcomes(plan_tgd(net, X))["one"])
 
 
@@ -289,3 +291,32 @@ class TestPlanFiles:
     def test_a_text_that_is_no_plan_is_refused(self, text):
         with pytest.raises(PlanError, match="not a TGD plan"):
             TGDPlan.from_json(text)
+
+
+class TestDigest:
+    def test_is_that_of_what_is_decided(self, net):
+        plan = plan_tgd(net, X, overrides={"1": 0.5, "0": "train"})
+        entry = plan.entries[0]
+        nudged = tuple(None if s is None else math.nextafter(s, 2) for s in entry.scores)
+        for same in (
+            plan_tgd(net, X, overrides={"0": "train", "1": 0.5}),
+            dataclasses.replace(plan, entries=(dataclasses.replace(entry, scores=nudged), *plan.entries[1:])),
+            TGDPlan.from_json(plan.to_json()),
+        ):
+            assert same.digest == plan.digest
+
+    def test_differs_with_every_decision(self, net):
+        plan = plan_tgd(net, X, phi=0.5)
+        others = [
+            plan.override({"1": "freeze"}),
+            dataclasses.replace(plan, flow="full"),
+            dataclasses.replace(plan, norm_stats="batch"),
+        ]
+        assert len({plan.digest, *(other.digest for other in others)}) == 4
+
+
+def test_a_plan_with_two_layers_of_one_name_is_refused(net):
+    data = json.loads(plan_tgd(net, X).to_json())
+    data["entries"].append(data["entries"][0])
+    with pytest.raises(PlanError, match="two layers of one name"):
+        TGDPlan.from_json(json.dumps(data))

@@ -280,7 +280,7 @@ def test_only_a_plain_network_is_swept():
     tgd = apply_tgd(denoiser(), IMAGE)
     layered = apply_tgd(denoiser(), IMAGE, form="layers")
     for net in (tgd, layered, nn.Sequential(tgd), nn.DataParallel(denoiser())):
-        with pytest.raises(RewriteError, match="wrapped, or has TGD layers"):
+        with pytest.raises(RewriteError, match="wrapped, or is a TGD network"):
             sweep_phi(net, error, [0.3])
     assert sweep_phi(remove_tgd(tgd), error, [0.3]) == sweep_phi(denoiser(), error, [0.3])
 

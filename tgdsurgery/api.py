@@ -22,7 +22,7 @@ from tgdsurgery.training.optimizers import watch
 from tgdsurgery.training.ranks import agree_on
 
 # A plan with a smaller share of the filter parameters trains next to nothing.
-LITTLE = 0.01
+MIN_FILTER_SHARE = 0.01
 
 
 def plan_tgd(
@@ -38,7 +38,7 @@ def plan_tgd(
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
 ) -> TGDPlan:
-    """Score the kernels of a pretrained CNN and decide which filters to retrain; the model is not touched.
+    """Score the channels of a pretrained CNN and decide which filters to retrain; the model is not touched.
 
     Args:
         model: any network whose forward runs: convs in 1 to 3 dimensions, transposed, grouped, linear layers.
@@ -54,7 +54,7 @@ def plan_tgd(
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
 
     Returns:
-        The plan. `print` shows it as a table, `to_json` stores it, `override` decides layers anew.
+        The plan. `print` shows it as a table, `to_json` stores it, `override` changes single layers.
 
     Raises:
         CaptureError: the model does not run on the inputs, or none could be found.
@@ -116,12 +116,14 @@ def apply_tgd(
         The copy. `plan_of` gives its plan; `remove_tgd` makes it a plain network again.
 
     Raises:
-        RewriteError: the model cannot be copied, has TGD layers already, or the plan does not fit it.
+        RewriteError: the model cannot be copied, is a TGD network already, or the plan does not fit it.
         CaptureError, UnsupportedOpError, MapConflictError, PlanError: as `plan_tgd`. PlanError also if a plan is
-            given together with settings, or if the processes of a torch.distributed group have different plans.
+            given together with settings other than the defaults, or if the processes of a torch.distributed group
+            have different plans.
 
     Warns:
         PlanWarning: as `plan_tgd`.
+        TGDWarning: a forward reads the weight of another layer, so a step costs as much as a full one.
         LayersFormWarning: the network cannot take the compact form, and is returned in the layers form.
 
     Example:
@@ -172,11 +174,11 @@ def _planned(mapped: MappedModel, settings: TGDSettings) -> TGDPlan:
 def _remarks(plan: TGDPlan) -> list[str]:
     """What the user should know of a plan before training with it."""
     found = []
-    if plan.filter_share < LITTLE:
+    if plan.filter_share < MIN_FILTER_SHARE:
         what = f"only {plan.filter_share:.2%}" if plan.filter_share else "none"
-        found.append(
-            f"This plan trains {what} of the filter parameters. Raise phi (it is {plan.phi:g}), or give budget=0.25."
-        )
+        more = f"Raise phi (it is {plan.phi:g}), or give budget=0.25."
+        remedy = more if plan.budget is None else f"Raise the budget (it is {plan.budget:g})."
+        found.append(f"This plan trains {what} of the filter parameters. {remedy}")
     if frozen := [entry.layer.name for entry in plan.entries if entry.layer.frozen_by_user]:
         names = ", ".join(frozen[:3]) + (", ..." if len(frozen) > 3 else "")
         found.append(
@@ -187,7 +189,7 @@ def _remarks(plan: TGDPlan) -> list[str]:
 
 
 def _refuse_settings(settings: TGDSettings) -> None:
-    """Raise if a plan was given, and settings beside it."""
+    """Raise if both a plan and settings that differ from the defaults were given."""
     given: dict[str, Any] = vars(replace(settings, on_unknown="raise"))
     other = [name for name, value in vars(TGDSettings()).items() if given[name] != value]
     if other:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tgdsurgery.core.errors import PlanError
-from tgdsurgery.core.plan import Flow, NormStats, Override, check_overrides, check_share
+from tgdsurgery.core.plan import Flow, NormStats, Override, check_kse, check_overrides, check_share
 
 OnUnknown = Literal["raise", "mix"]
 Form = Literal["compact", "layers"]
@@ -48,6 +48,7 @@ class TGDSettings:
         if self.budget is not None:
             check_share("budget", self.budget)
         check_overrides(self.overrides)
+        check_kse(self.k, self.alpha)
         check_choice("flow", self.flow, get_args(Flow))
         check_choice("norm_stats", self.norm_stats, get_args(NormStats))
         check_choice("on_unknown", self.on_unknown, get_args(OnUnknown))

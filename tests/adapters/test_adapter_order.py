@@ -109,7 +109,7 @@ def test_everything_in_the_order_is_there() -> None:
         ("tgd_kit", "runs", "def f():\n    from tgd_kit import training", "runs comes before training"),
         ("tgd_kit", "training", "from tgd_kit.runs.jobs import _prepare", "private"),
         ("tgd_pet", "cli", "from tgd_kit.runs.jobs import _prepare", "private"),
-        ("tgd_pet", "cli", "from tgdsurgery.rewrite import insert", "not public"),
+        ("tgd_pet", "cli", "from tgdsurgery.surgery.apply import layers_form", "not public"),
         ("tgd_pet", "cli", "import tgdsurgery.api", "not public"),
         ("tgd_pet", "cli", "from tgdsurgery import rewrite", "not public"),
         ("tgd_pet", "training", "from tgd_pet.training.fit import _any", ""),

@@ -35,7 +35,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "code",
-    ["from tgdsurgery.rewrite import layers_form", "import tgdsurgery.kse", "from tgdsurgery import rewrite"],
+    [
+        "from tgdsurgery.surgery.apply import layers_form",
+        "import tgdsurgery.scoring",
+        "from tgdsurgery import surgery",
+    ],
 )
 def test_a_private_import_is_found(package: Path, code: str) -> None:
     package.write_text(f"def late():\n    {code}\n", encoding="utf-8")

@@ -106,8 +106,8 @@ def test_a_twin_that_computes_something_else_is_not_used():
 @pytest.mark.parametrize(
     ("layer_class", "twin", "problem"),
     [
-        (F.conv2d, CompactConv, "is no class of modules"),
-        (Tensor, CompactConv, "is no class of modules"),
+        (F.conv2d, CompactConv, "is not an nn.Module class"),
+        (Tensor, CompactConv, "is not an nn.Module class"),
         (Doubled, Doubled, "does not inherit from Compact"),
         (Doubled, "CompactDoubled", "does not inherit from Compact"),
         (Doubled, LateDoubled, "inherits from Doubled before Compact"),

@@ -19,7 +19,7 @@ _HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` if the body succeeds.
+    """A temporary path next to `path`; it takes the place of `path` if the body succeeds.
 
     The file gets the permissions of the one it replaces, or else those that any new file gets. What a killed
     process left behind of this file is removed.
@@ -68,6 +68,8 @@ def _clean_up(target: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # where signal 0 is not a question
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -43,7 +43,7 @@ class Constants(nn.Module):
         return value
 
     def _tgd_forget(self) -> None:
-        """Have no constants any more, as if there had been none."""
+        """Remove all constants."""
         vars(self).pop("_tgd_kept", None)
         vars(self).pop("_tgd_placed", None)
 

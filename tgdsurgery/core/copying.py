@@ -83,7 +83,7 @@ def own_randomness(model: nn.Module, seed: int = 0) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     try:
         with torch.random.fork_rng(accelerators, device_type=kind):
-            # Not torch.manual_seed: where CUDA is not in use, it queues a call for later each time, for ever.
+            # Not torch.manual_seed: where CUDA is not in use, it queues a call each time, and the queue never empties.
             torch.default_generator.manual_seed(seed)
             if accelerators:
                 torch.get_device_module(kind).manual_seed_all(seed)

@@ -40,7 +40,7 @@ def along(mask: Tensor, axis: int) -> Tensor:
 
 
 def collapsed(mask: Tensor) -> Tensor:
-    """The mask without its expanded axes (size 1 instead): it broadcasts all the same."""
+    """The mask without its expanded axes (size 1 instead): it still broadcasts the same way."""
     for axis, stride in enumerate(mask.stride()):
         if stride == 0 and mask.shape[axis] > 1:
             mask = mask.narrow(axis, 0, 1)

@@ -41,7 +41,9 @@ def mixed(stored: Tensor, moved: Tensor, trainable: Tensor) -> Tensor:
 def held(statistics: Sequence[Tensor], trainable: Tensor) -> Iterator[None]:
     """Whatever is written to the statistics inside, in place, stays for the trainable channels only."""
     stored = [each.clone() for each in statistics]
-    yield
-    with torch.no_grad():
-        for each, values in zip(statistics, stored, strict=True):
-            each.copy_(mixed(values, each, trainable.to(each.device)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for each, values in zip(statistics, stored, strict=True):
+                each.copy_(mixed(values, each, trainable.to(each.device)))

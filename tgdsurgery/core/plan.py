@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -143,7 +144,7 @@ class TGDPlan:
     def override(self, overrides: Mapping[str, Override]) -> TGDPlan:
         """A new plan in which some layers are decided anew, from the same scores.
 
-        phi stays what it is, also where a budget picked it: the new plan keeps to no budget.
+        phi stays what it is, also where a budget picked it: the new plan has no budget.
 
         Args:
             overrides: layer name or module prefix -> "train", "freeze" or a phi of its own. They are added to
@@ -167,8 +168,13 @@ class TGDPlan:
 
     @cached_property
     def digest(self) -> str:
-        """Equal for equal plans, and for no others: to compare plans on several machines."""
-        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+        """Equal for plans that make the same network of a model: to compare plans on several machines.
+
+        Scores, and how the plan came to its decisions, do not count: scores can differ in their last bit.
+        """
+        decided = [(dataclasses.asdict(entry.layer), entry.mask) for entry in self.entries]
+        text = json.dumps([decided, self.flow, self.norm_stats, dict(self.unmapped)], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def to_json(self) -> str:
         """The plan as JSON text; `TGDPlan.from_json` reads it back to an equal plan."""
@@ -186,8 +192,15 @@ class TGDPlan:
         )
         check_share("phi", plan.phi)
         check_overrides(plan.overrides)
+        check_kse(plan.k, plan.alpha)
+        if plan.budget is not None:
+            check_share("budget", plan.budget)
         for entry in plan.entries:
             _check_sizes(entry)
+        if len(plan.layers) != len(plan.entries):
+            raise PlanError(
+                "The plan has two layers of one name.", "Write it again with `tgd plan ... -o plan.json`."
+            )
         return plan
 
     @cached_property
@@ -244,6 +257,16 @@ def check_share(name: str, value: object, also: str = "") -> None:
     """Raise a PlanError unless the value is a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise PlanError(f"{name} is {value!r}.", f"Give a number from 0 to 1{also}.")
+
+
+def check_kse(k: object, alpha: object) -> None:
+    """Raise a PlanError unless KSE can be computed with these."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise PlanError(f"KSE needs at least one nearest neighbour, not k={k!r}.", "The usual value is k=5.")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
+        raise PlanError(
+            f"KSE needs a finite alpha of at least 0, not {alpha!r}.", "The usual value is alpha=1."
+        )
 
 
 def check_overrides(overrides: Mapping[str, object]) -> None:

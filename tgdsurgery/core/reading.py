@@ -1,4 +1,4 @@
-"""Read JSON that somebody else may have written: every value is checked at the door."""
+"""Read JSON that somebody else may have written: every value is validated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_record(
 
     try:
         data: dict[str, Any] = json.loads(text)
-        if data.pop("format") != form:
+        if data.pop("format", None) != form:
             raise ValueError("unknown format")
         data = {name: value for name, value in data.items() if name not in derived}
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True, extra="forbid")

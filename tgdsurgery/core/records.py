@@ -91,7 +91,7 @@ class Layer:
     parameters: tuple[ParameterRows, ...]
     statistics: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
-    channel_axis: int = 1
+    channel_axis: int = -1
     groups: int = 1
     transposed: bool = False
 

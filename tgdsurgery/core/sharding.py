@@ -13,7 +13,7 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def local(tensor: Any) -> Tensor:
-    """This process's piece; the tensor itself if it is in no pieces."""
+    """This process's piece; the tensor itself if it is not sharded."""
     piece: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return piece
 

@@ -120,7 +120,7 @@ def capture(
 
 
 def refuse_inference_mode() -> None:
-    """Raise where torch takes down nothing of what a tensor is made of."""
+    """Raise where torch does not record how a tensor is made."""
     if torch.is_inference_mode_enabled():
         raise CaptureError(
             "In torch.inference_mode a run cannot be recorded, and what is made there cannot be trained.",
@@ -169,7 +169,7 @@ class _Recorder(TorchDispatchMode):
         self._model, self._original, self._foreign = model, original, self._tensors_of(original)
 
     def _tensors_of(self, original: nn.Module | None) -> dict[int, str]:
-        """The storages of the model that this one is a copy of, which the copy has no business with."""
+        """The storages of the model that this one is a copy of, which the copy must not use."""
         if original is None:
             return {}
         named = {**dict(original.named_parameters()), **dict(original.named_buffers()), **state_of(original)}

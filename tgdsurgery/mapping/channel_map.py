@@ -24,7 +24,7 @@ from tgdsurgery.mapping.propagate import Propagation, propagate
 from tgdsurgery.settings import OnUnknown, check_choice
 
 # A model that keeps the features of its last frames is run until it has as many as it wants.
-_MOST_RUNS = 20
+_MAX_RUNS = 20
 
 
 def channel_map(
@@ -32,28 +32,27 @@ def channel_map(
 ) -> ChannelMap:
     """Find out which filters feed each input channel of each conv, transposed conv and linear layer.
 
-        Args:
-            model: any network whose forward runs; it is not modified.
-            example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found if None.
-            on_unknown: "raise" stops at an op without a rule; "mix" lets every output of it depend on all inputs.
+    Args:
+        model: any network whose forward runs; it is not modified.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; found if None.
+        on_unknown: "raise" stops at an op without a rule; "mix" lets every output of it depend on all inputs.
 
-        Returns:
-            The map, the same for train and eval mode.
+    Returns:
+        The map, the same for train and eval mode.
 
-        Raises:
-            CaptureError: the model does not run, is TorchScript or uninitialised, or no example input could be found.
-            UnsupportedOpError: an op without a rule.
-            MapConflictError: train and eval mode map the same layer differently.
+    Raises:
+        CaptureError: the model does not run, is TorchScript or uninitialised, or no example input could be found.
+        UnsupportedOpError: an op without a rule.
+        MapConflictError: train and eval mode map the same layer differently.
 
-        Example:
-            >>> from torch import Tensor, nn
-    from torch.multiprocessing.reductions import StorageWeakRef
-            >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
-            >>> found = channel_map(net)
-            >>> found.consumers
-            ('0', '2')
-            >>> [sorted(s) for s in found.producers("2")]
-            [[Producer(layer='0', channel=0)], [Producer(layer='0', channel=1)]]
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
+        >>> found = channel_map(net)
+        >>> found.consumers
+        ('0', '2')
+        >>> [sorted(s) for s in found.producers("2")]
+        [[Producer(layer='0', channel=0)], [Producer(layer='0', channel=1)]]
     """
     return map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown).channels
 
@@ -111,7 +110,7 @@ class _Runs:
             left = found.left()
             self.left += left
             self.runs += 1
-            if not left or (run.settled and not first) or self.runs >= _MOST_RUNS:
+            if not left or (run.settled and not first) or self.runs >= _MAX_RUNS:
                 refuse_left_behind(run)
                 return whole
 

@@ -172,7 +172,7 @@ class _Interpreter:
         return self._op(node)
 
     def _follow_nothing(self, node: fx.Node) -> None:
-        """Where features choose elements and the example picks none, what becomes of them is marked as unknown."""
+        """Where features choose elements and the example picks none, what is computed from them is unknown."""
         picked = self.picked_nothing
         known = [picked[parent] for parent in node.all_input_nodes if parent in picked]
         spec, labels = node.meta["val"], self.labels[node]

@@ -1,7 +1,7 @@
 """Memory that no op of a run has written: whatever is in it came from outside torch's dispatcher.
 
 A kernel that torch does not know (pybind, Triton, Numba) fills the memory it is given by its address. In the
-graph nothing leads there, and channels would end without a word.
+graph nothing leads there, and channels would silently end.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tgdsurgery.core.errors import PlanError
+from tgdsurgery.core.plan import check_kse
 
 Variant = Literal["paper", "released-code"]
 
@@ -81,7 +82,8 @@ def kse(
     weight = weight.detach()
     _check(weight, groups)
     weight = weight.float() if weight.element_size() == 1 else weight  # float8 has no arithmetic of its own
-    _check_settings(k, alpha, variant)
+    check_kse(k, alpha)
+    _check_variant(variant)
     kernels = channel_kernels(weight, groups=groups, transposed=transposed)
     scale = _scale(weight)
     if variant == "released-code":
@@ -269,13 +271,7 @@ def _check(weight: Tensor, groups: int) -> None:
         )
 
 
-def _check_settings(k: int, alpha: float, variant: str) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise PlanError(f"KSE needs at least one nearest neighbour, not k={k}.", "The usual value is k=5.")
-    if not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
-        raise PlanError(
-            f"KSE needs a finite alpha of at least 0, not {alpha}.", "The usual value is alpha=1."
-        )
+def _check_variant(variant: str) -> None:
     if variant not in get_args(Variant):
         raise PlanError(
             f"There is no KSE variant {variant!r}.", f"The variants are: {', '.join(get_args(Variant))}."

@@ -48,7 +48,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         path: a .safetensors file, or a file written by `torch.save` (.pt, .pth, .ckpt, .bin, .tar).
 
     Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint, would run code when loaded, holds
+        CheckpointError: the file is missing, damaged, not a checkpoint, would run code when loaded, holds
             no tensors or several candidates for the state_dict, or claims far more memory than its size.
 
     >>> import tempfile
@@ -153,7 +153,7 @@ def _check_readable(path: Path) -> None:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() not in (".safetensors", *TORCH_SUFFIXES):
-        raise CheckpointError(f"{path} has no suffix of a checkpoint.", SUPPORTED)
+        raise CheckpointError(f"{path} does not have the suffix of a checkpoint.", SUPPORTED)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path, device="cpu")
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged, cut off or no safetensors file.", "Copy or download it again."
+            f"{path} is damaged, cut off or not a safetensors file.", "Copy or download it again."
         ) from error
 
 

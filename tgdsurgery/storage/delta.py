@@ -106,12 +106,12 @@ def load_delta(base_model: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: the file is missing, damaged or no delta; or what is frozen in the plan is not, bit for
             bit, what it was in the network the delta was made from.
-        RewriteError: the base has TGD layers itself, or cannot be copied.
+        RewriteError: the base is a TGD network itself, or cannot be copied.
     """
     values, plan, wanted = _read(Path(path))
     base = unwrapped(base_model)
     if any("tgd_plan" in vars(module) for module in base.modules()):
-        raise RewriteError("The base has TGD layers.", "Give the plain network; remove_tgd makes it one.")
+        raise RewriteError("The base is a TGD network.", "Give the plain network; remove_tgd makes it one.")
     net = copy_model(base)
     state = _state(net)
     entries = _entries(net, state, plan)
@@ -168,7 +168,7 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _contents(metadata: Mapping[str, str], values: Mapping[str, Tensor]) -> str:
-    """One digest of all that is in the file, itself aside: storage fails silently at times."""
+    """One digest of all that is in the file, except the digest itself: storage can fail silently."""
     digests = {name: f"{tensor.dtype} {_digest(tensor)}" for name, tensor in values.items()}
     text = json.dumps([dict(metadata), digests], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

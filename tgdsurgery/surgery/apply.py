@@ -43,7 +43,7 @@ def layers_form(model: nn.Module, plan: TGDPlan, example_inputs: object) -> nn.M
     In either flow the gradients of the parameters are masked as well. TGD layers leave little to it, but
     weights can be shared by layers that disagree, or computed with parameters of other rows (spectral norm).
     With `flow="full"` that is all: the gradients of the activations are not masked. The same is true of a
-    layer that is no module (`torch.nn.functional` called on a parameter), as its output cannot be reached.
+    layer that is not a module (`torch.nn.functional` called on a parameter), as its output cannot be reached.
 
     Args:
         model: the network; not modified. Wrap it (DDP, torch.compile) afterwards.
@@ -74,8 +74,8 @@ def compact_form(
     """A copy of `model`, of the same class, in which no Parameter holds a frozen entry.
 
     Every layer that can be gets a compact twin (see `tgdsurgery.surgery.compact`), whose backward computes what the
-    trainable rows need. All other parameters with frozen entries (computed or shared weights, hooks, classes of one's
-    own, functional calls, parameters of no layer) are put together from a trainable and a frozen part by a property;
+    trainable rows need. All other parameters with frozen entries (computed or shared weights, hooks, custom classes,
+    functional calls, parameters of no layer) are put together from a trainable and a frozen part by a property;
     their layers have TGD layers as in `layers_form`.
 
     The result is run once, in eval and in train mode, beside the layers form: outputs and gradients must

@@ -35,7 +35,7 @@ class Derived(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduced: Any = super().__reduce_ex__(protocol)
-        if "_tgd_recipe" not in vars(type(self)):  # a class that stands in a file
+        if "_tgd_recipe" not in vars(type(self)):  # a class defined in a module
             return reduced  # type: ignore[no-any-return]
         return _empty, (_portable(type(self)),), *reduced[2:]
 

@@ -45,12 +45,15 @@ def difference(
         other: makes a copy of the other.
         arguments: what both are called with.
     """
-    ran = False
+    ran, refusal = False, ""
     for training in (False, True):
         for precise in (True, False):
             try:
                 expected = _outcome(reference, arguments, training, precise)
-            except Exception:  # batch norm of a single value, say, or a type written into the forward
+            except (
+                Exception
+            ) as error:  # batch norm of a single value, say, or a type written into the forward
+                refusal = f"{type(error).__name__}: {error}"
                 continue
             ran = True
             try:
@@ -60,11 +63,11 @@ def difference(
             if not _same(expected, found, rounded=True):
                 return "its outputs or gradients differ"
             break
-    return None if ran else "the network runs neither in eval nor in train mode"
+    return None if ran else f"the network runs neither in eval nor in train mode ({refusal})"
 
 
 def _outcome(make: Callable[[], nn.Module], arguments: Arguments, training: bool, precise: bool) -> Outcome:
-    """Of a new copy, which is gone when the next one is made: two of a large network are many gigabytes."""
+    """Run a fresh copy, and free it before the next is made: two of a large network are many gigabytes."""
     net = make()
     if precise:
         if sum(parameter.numel() for parameter in net.parameters()) > MAX_FLOAT64_PARAMETERS:
@@ -149,7 +152,7 @@ def _same_gradients(
 
 
 def _alike(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
-    """Whether the difference is short beside the gradient: kinks that rounding crosses change single entries."""
+    """Whether the difference is small compared with the gradient: kinks that rounding crosses change single entries."""
     absolute = torch.finfo(a.dtype).eps * (0.1 * scale + 10 * background) * a.numel() ** 0.5
     difference, length = (
         sum(float(t.float().nan_to_num().square().sum()) for t in tensors) ** 0.5
@@ -160,7 +163,7 @@ def _alike(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
 
 def _close(a: Tensor, b: Tensor, scale: float, background: float = 0.0) -> bool:
     # Half of the digits. An op that was lost, or a gradient that was not handed on, changes far more. What cancels
-    # out to nothing may have been larger than all that is left: a norm divides by next to nothing at times.
+    # out to nothing may have been larger than all that is left: a norm sometimes divides by almost zero.
     precision = torch.finfo(a.dtype).eps
     absolute = precision**0.5 * scale + precision ** (2 / 3) * background
     close = partial(torch.allclose, rtol=precision**0.5, atol=absolute, equal_nan=True)

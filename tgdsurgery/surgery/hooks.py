@@ -1,4 +1,4 @@
-"""Hooks of the user's that watch or change what a module computes."""
+"""The user's hooks that watch or change what a module computes."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def mount_compact(net: nn.Module, plan: TGDPlan, twins: Collection[str]) -> None
 
 def _mount_channels(net: nn.Module, plan: TGDPlan, apart: Collection[str]) -> None:
     """TGD layers and held norms, for all layers but some."""
-    tensors = tensors_of(net)
-    for entry in (entry for entry in plan.entries if entry.layer.name not in set(apart)):
+    tensors, others = tensors_of(net), set(apart)
+    for entry in (entry for entry in plan.entries if entry.layer.name not in others):
         layer, mask = entry.layer, plan.trainable(entry.layer.name)
         held = layer.statistics and plan.norm_stats == "hold"
         if held and not mask.all() and (norm := norm_of(layer)) is not None:

@@ -21,7 +21,7 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
     before. Wrappers (DDP, DataParallel, torch.compile) are looked through.
 
     Raises:
-        RewriteError: `tgd_model` is no TGD network, or FSDP2 keeps it in pieces.
+        RewriteError: `tgd_model` is not a TGD network, or FSDP2 keeps it in pieces.
     """
     net = tgd_form(tgd_model)
     if any(is_sharded(parameter) for parameter in net.parameters()):

@@ -12,13 +12,13 @@ def tgd_form(model: nn.Module) -> nn.Module:
     """The TGD network itself, which may be wrapped.
 
     Raises:
-        RewriteError: `model` is no such network.
+        RewriteError: `model` is not a TGD network.
     """
     net = unwrapped(model)
     if "tgd_plan" in vars(net):
         return net
     raise RewriteError(
-        f"This {type(net).__name__} has no TGD layers.", "Give the network that apply_tgd returned."
+        f"This {type(net).__name__} is not a TGD network.", "Give the network that apply_tgd returned."
     )
 
 
@@ -29,7 +29,7 @@ def plan_of(tgd_model: nn.Module) -> TGDPlan:
         tgd_model: what `apply_tgd` returned, wrapped or not.
 
     Raises:
-        RewriteError: `tgd_model` is no TGD network.
+        RewriteError: `tgd_model` is not a TGD network.
 
     Example:
         >>> from tgdsurgery import apply_tgd

@@ -15,7 +15,7 @@ from tgdsurgery.surgery.tgd_network import unwrapped
 
 
 def refuse(model: nn.Module, plan: TGDPlan) -> None:
-    """Raise before anything is done, with all that is wrong."""
+    """Check everything first, and raise one error that lists all problems."""
     if unwrapped(model) is not model:
         raise RewriteError(
             f"The model is wrapped in {type(model).__name__}.",

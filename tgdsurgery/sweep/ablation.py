@@ -1,4 +1,4 @@
-"""The network without the channels that a plan flags: what the old task loses if they are gone."""
+"""The network without the channels that a plan flags: what the old task loses without them."""
 
 from __future__ import annotations
 

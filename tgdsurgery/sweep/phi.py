@@ -62,7 +62,7 @@ def sweep_phi(
     Raises:
         PlanError: a setting out of range; `evaluate` returns no finite number, or 0 for the untouched network
             (there is no relative rise over 0).
-        RewriteError: the model is wrapped or has TGD layers already.
+        RewriteError: the model is wrapped or a TGD network already.
         CaptureError: as in `plan_tgd`.
         UnsupportedOpError: as in `plan_tgd`.
 
@@ -84,13 +84,13 @@ def sweep_phi(
     Reference:
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (section 3.2 and figure 4).
     """
-    # To leave out a layer that is retrained in any case says nothing about phi.
+    # Leaving out a layer that is always retrained says nothing about phi.
     rules = {name: "freeze" if rule == "train" else rule for name, rule in (overrides or {}).items()}
     thresholds = _checked(phis, tolerance)
     settings = TGDSettings(overrides=rules, k=k, alpha=alpha)
     if unwrapped(model) is not model or any("tgd_plan" in vars(module) for module in model.modules()):
         raise RewriteError(
-            "The model is wrapped, or has TGD layers.", "Give the plain network inside; see remove_tgd."
+            "The model is wrapped, or is a TGD network.", "Give the plain network inside; see remove_tgd."
         )
     mapped = map_model(model, arguments_for(model, example_inputs))
     scores = score(mapped, k=k, alpha=alpha)
@@ -136,7 +136,7 @@ def _measured(evaluate: Callable[[nn.Module], Any], net: nn.Module, phi: float) 
     with own_randomness(net):
         found = evaluate(net)
     try:
-        value = found.item() if isinstance(found, Tensor) else found.__float__()
+        value = found.item() if isinstance(found, Tensor) else float(found)
         if math.isfinite(value):
             return float(value)
     except (AttributeError, TypeError, ValueError, RuntimeError):

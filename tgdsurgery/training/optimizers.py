@@ -1,4 +1,4 @@
-"""Frozen entries stay frozen under any optimizer; an optimizer made for another network is found out."""
+"""Frozen entries stay frozen under any optimizer; an optimizer made for another network raises an error."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def guard(optimizer: Any, tgd_model: nn.Module) -> Guard:
         tgd_model: what apply_tgd returned; may be wrapped in DDP, DataParallel or torch.compile.
 
     Raises:
-        RewriteError: `tgd_model` is no TGD network, or the optimizer holds none of its parameters.
+        RewriteError: `tgd_model` is not a TGD network, or the optimizer holds none of its parameters.
 
     Example:
         >>> import torch
@@ -126,7 +126,7 @@ _watched: weakref.WeakKeyDictionary[nn.Module, _Originals] = weakref.WeakKeyDict
 def watch(tgd_model: nn.Module, model: nn.Module) -> None:
     """From now on, an `optimizer.step()` that leaves out `tgd_model` because it was made for `model` is an error.
 
-    Training `model` itself goes on as ever, and so does an optimizer that holds parameters of both.
+    Training `model` itself is not affected, and so does an optimizer that holds parameters of both.
 
     Args:
         tgd_model: what apply_tgd returns.

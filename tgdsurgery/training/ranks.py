@@ -12,7 +12,7 @@ from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.torch_private import default_store
 
 # How long to wait for the other processes: mapping a large network takes them minutes at most.
-PATIENCE = timedelta(minutes=10)
+MAX_WAIT = timedelta(minutes=10)
 _rounds = itertools.count()  # each call of `agree_on` has keys of its own
 
 
@@ -32,10 +32,10 @@ def agree_on(plan: TGDPlan) -> None:
     keys = [f"tgdsurgery/plan/{turn}/{rank}" for rank in range(distributed.get_world_size())]
     store.set(keys[own], plan.digest)
     try:
-        store.wait(keys, PATIENCE)
+        store.wait(keys, MAX_WAIT)
     except RuntimeError as error:  # torch's DistStoreError
         raise PlanError(
-            f"Another process did not call apply_tgd within {PATIENCE}.",
+            f"Another process did not call apply_tgd within {MAX_WAIT}.",
             "Call apply_tgd in all processes of the group, or before init_process_group.",
         ) from error
     differing = [rank for rank, key in enumerate(keys) if store.get(key).decode() != plan.digest]

@@ -128,7 +128,7 @@ def _windows(
 
 
 def _rank(call: Call) -> int:
-    """How many axes of space there are, which the op's name tells."""
+    """Number of spatial axes, from the op's name."""
     return next(int(letter) for letter in call.op._schema.name if letter.isdigit())
 
 

@@ -153,7 +153,7 @@ def run_on_numbers(call: Call, *args: Any, **kwargs: Any) -> Any:
 
 
 def _is_moved(tensor: Traced) -> bool:
-    """Whether this is what moves; whole numbers that nobody writes may be indices."""
+    """Whether this argument is the one being moved; whole numbers that nobody writes may be indices."""
     is_whole = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
     return not is_whole or (tensor.labelled and tensor.value is None)
 

@@ -1,7 +1,7 @@
 """The compact form: no Parameter holds a frozen entry, and a layer that has a twin computes no gradient of one.
 
 `obstacles` says which layers of a network can have no twin, `compact` gives one to a layer, `assemble` divides the
-parameters that are left, `restore` undoes both. A twin of one's own inherits from `Compact` or from a built-in twin;
+parameters that are left, `restore` undoes both. Your own twin inherits from `Compact` or from a built-in twin;
 see `register_compact`.
 """
 

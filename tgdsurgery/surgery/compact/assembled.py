@@ -103,7 +103,7 @@ def _flat_weights(self: Any) -> list[Tensor | None]:
 
 
 def assemble(net: nn.Module, trainable: Mapping[nn.Parameter, Tensor]) -> None:
-    """Divide every parameter of `net` with frozen entries, in place, but for those of twins, which are divided.
+    """Divide every parameter of `net` with frozen entries, in place, except those of twins, which are already divided.
 
     Args:
         net: the network.

@@ -1,6 +1,6 @@
 """The compact backward of convolutions.
 
-The forward is the plain layer's: one kernel on the whole weight. The backward computes the gradients of the
+The forward is the plain layer's: one op on the whole weight. The backward computes the gradients of the
 trainable rows only, and passes on to the input only what comes through those rows. It is written in
 differentiable ops, so gradients of gradients work.
 """
@@ -18,7 +18,7 @@ from tgdsurgery.surgery.compact.layout import memory_format, swapped
 
 
 class Geometry(NamedTuple):
-    """The arguments of `torch.convolution` that are no tensors."""
+    """The arguments of `torch.convolution` that are not tensors."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -38,8 +38,8 @@ class _Convolution(torch.autograd.Function):
         x, rows, _, weight, _, *indices, ctx.geometry, ctx.stops_gradient = inputs
         ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
         input_needed, rows_needed, *_ = ctx.needs_input_grad
-        kernel = rows if ctx.stops_gradient else weight
-        ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, *indices)
+        used = rows if ctx.stops_gradient else weight
+        ctx.save_for_backward(x if rows_needed else None, used if input_needed else None, *indices)
 
 
 @prepared
@@ -84,18 +84,18 @@ class Convolution(_Convolution):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
         # Unpacked once: activation checkpointing allows no more.
-        x, kernel, trainable, read, needs, passing, reached = ctx.saved_tensors
+        x, used, trainable, read, needs, passing, reached = ctx.saved_tensors
         own = gradient
         if rows_needed or bias_needed or ctx.stops_gradient:
             own = select(gradient, trainable)
         by_input = by_rows = by_bias = None
         if input_needed and not ctx.stops_gradient:
-            by_input = _input_gradient(ctx, gradient, kernel, None, needs)
+            by_input = _input_gradient(ctx, gradient, used, None, needs)
         elif input_needed and passing is not None:
-            passed = select(own, passing), kernel.index_select(0, passing)
+            passed = select(own, passing), used.index_select(0, passing)
             by_input = _input_gradient(ctx, *passed, reached, needs)
         elif input_needed:
-            by_input = _input_gradient(ctx, own, kernel, read, needs)
+            by_input = _input_gradient(ctx, own, used, read, needs)
         if rows_needed:
             by_rows = _row_gradient(ctx, own, x if read is None else select(x, read))
         if bias_needed:
@@ -193,7 +193,7 @@ class WholeConvolution(_Convolution):
 def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight by the plain layer's kernel; what none is computed from only gives its shape."""
+    """The gradients of x and weight by torch's op; an argument that is not needed only supplies its shape."""
     found = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, [*wanted, False])
     return found[0], found[1]  # None, where not wanted
 

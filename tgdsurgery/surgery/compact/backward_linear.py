@@ -37,9 +37,9 @@ class Linear(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, rows, _, weight, _, trainable, needs, ctx.stops_gradient = inputs
         input_needed, rows_needed, *_ = ctx.needs_input_grad
-        kernel = rows if ctx.stops_gradient else weight
+        used = rows if ctx.stops_gradient else weight
         ctx.count = x.shape[-1]
-        ctx.save_for_backward(x if rows_needed else None, kernel if input_needed else None, trainable, needs)
+        ctx.save_for_backward(x if rows_needed else None, used if input_needed else None, trainable, needs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,6 @@
 """The compact backward of norms that normalise each channel by itself: batch norm, instance norm.
 
-The forward is the plain layer's: one kernel on all channels. The backward is that of the trainable channels,
+The forward is the plain layer's: one op on all channels. The backward is that of the trainable channels,
 which need no other; where they are most of them, it is computed for all and cleared at the others. It is
 written in differentiable ops, so gradients of gradients work.
 """
@@ -20,7 +20,7 @@ class Normalised(torch.autograd.Function):
     """`y`, all channels normalised, with the gradient of the trainable ones.
 
     Args of `apply`:
-        y: (B, C, *) what the plain layer's kernel gave; not to be used again.
+        y: (B, C, *) what the plain layer's op gave; not to be used again.
         part: (B, n, *) the trainable channels of its input, or all of it; gets their gradient.
         rows, bias_rows: (n,) their affine parameters, or None.
         mean, var: (n,) or, of an instance norm, (B n,): what the channels of `part` were normalised by.
@@ -87,15 +87,15 @@ def _backward(
     var: Tensor,
     wanted: list[bool],
 ) -> list[Tensor | None]:
-    """torch's kernel; an instance norm is a batch norm of one sample with more channels, as in torch itself."""
+    """torch's op; an instance norm is a batch norm of one sample with more channels, as in torch itself."""
     batch, count = part.shape[:2]
     if ctx.by_sample:
         gradient, part = (t.reshape(1, batch * count, *t.shape[2:]) for t in (gradient, part))
         rows = None if rows is None else rows.repeat(batch)
     stored = (None, None) if ctx.by_batch else (mean, var)
     of_batch = (mean, (var + ctx.eps).rsqrt()) if ctx.by_batch else (None, None)
-    kernel = torch.ops.aten.native_batch_norm_backward
-    found = list(kernel(gradient, part, rows, *stored, *of_batch, ctx.by_batch, ctx.eps, wanted))
+    op = torch.ops.aten.native_batch_norm_backward
+    found = list(op(gradient, part, rows, *stored, *of_batch, ctx.by_batch, ctx.eps, wanted))
     if ctx.by_sample:
         shapes = (batch, count, *part.shape[2:]), (batch, count), (batch, count)
         found = [t.view(shape) if w else None for t, shape, w in zip(found, shapes, wanted, strict=True)]

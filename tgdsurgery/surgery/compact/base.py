@@ -1,6 +1,6 @@
 """A module's parameters in two parts: trainable entries are Parameters, frozen ones are buffers.
 
-Outside, nothing shows of it: `state_dict` and `load_state_dict` speak the original's keys, shapes and dtypes.
+From outside this is invisible: `state_dict` and `load_state_dict` speak the original's keys, shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Divided(Derived, Constants):
     """A module whose parameters are divided: a mixin, in front of the original's class.
 
     A parameter `weight` of which a part is trainable becomes the Parameter `weight`, which holds nothing else, and the
-    buffer `_tgd_frozen_weight` of the original's shape and layout: in it the frozen entries count, and the others are
-    room for what a kernel needs whole. With nothing trainable, the parameter becomes a buffer of the same name.
+    buffer `_tgd_frozen_weight` of the original's shape and layout: only its frozen entries matter; the rest is scratch
+    space for ops that need the whole tensor. With nothing trainable, the parameter becomes a buffer of the same name.
     """
 
     _tgd_parts: Mapping[str, Part]  # by the module's own names

@@ -38,7 +38,7 @@ class CompactConv(CompactFilter, ConvNd):
         return self._tgd_convolve(x, padding, self.output_padding)
 
     def _tgd_pad_input(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """The input with all padding that the kernel itself cannot do, and the padding that it does."""
+        """The input with all padding that torch's op cannot do itself, and the padding that it does."""
         none = (0,) * len(self.kernel_size)
         if self.padding_mode != "zeros":
             return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none

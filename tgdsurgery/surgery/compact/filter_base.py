@@ -25,7 +25,7 @@ class CompactFilter(Compact):
         return {**super()._tgd_index_tensors(), "needs": needed}
 
     def _tgd_is_plain(self) -> bool:
-        """Whether the plain layer's forward and backward are just right."""
+        """Whether the plain layer's forward and backward can be used unchanged."""
         nothing = not self._tgd_compaction.trainable and self._tgd_index("needs") is None
         return nothing or not torch.is_grad_enabled() or torch.compiler.is_exporting()
 
@@ -39,7 +39,7 @@ class CompactFilter(Compact):
         return autocasted([x, *rows, weight, self._tgd_whole("bias")])
 
     def _tgd_plain_tensors(self) -> tuple[Any, Any]:
-        """Weight and bias for the plain layer's kernel."""
+        """Weight and bias for the plain layer's op."""
         tensor = self._tgd_full if torch.is_grad_enabled() else self._tgd_whole
         return tensor("weight"), tensor("bias")
 

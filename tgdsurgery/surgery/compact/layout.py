@@ -64,7 +64,7 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 
 def in_format(tensor: Tensor, form: torch.memory_format) -> Tensor:
     """A copy in a memory format."""
-    # Not `contiguous`: it returns a 1x1 kernel as it is, whose strides torch reads the format from.
+    # Not `contiguous`: it returns the weight of a 1x1 conv as it is, whose strides torch reads the format from.
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=form)
     empty.copy_(tensor)
     return empty

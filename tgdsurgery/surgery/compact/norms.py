@@ -37,7 +37,7 @@ class CompactChannelLayer(Compact):
         return mask_gradient(y, mask, self._tgd_compaction.channel_axis)
 
     def _tgd_affine(self) -> tuple[Any, Any]:
-        """Weight and bias for the plain layer's kernel."""
+        """Weight and bias for the plain layer's op."""
         full = self._tgd_full if torch.is_grad_enabled() else self._tgd_whole
         return full("weight"), full("bias")
 
@@ -212,7 +212,7 @@ class CompactNorm(CompactChannelLayer):
         if not torch.compiler.is_compiling():
             mean, var = torch.ops.aten.batch_norm_update_stats(folded, *moving, momentum)
             return mean, var
-        # Compilers do not know that kernel.
+        # Compilers do not know that op.
         var, mean = torch.var_mean(folded.to(moving[0].dtype), [0, *range(2, folded.dim())], correction=0)
         count = folded.numel() // folded.shape[1]
         moving[0].lerp_(mean, momentum)

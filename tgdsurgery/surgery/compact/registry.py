@@ -29,7 +29,7 @@ def register_compact(layer_class: type[nn.Module], twin: type[Compact]) -> None:
 
     Without a twin a layer's weight is put together by a property, which is as safe, and no faster. The twin counts for
     layers of exactly this class whose parameters have one row per output channel. `apply_tgd` compares outputs and
-    gradients with those of the plain layers, so that a wrong twin is found out.
+    gradients with those of the plain layers, so that a wrong twin is not used.
 
     Args:
         layer_class: the class of the layers.
@@ -37,7 +37,7 @@ def register_compact(layer_class: type[nn.Module], twin: type[Compact]) -> None:
             It may inherit from `layer_class` too, after them; it gets it in any case. Keep it where pickle finds it.
 
     Raises:
-        RewriteError: they are no such classes.
+        RewriteError: an argument has the wrong class.
 
     Example:
         >>> from tgdsurgery import apply_tgd
@@ -54,7 +54,7 @@ def register_compact(layer_class: type[nn.Module], twin: type[Compact]) -> None:
         True
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
-        raise RewriteError(f"{layer_class!r} is no class of modules.", _REMEDY)
+        raise RewriteError(f"{layer_class!r} is not an nn.Module class.", _REMEDY)
     if not (isinstance(twin, type) and issubclass(twin, Compact)):
         raise RewriteError(f"{twin!r} does not inherit from Compact.", _REMEDY)
     try:

@@ -53,7 +53,7 @@ class Compact(Divided):
 
     * `_tgd_rows(name)`, the trainable rows, or None;
     * `_tgd_full(name)`, the whole parameter, differentiable in them;
-    * `_tgd_whole(name)`, the whole parameter for a kernel that keeps nothing of it for a backward.
+    * `_tgd_whole(name)`, the whole parameter for an op that keeps nothing of it for a backward.
 
     What it knows of the plan is in `_tgd_compaction`.
     """
@@ -63,7 +63,7 @@ class Compact(Divided):
     _tgd_written: dict[str, Any]  # what `_tgd_whole` last wrote, and where to
 
     def _tgd_whole(self, name: str) -> Any:
-        """`_tgd_full` without a gradient, for a kernel that keeps nothing of it for a backward: no copy, if it can be.
+        """`_tgd_full` without a gradient, for an op that keeps nothing of it for a backward: no copy, if it can be.
 
         The trainable rows are written where they belong in the frozen part, unless they are there already: as
         long as no mode was set, no optimizer has stepped, and neither torch nor `Rows` have counted a change.
@@ -79,7 +79,7 @@ class Compact(Divided):
             return frozen
         trainable = self._tgd_rows(name)
         with torch.no_grad():
-            # Lent by torch.func, it is no Parameter: no writing to buffers.
+            # Under torch.func this is a plain tensor, so the buffer must not be written.
             if frozen is None or not isinstance(trainable, nn.Parameter):
                 return self._tgd_full(name)
             fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
@@ -109,7 +109,7 @@ class Compact(Divided):
         del vars(self)["_tgd_compaction"], vars(self)["_tgd_written"]
 
     def train(self: CompactT, mode: bool = True) -> CompactT:
-        """As of any module; the next forward looks at the rows anew."""
+        """Set the mode; the next forward rebuilds the whole weight."""
         self._tgd_written.clear()
         return super().train(mode)
 

@@ -1,4 +1,4 @@
-"""When the whole weight has to be put together anew: counters that see what torch does not count."""
+"""When the whole weight must be rebuilt: counters that see what torch does not count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tgdsurgery.core.optimizer_hooks import after_every_step
 class Rows(nn.Parameter):
     """Trainable rows, which know how often they were handed out as `.data`: torch does not count what is written there.
 
-    Where torch makes a plain Parameter of them (in a file, say), nothing is lost but some time.
+    Where torch makes a plain Parameter of them (in a file, say), only speed is lost.
     """
 
     handed_out = 0
@@ -45,7 +45,7 @@ def as_it_was(written: tuple[Any, ...], trainable: Any, frozen: Any) -> bool:
     return written[2:] == present
 
 
-_steps = 0  # of all optimizers; torch does not count what their fused kernels write
+_steps = 0  # of all optimizers; torch does not count what their fused ops write
 
 
 def _count(optimizer: Any, args: Any, kwargs: Any) -> None:

@@ -77,7 +77,7 @@ def protect(source: FrozenEntries) -> None:
 
 
 def release(source: FrozenEntries) -> None:
-    """End it."""
+    """Stop protecting these entries."""
     _protected.discard(source)
 
 

@@ -57,7 +57,7 @@ class TGDGraphModule(fx.GraphModule):
 
 
 def graph_form(net: nn.Module, arguments: Arguments) -> TGDGraphModule | None:
-    """The graph of `net`; None where it has none, or where that is not the same model on the given inputs."""
+    """The graph of `net`; None if it cannot be traced, or if the trace behaves differently on the given inputs."""
     graph = traced(net)
     if graph is None:
         return None

@@ -56,7 +56,7 @@ class ParameterMask(Constants):
         self.follow(owner)
 
     def dismount(self, owner: nn.Module) -> None:
-        """Undo it."""
+        """Undo `mount`."""
         for _, handle in self.hooked.values():
             handle.remove()
         self.hooked = {}

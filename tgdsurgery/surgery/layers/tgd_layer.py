@@ -1,7 +1,7 @@
 """The paper's TGD layer: it follows a filter layer or a channel layer; identity forward, masked backward.
 
 It sits in the network as a child module with `Constants`: its mask moves with `.to(device)`, is copied and pickled
-with the network, and is no part of its state.
+with the network, and is not part of its state.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def test_a_frozen_carrier_makes_no_channel_needed(between):
     assert compacted.get_submodule("2")._tgd_compaction.needs == tuple(plan.trainable("0").tolist())
 
 
-def test_the_gradient_of_the_networks_input_is_that_of_the_literal_form():
+def test_the_gradient_of_the_networks_input_is_that_of_the_layers_form():
     model = made(Chain())
     found = []
     for form in ("compact", "layers"):
@@ -323,7 +323,7 @@ def test_the_callers_model_is_not_touched():
     assert_equal_tensors(model.state_dict(), state)
 
 
-def test_a_model_that_cannot_run_in_one_mode_is_lowered_by_the_other():
+def test_a_model_that_cannot_run_in_one_mode_is_compared_in_the_other():
     """Batch norm refuses to train on single values."""
 
     class Pooled(Chain):
@@ -340,7 +340,7 @@ def test_a_model_that_cannot_run_in_one_mode_is_lowered_by_the_other():
     assert torch.isfinite(net(X)).all()
 
 
-def test_a_lowered_network_is_refused_until_tgd_is_removed():
+def test_a_tgd_network_is_refused_until_tgd_is_removed():
     net = apply_tgd(made(Chain()), X, phi=0.5)
     with pytest.raises(RewriteError, match="remove_tgd"):
         apply_tgd(net, X)

@@ -83,7 +83,7 @@ def test_output_and_gradients_are_the_plain_ones_masked_by_hand(
 @pytest.mark.parametrize("name", TRACKING)
 @pytest.mark.parametrize("channels_last", [False, True])
 @given(mask=masks, stops=st.booleans())
-def test_held_channels_are_those_of_the_literal_form(
+def test_held_channels_are_those_of_the_layers_form(
     name: str, channels_last: bool, mask: list[bool], stops: bool
 ):
     module, x, axis = channel_layer(name)
@@ -103,7 +103,7 @@ def test_held_channels_are_those_of_the_literal_form(
             if y.requires_grad:
                 (y * weight).sum().backward()
             both.append((y.detach(), leaf.grad))
-        (y, by_input), (expected, by_literal) = both
+        (y, by_input), (expected, by_layers) = both
         assert torch.equal(y, expected)
         assert y.stride() == expected.stride()
         found = {name: p.grad for name, p in twin.named_parameters()}
@@ -112,7 +112,7 @@ def test_held_channels_are_those_of_the_literal_form(
         }
         assert_same_gradients(
             {**found, "x": torch.zeros_like(x) if by_input is None else by_input},
-            {**rows, "x": by_literal},
+            {**rows, "x": by_layers},
             **ROUNDING,
         )
     assert twin.state_dict().keys() == module.state_dict().keys()

@@ -808,7 +808,7 @@ class TestCallersModel:
         assert found[[0, 3]].any()
 
     def test_not_a_tgd_model(self):
-        with pytest.raises(RewriteError, match="This Net has no TGD layers"):
+        with pytest.raises(RewriteError, match="This Net is not a TGD network"):
             remove_tgd(Net())
 
     def test_statistics_outside_of_a_norm_cannot_be_held(self):
