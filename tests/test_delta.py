@@ -248,7 +248,7 @@ def test_frozen_entries_that_moved_in_training_show(tmp_path):
 
 def test_only_the_forms_they_are_made_for_are_taken(saved):
     tgd, path = saved
-    with pytest.raises(RewriteError, match="no TGD layers"):
+    with pytest.raises(RewriteError, match="not a TGD network"):
         save_delta(base(), path)
     for net in (tgd, nn.Sequential(tgd)):
         with pytest.raises(RewriteError, match="The base is a TGD network"):

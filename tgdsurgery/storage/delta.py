@@ -186,7 +186,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
         raise CheckpointError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged, cut off or no safetensors file.", "Copy it again."
+            f"{path} is damaged, cut off or not a safetensors file.", "Copy it again."
         ) from error
     if metadata.get("format") != DELTA_FORMAT:
         raise CheckpointError(

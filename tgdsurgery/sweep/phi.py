@@ -136,7 +136,7 @@ def _measured(evaluate: Callable[[nn.Module], Any], net: nn.Module, phi: float) 
     with own_randomness(net):
         found = evaluate(net)
     try:
-        value = found.item() if isinstance(found, Tensor) else float(found)
+        value = found.item() if isinstance(found, Tensor) else found.__float__()
         if math.isfinite(value):
             return float(value)
     except (AttributeError, TypeError, ValueError, RuntimeError):
