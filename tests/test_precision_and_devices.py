@@ -33,8 +33,12 @@ def in_half(name: str, dtype: torch.dtype) -> Case:
     return Case(case.model.to(dtype), moved(case.inputs, dtype))
 
 
+# Networks with ops that torch has in full precision only, on a CPU.
+FULL_PRECISION = ("orthogonal weights", "local response norm", "largest of neighbouring channels")
+
+
 @on_half
-@pytest.mark.parametrize("name", [name for name in ACCEPTED if name != "orthogonal weights"])
+@pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in FULL_PRECISION])
 def test_the_map_does_not_depend_on_the_precision(name, dtype):
     """Backends have other kernels for other types, and so other ops to follow."""
     half, full = in_half(name, dtype), case_of(name)
@@ -42,8 +46,9 @@ def test_the_map_does_not_depend_on_the_precision(name, dtype):
 
 
 @on_half
-def test_matrix_functions_that_torch_has_in_full_precision_only(dtype):
-    case = in_half("orthogonal weights", dtype)
+@pytest.mark.parametrize("name", FULL_PRECISION)
+def test_ops_that_torch_has_in_full_precision_only(name, dtype):
+    case = in_half(name, dtype)
     with pytest.raises(RuntimeError, match="not implemented for"):
         call(case.model, case.inputs)
     with pytest.raises(CaptureError, match="not implemented for"):

@@ -59,7 +59,8 @@ def assert_true_scores(case: Case, plan: TGDPlan) -> None:
             assert (score is None) == (want is None), producer
             # Features gathered into a kernel in another order are summed in another order: rounding.
             assert score is None or abs(score - want) < 1e-9, producer
-            assert trainable == (score is not None and score < plan.phi)
+            below = score is not None and score < plan.phi
+            assert trainable == (below and not entry.layer.frozen_by_user)
             seen.add(producer)
     assert expected.keys() <= seen
 

@@ -209,11 +209,13 @@ class MaxoutByPooling(nn.Module):
         self.apart, self.mean = nn.Conv2d(4, 1, 1), nn.Conv2d(4, 1, 1)
         self.overlapping, self.spread = nn.Conv2d(8, 1, 1), nn.Conv2d(4, 1, 1)
         self.asked = nn.Conv2d(3, 1, 1)
+        self.all = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Tanh(), nn.Conv2d(6, 2, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         y = self.stem(x)
         depth = y.unsqueeze(1)
         return [
+            self.all(y),
             self.apart(F.max_pool3d(y, (2, 1, 1))),
             self.mean(F.avg_pool3d(depth, (3, 1, 1), (2, 1, 1), (1, 0, 0)).squeeze(1)),
             self.overlapping(F.max_pool3d(depth, 3, 1, 1).squeeze(1)),
