@@ -122,7 +122,9 @@ def test_a_form_that_does_not_run_says_why() -> None:
             raise LookupError("no such row")
 
     assert difference(Net, Broken, ((X,), {})) == "it does not run (LookupError: no such row)"
-    assert difference(Broken, Net, ((X,), {})) == "the network runs neither in eval nor in train mode"
+    assert difference(Broken, Net, ((X,), {})) == (
+        "the network runs neither in eval nor in train mode (LookupError: no such row)"
+    )
 
 
 def test_the_same_network_has_the_same_results() -> None:

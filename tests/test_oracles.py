@@ -327,9 +327,8 @@ def test_statistics_are_torchs_own_where_nothing_is_held(norm_stats, training):
 def test_a_layer_that_is_no_module_has_its_parameters_masked_and_not_its_output():
     case = case_of("layer scale and broadcast bias").double()
     scale = Layer("gamma", "channel", "Parameter", 4, (ParameterRows("gamma", (4,)),))
-    body = Layer(
-        "body", "filter", "Conv2d", 4, (ParameterRows("body.weight", (4, 4, 3, 3)),), modules=("body",)
-    )
+    rows = (ParameterRows("body.weight", (4, 4, 3, 3)),)
+    body = Layer("body", "filter", "Conv2d", 4, rows, modules=("body",), channel_axis=-3)
     found = hand_masked_step(case, plan_of({scale: (True, False, False, True), body: (True,) * 4})).gradients
     plain = case.train(False).model
     scalar_loss(call(plain, case.inputs)).backward()
