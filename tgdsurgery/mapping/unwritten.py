@@ -16,11 +16,7 @@ from tgdsurgery.mapping.rules import creation
 from tgdsurgery.mapping.rules.registry import find_rule, unite_elementwise
 
 _FRESH = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-
-
 _COPIES = ("clone", "_to_copy")
-
-
 # In place and element by element, but without a look at what is replaced.
 _REPLACES = ("masked_fill_",)
 

@@ -19,18 +19,12 @@ from tgdsurgery.core.errors import PlanError
 from tgdsurgery.core.plan import check_kse
 
 Variant = Literal["paper", "released-code"]
-
-
 # Most numbers that one temporary tensor holds (2 MiB in float64), or one channel's N x (D + 2) numbers, or one
 # kernel's N distances where these are more. Up to a dozen live at a time; larger ones leave the caches.
 CHUNK_ELEMENTS = 2**18
-
-
 # Products of matrices round. Squared distances below NEAR (D + 2) |x|^2 are computed again, by differences; the others
 # are right to 1e-10.
 NEAR = 5e-6
-
-
 # A range below this share of the largest value is rounding, which min-max would blow up to [0, 1].
 SAME = 1e-9
 

@@ -20,20 +20,12 @@ from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.tables import shortened
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
-
-
 SUPPORTED = f"Supported are .safetensors and {', '.join(TORCH_SUFFIXES)} (written by torch.save)."
-
-
-MAX_EXPANSION = (
-    8  # how many times its own size a file may take in memory: names that share tensors are normal
-)
+MAX_EXPANSION = 8  # times its own size that a file may take in memory: names that share tensors are normal
 SMALL_CLAIM = 2**26  # bytes that any file may take
 MAX_NESTING = 20  # mappings within mappings that are searched for weights
 CHUNK = 2**20  # bytes that are read at a time
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and averaging wrappers; torch.compile
-
-
 WEIGHT_WORDS = {"state", "dict", "model", "module", "net", "network", "ema", "weights", "params"}
 
 

@@ -29,8 +29,6 @@ from tgdsurgery.surgery.remove import remove_tgd
 from tgdsurgery.surgery.tgd_network import plan_of, unwrapped
 
 DELTA_FORMAT = "tgdsurgery-delta-1"
-
-
 SUFFIX = ".safetensors"
 
 

@@ -15,11 +15,7 @@ from tgdsurgery.surgery.compact.filter_base import CompactFilter
 
 # What the backward needs to know of the channels, if it gathers the trainable ones, and if not.
 GATHERING = ("rows", "read", "needs", "passing", "reached")
-
-
 WHOLE = ("rows", "unneeded")
-
-
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
