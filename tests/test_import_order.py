@@ -32,7 +32,7 @@ INSIDE = {
         ("channel_map",),
     ),
     "surgery": (
-        ("derived", "hooks", "needed_inputs", "tgd_network"),
+        ("derived", "held_statistics", "hooks", "needed_inputs", "tgd_network"),
         ("compact",),
         ("entries", "equivalence", "validate"),
         ("layers",),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-
 import torch
 from torch import BoolTensor, Tensor
 
@@ -35,15 +32,3 @@ def held_statistics(plan: TGDPlan) -> dict[str, BoolTensor]:
 def mixed(stored: Tensor, moved: Tensor, trainable: Tensor) -> Tensor:
     """(N,): of trainable channels the moved statistics, of the others the stored ones."""
     return torch.where(trainable, moved, stored)
-
-
-@contextlib.contextmanager
-def held(statistics: Sequence[Tensor], trainable: Tensor) -> Iterator[None]:
-    """Whatever is written to the statistics inside, in place, stays for the trainable channels only."""
-    stored = [each.clone() for each in statistics]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for each, values in zip(statistics, stored, strict=True):
-                each.copy_(mixed(values, each, trainable.to(each.device)))

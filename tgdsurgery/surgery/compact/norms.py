@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tgdsurgery.core.masking import mask_gradient
-from tgdsurgery.core.norm_statistics import held, mixed
+from tgdsurgery.core.norm_statistics import STATISTICS, mixed
 from tgdsurgery.core.torch_private import BatchNorm, InstanceNorm, check_batch_size
 from tgdsurgery.surgery.compact.backward_norm import Normalised
+from tgdsurgery.surgery.compact.base import Part, Parts
 from tgdsurgery.surgery.compact.channels import Select, run
-from tgdsurgery.surgery.compact.twin import Compact
+from tgdsurgery.surgery.compact.twin import Compact, Compaction
+from tgdsurgery.surgery.held_statistics import Held, HoldsStatistics
 
 # Share of the channels up to which a norm's backward is that of the trainable ones alone.
 MAX_GATHERED_SHARE = 0.6
@@ -78,7 +80,7 @@ class CompactPReLU(CompactChannelLayer, nn.PReLU):
         return self._tgd_masked(F.prelu(self._tgd_stopped(x), self._tgd_full("weight")))
 
 
-class CompactNorm(CompactChannelLayer):
+class CompactNorm(HoldsStatistics, CompactChannelLayer):
     """Norms that normalise each channel by itself: the backward is compact.
 
     They may keep running statistics. In training, frozen channels can use the stored ones.
@@ -95,10 +97,11 @@ class CompactNorm(CompactChannelLayer):
 
     def _tgd_normalise(self, x: Tensor) -> Tensor:
         """The plain layer's output for x (B, C, *); where it holds, each channel by its own mode."""
+        self._tgd_put_back()
         if not (self.training or torch.is_grad_enabled()):
             return self._tgd_run(x, self._tgd_whole("weight"), self._tgd_whole("bias"), training=False)
         x = self._tgd_stopped(x)
-        holds = self.training and self._tgd_compaction.hold and self.running_mean is not None
+        holds = self.training and self._tgd_statistics is not None and self.running_mean is not None
         if not self._tgd_compaction.trainable:
             return self._tgd_run(x, *self._tgd_affine(), training=self.training and not holds)
         if (not holds or x.numel() == 0) and self._tgd_is_plain(x):
@@ -119,13 +122,16 @@ class CompactNorm(CompactChannelLayer):
         settings = self._tgd_by_batch(), self._tgd_by_sample, self.eps
         return run(Normalised, y, part, *rows, mean, var, *indices, x, slope, *settings)
 
-    def reset_running_stats(self) -> None:
-        """Of the trainable channels only, where the others are held (torch's `update_bn` calls it)."""
-        if not self._tgd_compaction.hold or self.running_mean is None:
-            super().reset_running_stats()  # type: ignore[misc]
-        elif self._tgd_compaction.trainable:
-            with held(self._tgd_stored(), torch.tensor(self._tgd_compaction.mask)):
-                super().reset_running_stats()  # type: ignore[misc]
+    def _tgd_compact(
+        self, compaction: Compaction, parts: dict[str, Part], known: Parts | None = None
+    ) -> None:
+        super()._tgd_compact(compaction, parts, known)
+        if compaction.hold and self.running_mean is not None:
+            self._tgd_statistics = Held(self, STATISTICS, torch.tensor(compaction.mask))
+
+    def _tgd_unite(self, known: dict[str, nn.Parameter] | None = None) -> None:
+        self._tgd_let_go()
+        super()._tgd_unite(known)
 
     def _tgd_index_tensors(self) -> dict[str, Any]:
         """With the frozen channels, where all are handed to the backward."""
@@ -173,6 +179,7 @@ class CompactNorm(CompactChannelLayer):
             each.index_copy_(
                 0, self._tgd_index("rows"), values.view(-1, len(self._tgd_index("rows"))).mean(0)
             )
+        self._tgd_confirm()
         return y, mean, var
 
     @torch.no_grad()
@@ -189,6 +196,7 @@ class CompactNorm(CompactChannelLayer):
         y = self._tgd_by_statistics(x, mean, var, *whole)
         for each, values in zip(self._tgd_stored(), moving, strict=True):
             each.copy_(mixed(each, values, trainable))
+        self._tgd_confirm()
         return y, mean, var
 
     def _tgd_stored(self) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.masking import along
-from tgdsurgery.core.norm_statistics import held, mixed
+from tgdsurgery.core.norm_statistics import mixed
 from tgdsurgery.surgery.derived import Derived, derive, original_class
+from tgdsurgery.surgery.held_statistics import Held, HoldsStatistics
 
 HOLD = "tgd_hold"  # name of the child module
 
@@ -36,7 +37,7 @@ class Hold(Constants):
         self._tgd_keep("mask", mask.clone(), device)
 
 
-class HeldNorm(Derived):
+class HeldNorm(HoldsStatistics, Derived):
     """A norm whose frozen channels use, and keep, their stored statistics also in training.
 
     Works for any class that keeps running statistics in buffers, whatever else its forward does: the class's
@@ -51,6 +52,7 @@ class HeldNorm(Derived):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward; in training, each channel by its own mode."""
+        self._tgd_put_back()
         if not self.training:
             return super().forward(*args, **kwargs)
         hold: Hold = getattr(self, HOLD)
@@ -71,14 +73,8 @@ class HeldNorm(Derived):
         with torch.no_grad():
             for name, buffer in stored.items():
                 buffer.copy_(mixed(buffer, moved[name], mask))
+        self._tgd_confirm()
         return torch.where(along(mask, hold.channel_axis), by_batch, by_stored)
-
-    def reset_running_stats(self) -> None:
-        """Of the trainable channels only (torch's `update_bn` calls it)."""
-        hold: Hold = getattr(self, HOLD)
-        if hold.any_trainable:
-            with held([self.get_buffer(name) for name in hold.statistics], hold._tgd_kept["mask"]):
-                super().reset_running_stats()  # type: ignore[misc]
 
     def _tgd_use(self, statistics: Mapping[str, Tensor], *, training: bool) -> None:
         self.training = training
@@ -97,10 +93,12 @@ def hold(norm: nn.Module, mask: Tensor, channel_axis: int, statistics: Sequence[
     """
     norm.add_module(HOLD, Hold(mask, channel_axis, statistics, norm.get_buffer(statistics[0]).device))
     norm.__class__ = derive(HeldNorm, type(norm))
+    vars(norm)["_tgd_statistics"] = Held(norm, statistics, mask)
 
 
 def release(norm: nn.Module) -> None:
     """Give a `HeldNorm` its original class back, in place."""
     if isinstance(norm, HeldNorm):
+        norm._tgd_let_go()
         delattr(norm, HOLD)
         norm.__class__ = original_class(type(norm))
