@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn, optim
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.laws.subjects import (
     Method,
     assert_equal_tensors,
+    gradients,
     in_both_forms,
     methods,
     operated,
@@ -109,6 +111,34 @@ def test_held_statistics_come_back(name, how, training, form):
     assert_held_statistics_come_back(case_of(name), Method(phi=0.5, form=form), how, training=training)
 
 
+def assert_looking_is_no_writing(case: Case, method: Method) -> None:
+    """Raise unless a state and an evaluation between forward and backward change nothing."""
+    tgd = operated(case, method)
+    other = copy.deepcopy(tgd)
+    losses = [scalar_loss(call(net, case.inputs)) for net in (tgd, other)]
+    if not losses[0].requires_grad:
+        return  # all is frozen
+    for _ in range(2):
+        tgd.state_dict()
+        with torch.no_grad():
+            call(tgd.eval(), case.inputs)
+    for loss in losses:
+        loss.backward()
+    assert_equal_tensors(gradients(tgd), gradients(other))
+
+
+@given(case=cases(), method=methods, training=st.booleans())
+def test_random_networks_looked_at_before_the_backward(case, method, training):
+    assert_looking_is_no_writing(case.train(training), method)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["residual stages", "norms with statistics", "tied weights"])
+@in_both_forms
+def test_looked_at_before_the_backward(name, training, form):
+    assert_looking_is_no_writing(case_of(name).train(training), Method(phi=0.5, form=form))
+
+
 @pytest.mark.parametrize("assign", [False, True])
 @in_both_forms
 def test_statistics_that_are_loaded_are_held_from_then_on(form, assign):
@@ -182,3 +212,158 @@ def test_lightnings_weight_averaging(form):
         task, torch.utils.data.DataLoader(batches, batch_size=None)
     )
     assert_only_trainable_moved(task.net, before, state)
+
+
+# A state that is written to ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def averaged(state: dict[str, Tensor]) -> None:
+    """As averages of weights do it."""
+    for value in state.values():
+        if value.is_floating_point():
+            value.mul_(0.5).add_(torch.ones_like(value), alpha=0.125)
+
+
+class Subject:
+    """A network, and the state that somebody took from it at first and has kept. `masks`: what may move in it."""
+
+    def __init__(self, net: nn.Module, masks: dict[str, Tensor]) -> None:
+        self.net, self.masks, self.kept = net, masks, net.state_dict()
+
+    def write(self) -> None:
+        averaged(self.net.state_dict())
+
+    def write_to_kept(self) -> None:
+        averaged(self.kept)
+
+    def write_to_views(self) -> None:
+        views = [value.detach().flatten()[::2] for value in self.net.state_dict().values()]
+        torch._foreach_mul_([view for view in views if view.is_floating_point()], 2.0)
+
+    def step(self) -> None:
+        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        for name, parameter in self.net.named_parameters():
+            mask = self.masks.get(name, torch.zeros(()))
+            parameter.grad = (
+                mask.to(parameter) if mask.shape == parameter.shape else torch.ones_like(parameter)
+            )
+        if parameters:
+            optim.SGD(parameters, lr=0.25).step()
+
+    def load(self) -> None:
+        self.net.load_state_dict({name: 0.5 * value for name, value in self.net.state_dict().items()})
+
+    def write_and_load(self) -> None:
+        state = self.net.state_dict()
+        averaged(state)
+        self.net.load_state_dict(state)
+
+    def set_mode(self) -> None:
+        self.net.train().eval()
+
+    def change_type(self) -> None:
+        self.net.double().float()
+
+    def copy(self) -> None:
+        self.net = copy.deepcopy(self.net)
+
+
+class ByHand(Subject):
+    """The plain network, whose frozen entries are put back by hand after everything but a load of others."""
+
+    def __init__(self, net: nn.Module, masks: dict[str, Tensor]) -> None:
+        super().__init__(net, masks)
+        self.frozen = copy.deepcopy(net.state_dict())
+
+    def put_back(self) -> None:
+        for state in (self.net.state_dict(), self.kept):
+            for name, mask in self.masks.items():
+                state[name].copy_(torch.where(mask, state[name], self.frozen[name]))
+
+    def step(self) -> None:
+        for name, parameter in self.net.named_parameters():
+            if name not in self.masks:
+                parameter.requires_grad_(False)
+        super().step()
+
+    def load(self) -> None:
+        super().load()
+        self.frozen = copy.deepcopy(self.net.state_dict())
+
+    def write_and_load(self) -> None:
+        averaged(self.net.state_dict())
+
+
+EVENTS = (
+    "write",
+    "write_to_kept",
+    "write_to_views",
+    "write_and_load",
+    "step",
+    "load",
+    "set_mode",
+    "change_type",
+    "copy",
+)
+
+
+def assert_state_is_the_networks_memory(case: Case, method: Method, events: Sequence[str]) -> None:
+    """Raise unless writing to the state is what it is for a plain network with the frozen entries put back."""
+    tgd = operated(case, method)
+    masks: dict[str, Tensor] = {**tgd.tgd_plan.parameter_masks(), **held_statistics(tgd.tgd_plan)}
+    unmapped = {
+        name: torch.zeros_like(case.model.get_parameter(name)).bool() for name in tgd.tgd_plan.unmapped
+    }
+    masks = {name: mask.contiguous() for name, mask in (masks | unmapped).items()}
+    subject, plain = Subject(tgd, masks), ByHand(copy.deepcopy(case.model), masks)
+    for event in events:
+        for each in (subject, plain):
+            getattr(each, event)()
+        plain.put_back()
+        call(subject.net, case.inputs)
+    assert_equal_tensors(subject.net.state_dict(), plain.net.state_dict())
+    for name, mask in masks.items():
+        assert torch.equal(subject.kept[name][mask], plain.kept[name][mask]), name
+    found, expected = (
+        leaves(call(net.eval(), case.inputs)) for net in (subject.net, with_flags_of(plain.net, subject.net))
+    )
+    assert_equal_tensors(found, expected)
+
+
+events = st.lists(st.sampled_from(EVENTS), min_size=1, max_size=6)
+
+
+@given(case=cases(), method=methods, events=events)
+def test_random_networks_whose_state_is_written_to(case, method, events):
+    assert_state_is_the_networks_memory(case, method._replace(form="compact"), events)
+
+
+@pytest.mark.parametrize(
+    "name", ["residual stages", "norms with statistics", "tied weights", "spectral norm"]
+)
+@pytest.mark.parametrize(
+    "written", [("write",), ("write_to_kept", "step", "write_to_kept"), ("step", "copy", "write")]
+)
+@pytest.mark.parametrize("form", ["compact"])
+def test_state_is_the_networks_memory(name, written, form):
+    assert_state_is_the_networks_memory(case_of(name), Method(phi=0.5, form=form), written)
+
+
+def test_a_state_that_nobody_has_any_more_takes_no_memory():
+    case, tgd = subject("compact")
+    state = tgd.state_dict()
+    view = state["blocks.0.0.weight"].flatten()
+    own = {tensor.data_ptr() for tensor in (*tgd.parameters(), *tgd.buffers())}
+    made = [StorageWeakRef(v.untyped_storage()) for v in state.values() if v.data_ptr() not in own]
+    assert len(made) > 3
+    del state
+    call(tgd.eval(), case.inputs)
+    assert [ref.expired() for ref in made].count(False) == 1
+    with torch.no_grad():
+        view.add_(1.0)  # the one that is left is still the network's
+    mask = tgd.tgd_plan.trainable("blocks.0.0")
+    before = case.model.state_dict()["blocks.0.0.weight"]
+    after = tgd.state_dict()["blocks.0.0.weight"]
+    assert torch.equal(after[mask], before[mask] + 1)
+    assert torch.equal(after[~mask], before[~mask])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
@@ -42,6 +42,7 @@ __all__ = [
     "TorchDispatchMode",
     "check_batch_size",
     "default_store",
+    "is_held_elsewhere",
     "is_op",
     "keystr",
     "runs_hooks",
@@ -74,6 +75,13 @@ def without_fused_backends() -> Iterator[None]:
 def under_functorch() -> bool:
     """Whether a transform of torch.func is running."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def is_held_elsewhere(tensor: Tensor) -> bool:
+    """Whether other tensors have the same memory."""
+    memory = tensor.untyped_storage()
+    own = 2  # the tensor, and `memory`
+    return bool(torch._C._storage_Use_Count(memory._cdata) > own)
 
 
 def is_op(name: str) -> bool:

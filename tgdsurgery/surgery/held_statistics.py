@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tgdsurgery.core.torch_private import under_functorch
+
 HoldsT = TypeVar("HoldsT", bound="HoldsStatistics")
 
 
@@ -42,17 +44,17 @@ class Held:
     @torch.no_grad()
     def put_back(self, norm: nn.Module) -> None:
         """Write the copy into the buffers that something was written to, or that are others now."""
-        compiling = (
-            torch.compiler.is_compiling()
-        )  # the compiled code sees no counters, and writes in any case
+        compiling = torch.compiler.is_compiling()  # compiled code sees no counters: it writes in any case
         for name, buffer in self._present(norm):
             if not compiling and _same_moment(self._right.get(name), buffer):
                 continue
             at, values = self._on(buffer.device), self._kept[name].to(buffer.device, buffer.dtype)
-            if compiling or torch.is_inference_mode_enabled() or not buffer.is_inference():
+            if compiling:
                 buffer.index_copy_(0, at, values)
-            else:  # which allows no write
+            elif buffer.is_inference() and not torch.is_inference_mode_enabled():  # allows no write
                 norm._buffers[name] = buffer.index_copy(0, at, values)
+            else:  # not counted: a backward that needs the buffer can still come
+                buffer.data.index_copy_(0, at, values)
         if not compiling:
             self.confirm(norm)
 
@@ -100,9 +102,10 @@ class HoldsStatistics(nn.Module):
 
     def _tgd_put_back(self) -> None:
         """To be called before the statistics are read."""
-        # What is exported is a network as it is.
-        if self._tgd_statistics is not None and not torch.compiler.is_exporting():
-            self._tgd_statistics.put_back(self)
+        # What is exported is a network as it is, and transforms of torch.func allow no write.
+        if self._tgd_statistics is None or torch.compiler.is_exporting() or under_functorch():
+            return
+        self._tgd_statistics.put_back(self)
 
     def _tgd_confirm(self) -> None:
         """To be called after an update of the trainable ones."""

@@ -39,11 +39,13 @@ class AssembledGraph(Assembled):
     """A torch.fx graph, whose class exists once: copies are made from its code, which knows nothing of frozen parts."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        self._tgd_take_back()
         with _plain(self):
             copied = copy.deepcopy(self, memo)
         return _divided_graph(copied, copy.deepcopy(_state(self), memo))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        self._tgd_take_back()
         with _plain(self):
             make, arguments = self.__reduce_ex__(protocol)
         return _remade_graph, (make, arguments, _state(self))

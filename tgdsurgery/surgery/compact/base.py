@@ -6,15 +6,16 @@ From outside this is invisible: `state_dict` and `load_state_dict` speak the ori
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.records import ParameterRows
-from tgdsurgery.core.sharding import gathered, like
+from tgdsurgery.core.sharding import gathered, is_sharded, like
+from tgdsurgery.surgery.compact.handed_out import hand_out, hand_out_frozen, show_loaded, take_back
 from tgdsurgery.surgery.compact.layout import fill_, filled, taken
 from tgdsurgery.surgery.compact.weight_cache import Rows
 from tgdsurgery.surgery.derived import Derived
@@ -37,6 +38,8 @@ class Part(NamedTuple):
     at: str | None
     requires_grad: bool
 
+
+DividedT = TypeVar("DividedT", bound="Divided")
 
 # For parameters of several modules: by the parameter, what is trainable of it and what is frozen.
 Parts = dict[nn.Parameter, tuple[Rows | None, Tensor]]
@@ -66,8 +69,11 @@ class Divided(Derived, Constants):
         part = self._tgd_parts.get(name)
         if part is None or part.at is None:
             return None
-        # A replica that DataParallel made has no Parameters: it has tensors as plain attributes.
-        return vars(self)[name] if name not in self._parameters else self._parameters[name]
+        if name not in self._parameters:  # A replica that DataParallel made has tensors as plain attributes.
+            return vars(self)[name]
+        rows = _present(self._parameters[name])
+        take_back(rows)
+        return rows
 
     def _tgd_padded(self, name: str, values: Tensor) -> Tensor:
         """Values of the trainable part (a gradient, say) in the parameter's own shape; zero at frozen entries."""
@@ -158,21 +164,57 @@ class Divided(Derived, Constants):
         """The parameters of which a part is trainable: their names, and that part."""
         for name, part in self._tgd_parts.items():
             if part.at is not None:
-                yield name, _present(self._parameters[name])
+                yield name, self._tgd_rows(name)
+
+    def _tgd_take_back(self) -> None:
+        """Give the parameters what was written to tensors of a `state_dict`."""
+        for source in self._tgd_sources():
+            take_back(source)
+
+    def _tgd_sources(self) -> Iterator[Tensor]:
+        """Of every divided parameter its trainable part, or itself if nothing of it is trainable."""
+        for name in self._tgd_parts:
+            if (source := self._parameters.get(name, self._buffers.get(name))) is not None:
+                yield source
+
+    def train(self: DividedT, mode: bool = True) -> DividedT:
+        """Set the mode; a compiled forward does not look for what was written to tensors of a `state_dict`."""
+        self._tgd_take_back()
+        return super().train(mode)
+
+    def _apply(self: DividedT, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DividedT:
+        self._tgd_take_back()
+        return super()._apply(fn, recurse)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        self._tgd_take_back()
+        return super().__reduce_ex__(protocol)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         own: dict[str, Any] = OrderedDict()
         super()._save_to_state_dict(own, prefix, keep_vars)
-        for name, rows in self._tgd_divided():
-            full = self._tgd_joined(name, gathered(rows))
-            own[prefix + name] = like(full if keep_vars else full.detach(), rows)
+        for name, part in self._tgd_parts.items():
+            key = prefix + name
+            if part.at is not None:
+                own[key] = self._tgd_handed_out(name, keep_vars=keep_vars)
+            elif key in own and not keep_vars:
+                own[key] = hand_out_frozen(_present(self._buffers[name]))
         for key in [prefix + name for name in self._tgd_order if prefix + name in own]:
             destination[key] = own.pop(key)
         destination.update(own)
 
+    def _tgd_handed_out(self, name: str, *, keep_vars: bool) -> Tensor:
+        """The whole parameter for a `state_dict`."""
+        rows: Tensor = self._tgd_rows(name)
+        if keep_vars or is_sharded(rows):
+            full = self._tgd_joined(name, gathered(rows))
+            return like(full if keep_vars else full.detach(), rows)
+        return hand_out(rows, self._tgd_frozen(name), self._tgd_parts[name].rows, self._tgd_index_of(name))
+
     def _load_from_state_dict(  # type: ignore[no-untyped-def]
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
+        self._tgd_take_back()  # the state_dict can be this module's own, written to
         assign = local_metadata.get("assign_to_params_buffers", False)
         # The state_dict is this module's own copy, and may be changed.
         for name in self._tgd_parts:
@@ -197,6 +239,8 @@ class Divided(Derived, Constants):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        for source in self._tgd_sources():
+            show_loaded(source)
 
 
 def frozen_buffers(net: nn.Module) -> list[str]:

@@ -72,12 +72,9 @@ class Compact(Divided):
         if torch.compiler.is_compiling():
             with torch.no_grad():
                 return self._tgd_full(name)
-        frozen = self._buffers.get(f"_tgd_frozen_{name}")
-        if (written := self._tgd_written.get(name)) and as_it_was(
-            written, self._parameters.get(name), frozen
-        ):
+        frozen, trainable = self._buffers.get(f"_tgd_frozen_{name}"), self._tgd_rows(name)
+        if (written := self._tgd_written.get(name)) and as_it_was(written, trainable, frozen):
             return frozen
-        trainable = self._tgd_rows(name)
         with torch.no_grad():
             # Under torch.func this is a plain tensor, so the buffer must not be written.
             if frozen is None or not isinstance(trainable, nn.Parameter):
