@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tgdsurgery.surgery.equivalence import difference, same_results
+from tgdsurgery.core.errors import RewriteError
+from tgdsurgery.surgery.equivalence import difference, refuse_other, same_results
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -87,8 +88,13 @@ class Single(Net):
         return super().forward(x).float()
 
 
+def forms_differ(reference: Callable[[], nn.Module], other: Callable[[], nn.Module]) -> str | None:
+    """`difference`, of forms of the reference itself."""
+    return difference(reference(), reference, other, ((X,), {}), holds=False)
+
+
 def test_rounding_is_no_difference() -> None:
-    assert difference(Net, Reordered, ((X,), {})) is None
+    assert forms_differ(Net, Reordered) is None
     assert not same_results(Net(), Reordered(), ((X,), {}))
 
 
@@ -106,14 +112,14 @@ def test_a_gradient_that_is_nothing_but_rounding_was_among_them() -> None:
 
 @pytest.mark.parametrize("other", [GradientOff, BiasLost, OutputOff, OutputNan, Detached, Listed])
 def test_what_is_not_rounding_is_a_difference(other: Callable[[], nn.Module]) -> None:
-    assert difference(Net, other, ((X,), {})) == "its outputs or gradients differ"
+    assert forms_differ(Net, other) == "its outputs or gradients differ"
     assert not same_results(Net(), other(), ((X,), {}))
 
 
 @pytest.mark.parametrize("other", [GradientBarelyOff, Single])
 def test_small_networks_are_compared_in_float64(other: Callable[[], nn.Module]) -> None:
     assert same_results(Net(), other(), ((X,), {}))
-    assert difference(Net, other, ((X,), {})) == "its outputs or gradients differ"
+    assert forms_differ(Net, other) == "its outputs or gradients differ"
 
 
 def test_a_form_that_does_not_run_says_why() -> None:
@@ -121,11 +127,79 @@ def test_a_form_that_does_not_run_says_why() -> None:
         def first(self, x: Tensor) -> Tensor:
             raise LookupError("no such row")
 
-    assert difference(Net, Broken, ((X,), {})) == "it does not run (LookupError: no such row)"
-    assert difference(Broken, Net, ((X,), {})) == (
+    assert forms_differ(Net, Broken) == "it does not run (LookupError: no such row)"
+    assert forms_differ(Broken, Net) == (
         "the network runs neither in eval nor in train mode (LookupError: no such row)"
     )
 
 
 def test_the_same_network_has_the_same_results() -> None:
     assert same_results(Net(), Net(), ((X,), {}))
+
+
+class FailsInTraining(Net):
+    """As a form of which one mode does not run."""
+
+    def first(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("no such axis")
+        return self.conv(x)
+
+
+class FailsInTheBackward(Net):
+    def first(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.conv(x))
+        return y + y.mul_(0) if self.training else self.conv(x)
+
+
+class DrawsEveryTime(Net):
+    """Another output in every call."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        DrawsEveryTime.calls += 1
+        return super().forward(x) * DrawsEveryTime.calls
+
+
+COMPARED: dict[str, Callable[..., object]] = {
+    "with one form": lambda model, form, holds: refuse_other(model, form, ((X,), {}), holds=holds),
+    "with two forms": lambda model, form, holds: difference(model, form, form, ((X,), {}), holds=holds),
+}
+with_forms = pytest.mark.parametrize("compare", COMPARED.values(), ids=COMPARED)
+
+
+@with_forms
+@pytest.mark.parametrize("form", [FailsInTraining, FailsInTheBackward])
+def test_a_mode_that_ran_before_has_to_run(compare: Any, form: Callable[[], nn.Module]) -> None:
+    with pytest.raises(RewriteError, match="does not run in train mode, and without it does"):
+        compare(Net(), form, True)
+    compare(form(), form, True)
+
+
+@with_forms
+@pytest.mark.parametrize("holds", [False, True])
+def test_the_model_itself_is_one_side(compare: Any, holds: bool) -> None:
+    compare(Net(), Net, holds)
+    with pytest.raises(RewriteError, match="something else in eval mode"):
+        compare(Net(), BiasLost, holds)
+
+
+class OtherNorm(Net):
+    """As a form that holds statistics."""
+
+    def forward(self, x: Tensor) -> Any:
+        self.norm.eval()
+        return super().forward(x)
+
+
+@with_forms
+def test_only_what_holds_statistics_may_differ_in_train_mode(compare: Any) -> None:
+    compare(Net(), OtherNorm, True)
+    with pytest.raises(RewriteError, match="something else in train mode"):
+        compare(Net(), OtherNorm, False)
+
+
+@with_forms
+def test_a_model_that_is_never_the_same_is_not_compared(compare: Any) -> None:
+    compare(DrawsEveryTime(), Net, False)

@@ -37,7 +37,9 @@ def hand_masked_step(case: Case, plan: TGDPlan) -> Step:
     if plan.norm_stats == "hold":
         for entry in plan.entries:
             for name in entry.layer.modules if entry.layer.statistics else ():
-                _hold_statistics(model.get_submodule(name), torch.tensor(entry.mask))
+                _hold_statistics(
+                    model.get_submodule(name), torch.tensor(entry.mask), entry.layer.channel_axis
+                )
     # A layer that is frozen whole has no mask: the loss still reaches the layers before it (design 3.3).
     partly = [entry for entry in plan.entries if any(entry.mask)] if plan.flow == "masked" else []
     for entry in partly:
@@ -64,8 +66,11 @@ def _masked(output: Tensor, entry: LayerPlan) -> Tensor:
     return torch.where(torch.tensor(entry.mask).view(shape), output, output.detach())
 
 
-def _hold_statistics(module: nn.Module, trainable: Tensor) -> None:
-    """Make a norm in training normalise its frozen channels with their stored statistics, and keep those."""
+def _hold_statistics(module: nn.Module, trainable: Tensor, axis: int) -> None:
+    """Make a norm in training normalise its frozen channels with their stored statistics, and keep those.
+
+    A norm of any class that has the names of torch's.
+    """
 
     def forward(x: Tensor) -> Tensor:
         mean, variance = module.running_mean, module.running_var
@@ -74,7 +79,7 @@ def _hold_statistics(module: nn.Module, trainable: Tensor) -> None:
         if not module.training:
             module.running_mean, module.running_var = mean, variance
             return fresh
-        per_channel = [-1] + [1] * (x.ndim - 2)
+        per_channel = [-1] + [1] * (-axis - 1)
         stored = (x - mean.view(per_channel)) / torch.sqrt(variance.view(per_channel) + module.eps)
         if module.affine:
             stored = stored * module.weight.view(per_channel) + module.bias.view(per_channel)

@@ -229,3 +229,52 @@ class Pad(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, {self.mode}"
+
+
+class FrozenNorm(nn.Module):
+    """As FrozenBatchNorm2d of torchvision and DETR: all four are buffers, and nothing writes to them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.rand(channels) + 0.5)
+        self.register_buffer("bias", torch.randn(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        shape = [-1, *[1] * (x.dim() - 2)]
+        return x * scale.view(shape) + shift.view(shape)
+
+
+class NormByHand(nn.Module):
+    """A batch norm with an axis of its own; `way` is how it keeps its statistics."""
+
+    affine, eps = True, 1e-5
+
+    def __init__(self, channels: int, axis: int = 1, way: str = "assigned") -> None:
+        super().__init__()
+        self.axis, self.way = axis, way
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            others = [axis for axis in range(x.dim()) if axis != self.axis % x.dim()]
+            mean, var = x.mean(others), x.var(others, correction=0)
+            with torch.no_grad():
+                if self.way == "assigned":
+                    self.running_mean = 0.9 * self.running_mean + 0.1 * mean
+                    self.running_var = 0.9 * self.running_var + 0.1 * var
+                else:
+                    self.running_mean.lerp_(mean, 0.1)
+                    self.running_var.lerp_(var, 0.1)
+        shape = [-1 if axis == self.axis % x.dim() else 1 for axis in range(x.dim())]
+        y = (x - mean.view(shape)) * (var.view(shape) + self.eps).rsqrt()
+        return y * self.weight.view(shape) + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, {self.axis}, {self.way}"

@@ -23,7 +23,7 @@ SIZES = {1: (4, 6, 8), 2: (4, 6, 8), 3: (4,)}
 SMOOTH = ("LeakyReLU", "ELU", "SiLU", "Softplus")
 SATURATING = ("ReLU", "ReLU6", "Hardswish", "Tanh")
 IN_PLACE = ("LeakyReLU", "ELU", "SiLU", "ReLU", "ReLU6", "Hardswish")
-NORMS = ("none", "batch", "batch without affine", "instance", "group", "layer")
+NORMS = ("none", "batch", "batch without affine", "instance", "group", "layer", "frozen", "by hand")
 
 
 class Shape(NamedTuple):
@@ -135,15 +135,23 @@ def _norm(options: Options, shape: Shape) -> list[nn.Module]:
     kind = options.choose(*NORMS)
     if kind == "none":
         return []
-    if kind == "batch":
-        return [blocks.BATCH_NORM[dims](channels, momentum=options.choose(0.1, None))]
-    if kind == "batch without affine":
-        return [blocks.BATCH_NORM[dims](channels, affine=False)]
+    if kind in ("batch", "batch without affine"):
+        momentum = options.choose(0.1, None)
+        return [blocks.BATCH_NORM[dims](channels, momentum=momentum, affine=kind == "batch")]
     if kind == "instance":
         return [blocks.INSTANCE_NORM[dims](channels, affine=options.choose(True, False))]
     if kind == "group":
         return [nn.GroupNorm(options.choose(*_divisors(channels)), channels)]
-    return [blocks.ChannelsLast(nn.LayerNorm(channels))]
+    if kind == "layer":
+        return [blocks.ChannelsLast(nn.LayerNorm(channels))]
+    return [blocks.FrozenNorm(channels) if kind == "frozen" else _norm_by_hand(options, channels)]
+
+
+def _norm_by_hand(options: Options, channels: int) -> nn.Module:
+    way = options.choose("assigned", "in place")
+    if options.choose(False, True):
+        return blocks.NormByHand(channels, 1, way)
+    return blocks.ChannelsLast(blocks.NormByHand(channels, -1, way))
 
 
 def _activation(options: Options, shape: Shape) -> list[nn.Module]:

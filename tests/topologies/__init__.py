@@ -3,7 +3,7 @@
 Every fixed bug leaves a network behind here; all laws run on all of them.
 """
 
-from tests.topologies import gates, interfaces, movement, sharing, weights, writes
+from tests.topologies import gates, interfaces, movement, norms, sharing, weights, writes
 from tests.topologies.registry import FORWARD_ONLY, TOPOLOGIES, case_of
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "gates",
     "interfaces",
     "movement",
+    "norms",
     "sharing",
     "weights",
     "writes",

@@ -19,7 +19,7 @@ Every node of the graph carries in `meta`:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -30,6 +30,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from tgdsurgery.core.copying import own_randomness
 from tgdsurgery.core.errors import CaptureError, TGDError, UnsupportedOpError
+from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.torch_private import (
     TorchDispatchMode,
     tree_leaves,
@@ -56,6 +57,7 @@ class Capture:
         places: what the model keeps at the end, by where it is.
         left: the storages that the run has made and left behind, with the nodes that look at them.
         settled: whether the model keeps tensors in the same places as before the run.
+        moved: names of the running statistics that are others than before.
     """
 
     graph: fx.Graph
@@ -63,6 +65,7 @@ class Capture:
     places: Mapping[str, fx.Node] = field(default_factory=dict)
     left: Mapping[StorageWeakRef, Sequence[fx.Node]] = field(default_factory=dict)
     settled: bool = True
+    moved: Collection[str] = ()
 
 
 def capture(
@@ -91,7 +94,7 @@ def capture(
         CaptureError: the model's forward raised; the message has its error. Or it uses the original's tensors.
     """
     model.train().train(training)  # train mode clears what some networks keep for evaluation
-    before = state_of(model)
+    before, statistics = state_of(model), {name: b.clone() for name, b in _statistics(model)}
     recorder = _Recorder(model, before, earlier, original)
     handles = recorder.watch_modules(model)
     args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
@@ -116,7 +119,19 @@ def capture(
     places = recorder.kept_at(after)
     graph, carried = recorder.finish(output, places)
     del output
-    return Capture(graph, carried, places, recorder.left(), before.keys() == after.keys())
+    settled = before.keys() == after.keys()
+    return Capture(graph, carried, places, recorder.left(), settled, _moved(statistics, model))
+
+
+def _statistics(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The running statistics of norms."""
+    return [(n, buffer) for n, buffer in model.named_buffers() if n.rpartition(".")[2] in STATISTICS]
+
+
+def _moved(before: Mapping[str, Tensor], model: nn.Module) -> set[str]:
+    """Names of the statistics that are others now; where there are no values, of all."""
+    after = dict(_statistics(model))
+    return {n for n, b in before.items() if b.is_meta or n not in after or not torch.equal(b, after[n])}
 
 
 def refuse_inference_mode() -> None:
@@ -215,8 +230,10 @@ class _Recorder(TorchDispatchMode):
         return {place: node for place, node in nodes.items() if node}
 
     def left(self) -> dict[StorageWeakRef, list[fx.Node]]:
-        """The storages that the run has made and that are still there."""
-        alive = {made: self._storages[made] for made in self._made if not self._storages[made].expired()}
+        """The storages that the run has made and that are still there, but for statistics of norms."""
+        statistics = {self._key(buffer)[0] for _, buffer in _statistics(self._model)}
+        made = [made for made in self._made if made not in statistics]
+        alive = {memory: self._storages[memory] for memory in made if not self._storages[memory].expired()}
         found = {alive[made]: [self._nodes[key] for key in self._made[made]] for made in alive}
         return {made: nodes for made, nodes in found.items() if not all(node.meta["fixed"] for node in nodes)}
 

@@ -70,8 +70,9 @@ def _mapped(model: nn.Module, arguments: Arguments, on_unknown: OnUnknown) -> Ma
     runs = _Runs(model, LabelTable(), on_unknown)
     with apart(model, runs.trial):
         evaluated, trained = _both_modes(runs, arguments)
-    first = Collector(evaluated, runs.trial)
-    return _merged(first.collect(), Collector(trained, runs.trial, after=first).collect(), model)
+    still = trained.still()
+    first = Collector(evaluated, runs.trial, still)
+    return _merged(first.collect(), Collector(trained, runs.trial, still, after=first).collect(), model)
 
 
 def _both_modes(runs: _Runs, arguments: Arguments) -> tuple[Propagation, Propagation]:

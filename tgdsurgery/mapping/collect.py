@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -16,7 +16,8 @@ from tgdsurgery.mapping.labels import Block
 from tgdsurgery.mapping.propagate import Propagation
 from tgdsurgery.mapping.rules.call import FilterCall
 
-# Modules whose output is their input, channel by channel, with their own parameters on it.
+# Modules whose output is their input, channel by channel, with their own parameters on it. So is that of others that
+# keep running statistics.
 _CHANNEL_LAYERS = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
 
@@ -40,11 +41,15 @@ class MappedModel:
 class Collector:
     """Turns the labels of one run into layers and producers.
 
-    What was collected `after` another run is added to what that one found: the runs are mostly alike.
+    What was collected `after` another run is added to what that one found: the runs are mostly alike. `still` are
+    the running statistics that training does not change: they are like any buffer.
     """
 
-    def __init__(self, found: Propagation, model: nn.Module, after: Collector | None = None) -> None:
+    def __init__(
+        self, found: Propagation, model: nn.Module, still: Collection[str], after: Collector | None = None
+    ) -> None:
         self.found = found
+        self.still = still
         self.after = after
         self.modules = dict(model.named_modules())
         self.calls: dict[str, list[FilterCall]] = {}
@@ -85,7 +90,7 @@ class Collector:
             self.rows[name] = own
             self.owner.update(dict.fromkeys(own, name))
         for parameter, rows in self.found.parameters.items():
-            if parameter not in self.owner and parameter not in torn:
+            if parameter not in self.owner and parameter not in torn and parameter not in self.still:
                 owner = self._bias_owner(parameter, rows.shape) or self._channel_layer_name(parameter)
                 self.rows.setdefault(owner, {})[parameter] = rows
                 self.owner[parameter] = owner
@@ -138,7 +143,8 @@ class Collector:
 
     def _axes(self, layer: Layer, path: str) -> set[int | None]:
         """The channel axes of what module `path` returned; None where that is not this layer's output."""
-        if layer.role == "channel" and not isinstance(self.modules[path], _CHANNEL_LAYERS):
+        known = isinstance(self.modules[path], _CHANNEL_LAYERS) or layer.statistics
+        if layer.role == "channel" and not known:
             return {None}
         if layer.role == "filter" and any(
             call.layer != layer.name and f"{call.node.meta['module']}.".startswith(f"{path}." if path else "")
@@ -199,8 +205,8 @@ class Collector:
         """What each writer of a block stands for: its channel; none if the parameter stays frozen anyway."""
         if block.kind == "layer":
             return self._channels(block.name, block.count)
-        name = self.found.rows.get(block.name, [""])[0]
-        if name not in self.owner:
+        name = next((name for name in self.found.rows.get(block.name, ()) if name in self.owner), None)
+        if name is None:
             return [()] * block.count
         owner = self.owner[name]
         rows = self.rows[owner][name]

@@ -46,6 +46,7 @@ class Propagation:
         returned: labels of the nodes that some module returned, collapsed (axes of length 1 where constant).
         mixed: ops without a rule that were let through.
         kept: at the end of the run, the labels of what the model keeps, and of all else that was left behind.
+        moved: names of the running statistics that the run has changed.
     """
 
     capture: Capture
@@ -56,6 +57,7 @@ class Propagation:
     returned: dict[fx.Node, Tensor] = field(default_factory=dict)
     mixed: set[str] = field(default_factory=set)
     kept: dict[fx.Node, Tensor] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
 
     def at_places(self) -> dict[str, Tensor]:
         """The labels of what the model keeps, by where it is."""
@@ -76,7 +78,12 @@ class Propagation:
             filter_calls=[*earlier.filter_calls, *self.filter_calls],
             returned={**earlier.returned, **self.returned},
             mixed=earlier.mixed | self.mixed,
+            moved=earlier.moved | self.moved,
         )
+
+    def still(self) -> set[str]:
+        """The running statistics that were read and not changed: those of norms that are frozen by nature."""
+        return {name for name in self.parameters if name.rpartition(".")[2] in STATISTICS} - self.moved
 
 
 def propagate(
@@ -103,7 +110,7 @@ def propagate(
     first = {start: _read_again(start, labels, table) for start, labels in first.items()}
     carried = first
     while True:
-        found = Propagation(capture, table)
+        found = Propagation(capture, table, moved=set(capture.moved))
         _Interpreter(found, on_unknown, carried).run()
         # What is read at the start is what was there at the end of a run like this one, too.
         again = dict(carried)

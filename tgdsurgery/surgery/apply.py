@@ -12,10 +12,11 @@ from torch import nn
 from tgdsurgery.core.arguments import as_arguments
 from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import LayersFormWarning, TGDWarning
+from tgdsurgery.core.norm_statistics import held_statistics
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.records import ChannelMap
 from tgdsurgery.surgery.compact import compact, obstacles
-from tgdsurgery.surgery.equivalence import difference
+from tgdsurgery.surgery.equivalence import difference, refuse_other
 from tgdsurgery.surgery.hooks import has_hooks
 from tgdsurgery.surgery.layers.graph import graph_form
 from tgdsurgery.surgery.layers.tgd_layer import attach
@@ -35,7 +36,7 @@ def layers_form(model: nn.Module, plan: TGDPlan, example_inputs: object) -> nn.M
     compared with those of the model's own forward on the example inputs. Where the model cannot be traced,
     has hooks or cannot run in train mode on these inputs, or where anything comes out different, the same TGD
     layers are attached by forward hooks to a copy of the model's own class; the gradients are the same.
-    The comparison takes a training step's time and memory, twice, and two passing copies of the model.
+    The comparison takes some training steps' time and memory, and two passing copies of the model.
 
     A layer that is frozen whole gets no TGD layer, so that the loss still reaches the layers before it. Its
     parameters get `requires_grad=False`; so do those that belong to no layer.
@@ -52,16 +53,17 @@ def layers_form(model: nn.Module, plan: TGDPlan, example_inputs: object) -> nn.M
 
     Raises:
         RewriteError: the plan does not fit the model; or the model cannot be copied, is wrapped, or has
-            been rewritten already.
+            been rewritten already; or the result has other outputs, or does not run in a mode in which the model runs.
         CaptureError: the model is TorchScript, or has weights that are not initialised.
     """
     refuse(model, plan)
     net = copy_model(model)
     hooked = any(has_hooks(module) for module in net.modules())
     mount_layers(net, plan)
-    graph = None
+    arguments, graph = as_arguments(example_inputs), None
     if plan.flow == "masked" and not hooked:
-        graph = graph_form(net, as_arguments(example_inputs))
+        graph = graph_form(net, arguments)
+    refuse_other(model, partial(_layered, model, plan), arguments, holds=bool(held_statistics(plan)))
     return attach(net) if graph is None else graph
 
 
@@ -97,13 +99,13 @@ def compact_form(
     arguments = as_arguments(example_inputs)
     twins = _compactable(model, plan)
     nothing_known: dict[str, tuple[bool, ...]] = {}
-    layered = partial(_layered, model, plan)
+    layered, holds = partial(_layered, model, plan), bool(held_statistics(plan))
     for needs in (needed_inputs(channels, plan), nothing_known) if twins else ():
         compacted = partial(_compacted, model, plan, twins, needs)
-        if (reason := difference(layered, compacted, arguments)) is None:
+        if (reason := difference(model, layered, compacted, arguments, holds=holds)) is None:
             return compacted()
     compacted = partial(_compacted, model, plan, (), nothing_known)
-    if (without_twins := difference(layered, compacted, arguments)) is None:
+    if (without_twins := difference(model, layered, compacted, arguments, holds=holds)) is None:
         if twins:
             _warn_of_cost(
                 f"With compact layers this {type(model).__name__} is not the same network: {reason}. Its weights are "

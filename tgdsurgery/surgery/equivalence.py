@@ -1,4 +1,4 @@
-"""Whether two forms of a network are the same model: outputs and gradients, compared on example inputs."""
+"""Whether a network and its forms are the same model: outputs and gradients, compared on example inputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tgdsurgery.core.arguments import Arguments
-from tgdsurgery.core.copying import own_randomness
+from tgdsurgery.core.copying import copy_model, own_randomness
+from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.torch_private import tree_flatten, tree_map_only
 from tgdsurgery.surgery.compact import full_parameters
 
 Outcome = tuple[list[Any], Any, dict[str, Tensor]]
+
+_MODES = {False: "eval", True: "train"}
+_PARTS = "Apply TGD to the parts that it can be applied to: model.backbone = apply_tgd(model.backbone, ...)."
 
 MAX_FLOAT64_PARAMETERS = 50_000_000  # up to which a network is tried in float64
 MAX_ENTRIES_AT_A_TIME = 2**20  # that are compared
@@ -31,9 +35,14 @@ def same_results(reference: nn.Module, other: nn.Module, arguments: Arguments) -
 
 
 def difference(
-    reference: Callable[[], nn.Module], other: Callable[[], nn.Module], arguments: Arguments
+    model: nn.Module,
+    reference: Callable[[], nn.Module],
+    other: Callable[[], nn.Module],
+    arguments: Arguments,
+    *,
+    holds: bool,
 ) -> str | None:
-    """How two networks differ by more than rounding, in words; None if they do not, in the modes that run.
+    """How two forms of a network differ by more than rounding, in words; None if they do not, in the modes that run.
 
     Outputs in eval and train mode are compared, and the gradients of parameters and inputs, of some loss;
     that of a compact layer's parameter in the parameter's full shape. In float64 if the reference runs in it
@@ -41,21 +50,29 @@ def difference(
     than rounding. In the network's own type each module's gradient is compared by its length instead.
 
     Args:
-        reference: makes a copy of the one, to be run and thrown away.
+        model: what both are made from; it is copied. The reference's outputs are compared with its.
+        reference: makes a copy of the one form, to be run and thrown away.
         other: makes a copy of the other.
-        arguments: what both are called with.
+        arguments: what all are called with.
+        holds: whether the forms hold statistics of norms, so that they compute something else in train mode.
+
+    Raises:
+        RewriteError: the reference is not `model`: it has other outputs, or does not run in a mode in which that runs.
     """
     ran, refusal = False, ""
     for training in (False, True):
+        failure: Exception | None = None
         for precise in (True, False):
             try:
                 expected = _outcome(reference, arguments, training, precise)
             except (
                 Exception
             ) as error:  # batch norm of a single value, say, or a type written into the forward
-                refusal = f"{type(error).__name__}: {error}"
+                failure = error
                 continue
-            ran = True
+            ran, failure = True, None
+            if not (training and holds):
+                _refuse_other_output(model, expected, arguments, training, precise)
             try:
                 found = _outcome(other, arguments, training, precise)
             except Exception as error:  # user code that reads a weight, and finds some of its rows
@@ -63,10 +80,75 @@ def difference(
             if not _same(expected, found, rounded=True):
                 return "its outputs or gradients differ"
             break
+        if failure is not None:
+            _refuse_if_it_runs(model, arguments, training, failure)
+            refusal = f"{type(failure).__name__}: {failure}"
     return None if ran else f"the network runs neither in eval nor in train mode ({refusal})"
 
 
-def _outcome(make: Callable[[], nn.Module], arguments: Arguments, training: bool, precise: bool) -> Outcome:
+def refuse_other(
+    model: nn.Module, form: Callable[[], nn.Module], arguments: Arguments, *, holds: bool
+) -> None:
+    """Compare a form of a network with the network itself.
+
+    Args: as those of `difference`.
+
+    Raises:
+        RewriteError: it has other outputs, or does not run in a mode in which `model` runs.
+    """
+    for training in (False, True):
+        try:
+            found = _outcome(form, arguments, training, precise=False)
+        except Exception as error:  # see `difference`
+            _refuse_if_it_runs(model, arguments, training, error)
+            continue
+        if not (training and holds):
+            _refuse_other_output(model, found, arguments, training, precise=False)
+
+
+def _refuse_if_it_runs(model: nn.Module, arguments: Arguments, training: bool, failure: Exception) -> None:
+    try:
+        _outcome(partial(copy_model, model), arguments, training, precise=False)
+    except Exception:  # so it was not the rewriting
+        return
+    raise RewriteError(
+        f"With TGD this {type(model).__name__} does not run in {_MODES[training]} mode, and without it does "
+        f"({type(failure).__name__}: {failure}).",
+        _PARTS,
+    ) from failure
+
+
+def _refuse_other_output(
+    model: nn.Module, found: Outcome, arguments: Arguments, training: bool, precise: bool
+) -> None:
+    plain = partial(copy_model, model)
+    try:
+        expected = _outcome(plain, arguments, training, precise, backward=False)
+        if _same_outputs(expected, found):
+            return
+        again = _outcome(plain, arguments, training, precise, backward=False)
+    except Exception:  # it cannot be compared
+        return
+    if _same_outputs(expected, again):  # else it is another one in every call
+        raise RewriteError(
+            f"With TGD this {type(model).__name__} computes something else in {_MODES[training]} mode.",
+            _PARTS,
+        )
+
+
+def _same_outputs(one: Outcome, other: Outcome) -> bool:
+    pairs = (tree_map_only(Tensor, Tensor.detach, list(outcome[0])) for outcome in (one, other))
+    return one[1] == other[1] and all(_same_output(a, b, rounded=True) for a, b in zip(*pairs, strict=True))
+
+
+def _outcome(
+    make: Callable[[], nn.Module],
+    arguments: Arguments,
+    training: bool,
+    precise: bool,
+    *,
+    backward: bool = True,
+) -> Outcome:
     """Run a fresh copy, and free it before the next is made: two of a large network are many gigabytes."""
     net = make()
     if precise:
@@ -74,14 +156,16 @@ def _outcome(make: Callable[[], nn.Module], arguments: Arguments, training: bool
             raise ValueError("too large for float64")
         net = net.double()
         arguments = tree_map_only(Tensor, _double, arguments)
-    return _run(net, arguments, training, of_inputs=True)
+    return _run(net, arguments, training, of_inputs=True, backward=backward)
 
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _run(net: nn.Module, arguments: Arguments, training: bool, *, of_inputs: bool = False) -> Outcome:
+def _run(
+    net: nn.Module, arguments: Arguments, training: bool, *, of_inputs: bool = False, backward: bool = True
+) -> Outcome:
     args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
     net.train(training)
     wanted: dict[str, Tensor] = {}
@@ -96,7 +180,7 @@ def _run(net: nn.Module, arguments: Arguments, training: bool, *, of_inputs: boo
         wanted |= {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         leaves, structure = tree_flatten(net(*args, **kwargs))
         terms = [leaf.square().sum() for leaf in _trained(leaves)]
-        if not terms or not wanted:
+        if not terms or not wanted or not backward:
             return leaves, structure, {}
         found = torch.autograd.grad(terms, list(wanted.values()), allow_unused=True)
     gradients = {name: g for name, g in zip(wanted, found, strict=True) if g is not None}

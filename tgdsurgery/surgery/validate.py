@@ -39,8 +39,17 @@ def _misfits(model: nn.Module, plan: TGDPlan) -> Iterator[str]:
                 yield f"no {name!r}"
             elif tuple(tensors[name].shape) != shape:
                 yield f"{name!r} has shape {tuple(tensors[name].shape)}, planned {shape}"
-        if plan.norm_stats == "hold" and layer.statistics and norm_of(layer) is None:
-            yield f"the statistics of {layer.name!r} belong to no norm module (use norm_stats='batch')"
+    for entry in plan.entries if plan.norm_stats == "hold" else ():
+        if entry.layer.statistics and not all(entry.mask):
+            yield from _not_held(entry.layer)
+
+
+def _not_held(layer: Layer) -> Iterator[str]:
+    """Why the statistics of the layer's frozen channels cannot be held."""
+    if norm_of(layer) is None:
+        yield f"the statistics of {layer.name!r} belong to no norm module (use norm_stats='batch')"
+    elif not layer.modules:
+        yield f"no axis of what {layer.name!r} returns is that of its statistics (use norm_stats='batch')"
 
 
 def layers_of(plan: TGDPlan) -> list[Layer]:
