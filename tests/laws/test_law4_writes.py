@@ -25,7 +25,7 @@ from tests.laws.subjects import (
     operated,
     with_flags_of,
 )
-from tests.laws.test_law4_frozen import frozen_part
+from tests.laws.test_law4_frozen import frozen_part, trained
 from tests.laws.test_law4_loops import assert_only_trainable_moved, subject
 from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
@@ -336,7 +336,7 @@ events = st.lists(st.sampled_from(EVENTS), min_size=1, max_size=6)
 
 @given(case=cases(), method=methods, events=events)
 def test_random_networks_whose_state_is_written_to(case, method, events):
-    assert_state_is_the_networks_memory(case, method._replace(form="compact"), events)
+    assert_state_is_the_networks_memory(case, method, events)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_random_networks_whose_state_is_written_to(case, method, events):
 @pytest.mark.parametrize(
     "written", [("write",), ("write_to_kept", "step", "write_to_kept"), ("step", "copy", "write")]
 )
-@pytest.mark.parametrize("form", ["compact"])
+@in_both_forms
 def test_state_is_the_networks_memory(name, written, form):
     assert_state_is_the_networks_memory(case_of(name), Method(phi=0.5, form=form), written)
 
@@ -367,3 +367,63 @@ def test_a_state_that_nobody_has_any_more_takes_no_memory():
     after = tgd.state_dict()["blocks.0.0.weight"]
     assert torch.equal(after[mask], before[mask] + 1)
     assert torch.equal(after[~mask], before[~mask])
+
+
+# Optimizers that write outside of their step -------------------------------------------------------------------
+
+
+class ScheduleFree(optim.SGD):
+    """As the optimizers of that name: averages are the weights while it evaluates, and not while it trains."""
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["kept"] = parameter.clone()
+                parameter.lerp_(torch.zeros_like(parameter), 0.1)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.copy_(self.state[parameter]["kept"] + 1e-3)
+
+
+def assert_writes_outside_of_steps_do_no_harm(case: Case, method: Method) -> None:
+    """Raise unless frozen entries are right in every forward and state, and the others are as they were written."""
+    tgd = operated(case, method)
+    if not any(parameter.requires_grad for parameter in tgd.parameters()):
+        return  # all is frozen
+    before, masks = frozen_part(tgd), tgd.tgd_plan.parameter_masks()
+    optimizer = ScheduleFree(tgd.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        trained(tgd, case, optimizer, steps=1)
+        state = copy.deepcopy(tgd.state_dict())
+        optimizer.eval()
+        copied = copy.deepcopy(tgd)
+        call(tgd.eval(), case.inputs)
+        for name, parameter in tgd.named_parameters():
+            if name in masks and parameter.shape == masks[name].shape:  # not in the compact form
+                assert torch.equal(parameter[~masks[name]], before[name]), name
+        for net in (tgd, copied):
+            assert_equal_tensors(frozen_part(net), before)
+            for name, value in net.state_dict().items():
+                if name in masks:
+                    wanted = state[name].lerp(torch.zeros_like(value), 0.1)
+                    assert torch.equal(value[masks[name]], wanted[masks[name]]), name
+        optimizer.train()
+        tgd.train(case.model.training)
+
+
+@given(case=cases(), method=methods)
+def test_random_networks_whose_optimizer_writes_outside_of_its_step(case, method):
+    assert_writes_outside_of_steps_do_no_harm(case.train(), method)
+
+
+@pytest.mark.parametrize("flow", ["masked", "full"])
+@pytest.mark.parametrize(
+    "name", ["residual stages", "norms with statistics", "tied weights", "spectral norm"]
+)
+@in_both_forms
+def test_an_optimizer_that_writes_outside_of_its_step(name, flow, form):
+    assert_writes_outside_of_steps_do_no_harm(case_of(name).train(), Method(phi=0.5, flow=flow, form=form))
