@@ -29,6 +29,7 @@ from tests.laws.test_law8_leaks import snapshot
 from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
 from tgdsurgery import CheckpointError, RewriteError, apply_tgd, load_delta, remove_tgd, save_delta
+from tgdsurgery.storage import delta
 
 IMAGES = torch.linspace(-1, 1, 512).view(2, 1, 16, 16)
 
@@ -339,6 +340,59 @@ def test_a_delta_with_parts_missing_is_refused(saved):
     ):
         safetensors.torch.save_file(changed[0], path, metadata=changed[1])
         with pytest.raises(CheckpointError, match="damaged"):
+            load_delta(base(), path)
+
+
+def without_a_row(values: dict[str, Tensor]) -> None:
+    values["3.weight"] = values["3.weight"][9:]
+
+
+def with_a_row(values: dict[str, Tensor]) -> None:
+    values["3.weight"] = torch.cat([values["3.weight"], values["3.weight"][:9]])
+
+
+FORGED: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "a row less": without_a_row,
+    "a row more": with_a_row,
+    "a tensor less": lambda values: values.pop("3.weight"),
+    "a tensor of the network that is frozen": lambda values: values.update({"6.weight": torch.zeros(3)}),
+    "a tensor of no network": lambda values: values.update({"other": torch.zeros(3)}),
+    "another dtype": lambda values: values.update({"3.weight": values["3.weight"].double()}),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED)
+def test_a_delta_is_checked_against_its_own_plan_also_where_its_digest_was_made_anew(saved, forge):
+    path = saved[1]
+    values, metadata = stored(path)
+    FORGED[forge](values)
+    metadata.pop("contents")
+    metadata["contents"] = delta._contents(metadata, values)
+    safetensors.torch.save_file(values, path, metadata=metadata)
+    with pytest.raises(
+        CheckpointError, match=r"is damaged: it has \d+ entries of .* where its plan says \d+"
+    ):
+        load_delta(base(), path)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_any_number_of_entries_but_the_right_one_is_refused(intact, seed):
+    """Of every tensor, in files whose digest is right."""
+    content, path = intact
+    path.write_bytes(content)
+    values, metadata = stored(path)
+    draw = torch.Generator().manual_seed(seed)
+    name = sorted(values)[int(torch.randint(len(values), (), generator=draw))]
+    count = int(torch.randint(values[name].numel() + 4, (), generator=draw))
+    right = values[name].numel()
+    values[name] = values[name].flatten().repeat(2)[:count].clone()
+    metadata.pop("contents")
+    metadata["contents"] = delta._contents(metadata, values)
+    safetensors.torch.save_file(values, path, metadata=metadata)
+    if values[name].numel() == right:
+        load_delta(base(), path)
+    else:
+        with pytest.raises(CheckpointError, match="where its plan says"):
             load_delta(base(), path)
 
 

@@ -36,7 +36,7 @@ INSIDE = {
         ("compact",),
         ("entries", "equivalence", "validate"),
         ("layers",),
-        ("mount",),
+        ("mount", "intact"),
         ("remove", "apply"),
     ),
 }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.compact.twins import assert_same_gradients, by_hand, described, run, twin_of
+from tests.compact.twins import assert_same_gradients, by_hand, described, rows_of, run, twin_of
 from tgdsurgery.surgery.compact import backward_conv as gradients
 from tgdsurgery.surgery.compact.layout import by_row
 
@@ -177,7 +177,7 @@ def test_gradients_of_gradients_agree_with_finite_differences(kind: str, stops_g
         y = through(net(x))
         (gradient,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
         penalty = gradient.pow(2).sum()
-        found = torch.autograd.grad(penalty, [x, net.weight])
+        found = torch.autograd.grad(penalty, [x, rows_of(net)])
         penalties.append(found)
     (of_x, of_rows), (expected_x, expected) = penalties
     layer = described(module)
@@ -201,8 +201,8 @@ def test_autocast_has_the_plain_dtypes_and_outputs(kind: str, needs_grad: bool, 
     if needs_grad:
         expected.float().sum().backward()
         y.float().sum().backward()
-        assert twin.weight.grad.dtype == torch.float32
-        rows = twin.weight.grad
+        assert rows_of(twin).grad.dtype == torch.float32
+        rows = rows_of(twin).grad
         whole = module.weight.grad
         # bfloat16 keeps 8 bits, float16 more; sums of some ten products of size about one
         torch.testing.assert_close(
@@ -268,19 +268,21 @@ def test_an_overflow_at_a_frozen_channel_stops_there():
             x = torch.randn(1, 4, 5, 5, requires_grad=True)
             y = twin(x)
             y.backward(torch.where(torch.tensor(mask)[:, None, None], torch.ones_like(y), torch.inf))
-            assert all(torch.isfinite(g).all() for g in (x.grad, twin.weight.grad, twin.bias.grad))
+            assert all(
+                torch.isfinite(g).all() for g in (x.grad, rows_of(twin).grad, rows_of(twin, "bias").grad)
+            )
 
 
 @pytest.mark.parametrize("flags", [(False, True), (True, False), (False, False)])
 def test_requires_grad_of_the_rows_is_respected(flags: tuple[bool, bool]):
     twin = twin_of(conv(), CHANNELS)
-    twin.weight.requires_grad_(flags[0])
-    twin.bias.requires_grad_(flags[1])
+    rows_of(twin).requires_grad_(flags[0])
+    rows_of(twin, "bias").requires_grad_(flags[1])
     y = twin(torch.randn(1, 4, 5, 5))
     assert y.requires_grad == any(flags)
     if any(flags):
         y.sum().backward()
-    assert [twin.weight.grad is not None, twin.bias.grad is not None] == list(flags)
+    assert [rows_of(twin).grad is not None, rows_of(twin, "bias").grad is not None] == list(flags)
 
 
 def saved_elements(module: nn.Module, x: Tensor) -> int:
@@ -294,9 +296,9 @@ def saved_elements(module: nn.Module, x: Tensor) -> int:
 def test_the_backward_keeps_no_more_than_it_needs():
     x, twin = torch.randn(2, 4, 5, 5), twin_of(conv(), CHANNELS)
     assert saved_elements(twin, x) == x.numel()  # for the rows' gradient
-    twin.weight.requires_grad_(False)
+    rows_of(twin).requires_grad_(False)
     x.requires_grad_()
-    assert saved_elements(twin, x) == twin.weight.numel()  # for the input's
+    assert saved_elements(twin, x) == rows_of(twin).numel()  # for the input's
 
 
 @pytest.mark.parametrize("kind", FILTERS)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.compact.twins import described, is_compact, twin_of
+from tests.compact.twins import described, is_compact, rows_of, twin_of
 from tgdsurgery.surgery.compact import twin as rows
 from tgdsurgery.surgery.compact.registry import TWINS
 from tgdsurgery.surgery.compact.swap import compact, obstacles, restore
@@ -181,17 +181,17 @@ def _in_inference_mode(parameter: nn.Parameter) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "a step": lambda twin: _step(twin.weight),
-    "a fused step": lambda twin: _step(twin.weight, fused=True),
-    "a step for each": lambda twin: _step(twin.weight, foreach=True),
-    "in place": lambda twin: _in_place(twin.weight),
-    "in place, in inference mode": lambda twin: _in_inference_mode(twin.weight),
-    "through data": lambda twin: twin.weight.data.mul_(0.5),
-    "through detach": lambda twin: twin.weight.detach().mul_(0.5),
-    "other data": lambda twin: setattr(twin.weight, "data", twin.weight.detach() + 1),
-    "an initialisation": lambda twin: nn.init.normal_(twin.weight),
-    "a clip of values": lambda twin: twin.weight.data.clamp_(-0.1, 0.1),
-    "another parameter": lambda twin: setattr(twin, "weight", nn.Parameter(twin.weight.detach() + 1)),
+    "a step": lambda twin: _step(rows_of(twin)),
+    "a fused step": lambda twin: _step(rows_of(twin), fused=True),
+    "a step for each": lambda twin: _step(rows_of(twin), foreach=True),
+    "in place": lambda twin: _in_place(rows_of(twin)),
+    "in place, in inference mode": lambda twin: _in_inference_mode(rows_of(twin)),
+    "through data": lambda twin: rows_of(twin).data.mul_(0.5),
+    "through detach": lambda twin: rows_of(twin).detach().mul_(0.5),
+    "other data": lambda twin: setattr(rows_of(twin), "data", rows_of(twin).detach() + 1),
+    "an initialisation": lambda twin: nn.init.normal_(rows_of(twin)),
+    "a clip of values": lambda twin: rows_of(twin).data.clamp_(-0.1, 0.1),
+    "another parameter": lambda twin: setattr(twin, "weight", nn.Parameter(rows_of(twin).detach() + 1)),
     "a state": lambda twin: twin.load_state_dict(plain("Conv2d", seed=1).state_dict()),
     "a state, assigned": lambda twin: twin.load_state_dict(plain("Conv2d", seed=1).state_dict(), assign=True),
     "a write to the room for rows": lambda twin: twin._tgd_frozen_weight.index_fill_(
@@ -226,7 +226,7 @@ def test_a_forward_writes_the_rows_only_if_they_changed(monkeypatch: pytest.Monk
         for _ in range(3):
             twin(x)
     assert written == [twin._tgd_frozen_weight.shape, twin._tgd_frozen_bias.shape]
-    for change in (lambda: _step(twin.weight), twin.eval):
+    for change in (lambda: _step(rows_of(twin)), twin.eval):
         written.clear()
         change()
         with torch.no_grad():

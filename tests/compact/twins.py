@@ -49,6 +49,11 @@ def twin_of(module: nn.Module, mask: Any, *, channel_axis: int | None = None, **
     return compact(copy.deepcopy(module), described(module, channel_axis=channel_axis), mask, **options)
 
 
+def rows_of(twin: nn.Module, name: str = "weight") -> nn.Parameter:
+    """The Parameter itself, which holds the trainable rows; the attribute shows the whole."""
+    return dict(twin.named_parameters())[name]
+
+
 def run(
     module: nn.Module, x: Tensor, weight_of_output: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:

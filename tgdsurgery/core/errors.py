@@ -50,6 +50,10 @@ class RewriteError(TGDError):
     """The plan does not fit the model, or the model is not one that TGD made."""
 
 
+class RowsError(RewriteError, RuntimeError):
+    """Trainable rows met the whole of their parameter. A RuntimeError, as torch raises where shapes do not fit."""
+
+
 class CheckpointError(TGDError):
     """A file that is missing, damaged, not a checkpoint, or would run code when loaded."""
 

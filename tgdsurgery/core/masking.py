@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tgdsurgery.core.torch_private import under_functorch
+from tgdsurgery.core.torch_private import in_forward_mode, is_traced, under_functorch
 
 # Integers of an entry's size in bytes: equal integers are equal bits, whatever the type means by them.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -13,12 +13,12 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def mask_gradient(x: Tensor, mask: Tensor, channel_axis: int) -> Tensor:
     """`x` itself, or an equal tensor; the gradient of the channels outside of the mask becomes zero."""
-    if torch.compiler.is_exporting() or not (torch.is_grad_enabled() and x.requires_grad):
+    if is_traced() or not (torch.is_grad_enabled() and (in_forward_mode() or x.requires_grad)):
         return x
     shaped = along(mask, channel_axis)
-    if torch.compiler.is_compiling() or x._is_view():
-        # A compiler does not see hooks, and fuses this copy away. An in-place op on a view (what
-        # nn.Linear and unbatched convs return) makes autograd go round the view, and a hook on it.
+    if torch.compiler.is_compiling() or in_forward_mode() or x._is_view():
+        # A compiler does not see hooks, and fuses this copy away; derivatives in forward mode pass by them. An in-place
+        # op on a view (what nn.Linear and unbatched convs return) makes autograd go round the view, and a hook on it.
         return torch.where(shaped, x, x.detach())
     # A hook stays with the value it was set on, so an in-place activation may follow.
     x.register_hook(lambda gradient: zeroed(gradient, shaped))

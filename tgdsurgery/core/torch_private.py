@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing as is_fx_tracing
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
@@ -42,9 +43,14 @@ __all__ = [
     "TorchDispatchMode",
     "check_batch_size",
     "default_store",
+    "in_forward_mode",
+    "is_fx_tracing",
     "is_held_elsewhere",
+    "is_jit_tracing",
     "is_op",
+    "is_traced",
     "keystr",
+    "outside_of_onnx",
     "runs_hooks",
     "tree_flatten",
     "tree_leaves",
@@ -52,11 +58,14 @@ __all__ = [
     "tree_map",
     "tree_map_only",
     "under_functorch",
+    "under_vmap",
     "without_fused_backends",
     "without_torch_function",
+    "without_torch_function_of_subclasses",
 ]
 
 without_torch_function: Any = torch._C.DisableTorchFunction
+without_torch_function_of_subclasses: Any = torch._C.DisableTorchFunctionSubclass
 
 
 @contextlib.contextmanager
@@ -82,6 +91,40 @@ def is_held_elsewhere(tensor: Tensor) -> bool:
     memory = tensor.untyped_storage()
     own = 2  # the tensor, and `memory`
     return bool(torch._C._storage_Use_Count(memory._cdata) > own)
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are taken in forward mode: by torch.func.jvp, or of dual numbers."""
+    return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace, or the ONNX export that uses it, records what runs."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_traced() -> bool:
+    """Whether torch.export, torch.jit.trace or the ONNX export records what runs, to run it elsewhere."""
+    return torch.compiler.is_exporting() or is_jit_tracing()
+
+
+@contextlib.contextmanager
+def outside_of_onnx() -> Iterator[None]:
+    """Not recorded by the ONNX export that traces: what is computed inside is a constant of the file."""
+    state = torch._C._get_tracing_state() if torch.onnx.is_in_onnx_export() else None
+    try:
+        if state is not None:
+            torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        yield
+    finally:
+        if state is not None:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+def under_vmap() -> bool:
+    """Whether a transform of torch.func that is running is vmap."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def is_op(name: str) -> bool:

@@ -53,7 +53,7 @@ def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
         path: a .safetensors file; replaced only when all is written.
 
     Raises:
-        RewriteError: `tgd_model` is not a TGD network.
+        RewriteError: `tgd_model` is not a TGD network; or a layer was replaced, pruned or added after apply_tgd.
         CheckpointError: the file cannot be written, or the network has state that is not a tensor.
 
     Example:
@@ -76,6 +76,7 @@ def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
         raise CheckpointError(f"{path} has no suffix of a delta.", f"Name it {path.stem}{SUFFIX}.")
     plan = plan_of(tgd_model)
     plain = remove_tgd(tgd_model)
+    _refuse_added(plain, plan)
     entries = _entries(plain, _state(plain), plan)
     values = {
         name: tensor.detach()[movable].cpu() for name, (tensor, movable) in entries.items() if movable.any()
@@ -114,12 +115,23 @@ def load_delta(base_model: nn.Module, path: str | Path) -> nn.Module:
     state = _state(net)
     entries = _entries(net, state, plan)
     _check_base(_fingerprint(entries), wanted, Path(path))
+    _check_values(entries, values, Path(path))
     changed = {id(tensor): tensor.detach().clone() for tensor, _ in entries.values()}
     for name, (tensor, movable) in entries.items():
         if name in values:
             changed[id(tensor)][movable.to(tensor.device)] = values[name].to(tensor.device)
     net.load_state_dict({name: changed[id(tensor)] for name, tensor in state.items()})
     return net
+
+
+def _refuse_added(plain: nn.Module, plan: TGDPlan) -> None:
+    planned = {*plan.unmapped, *(rows.name for entry in plan.entries for rows in entry.layer.parameters)}
+    if added := [name for name, _ in plain.named_parameters() if name not in planned]:
+        layer = added[0].rpartition(".")[0] or added[0]
+        raise RewriteError(
+            f"{layer} was added after apply_tgd, and no base would have it.",
+            f"Add it before, and use overrides={{{layer!r}: 'train'}}; or save what remove_tgd returns, whole.",
+        )
 
 
 def _state(net: nn.Module) -> dict[str, Tensor]:
@@ -197,6 +209,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
     except (PlanError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged ({error}).", "Copy it again.") from error
     raise CheckpointError(f"{path} is damaged: its contents are not what was written.", "Copy it again.")
+
+
+def _check_values(entries: Mapping[str, Entries], values: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless the file has just those entries that its plan lets move: a digest can be made anew."""
+    planned = {name: (int(e.movable.sum()), e.tensor.dtype) for name, e in entries.items() if e.movable.any()}
+    stored = {name: (tensor.numel(), tensor.dtype) for name, tensor in values.items()}
+    for name in {**planned, **stored}:
+        if planned.get(name) != stored.get(name):
+            (wanted, _), (found, _) = planned.get(name, (0, None)), stored.get(name, (0, None))
+            raise CheckpointError(
+                f"{path} is damaged: it has {found} entries of {name!r} where its plan says {wanted}, or others.",
+                "Copy it again, or write it anew with save_delta.",
+            )
 
 
 def _check_base(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:

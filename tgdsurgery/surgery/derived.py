@@ -28,6 +28,14 @@ class Derived(nn.Module):
     _tgd_recipe: ClassVar[Recipe]
     _tgd_prefix: ClassVar[str]  # what the name of the original becomes the class's name by
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """A new module of the original class: `type(layer)(...)` is how other code makes one more like it."""
+        if "_tgd_recipe" in vars(type(self)):
+            self.__class__ = original_class(type(self))
+            self.__init__(*args, **kwargs)  # type: ignore[misc]
+        else:
+            super().__init__(*args, **kwargs)
+
     @classmethod
     def _tgd_members(cls, original: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
         """More members of the class that is made of this mixin and `original`."""
@@ -48,7 +56,9 @@ def derive(mixin: type[Derived], original: type[nn.Module], names: tuple[str, ..
     """The class of a module of class `original` with `mixin` in front: the same class for the same arguments."""
     recipe = Recipe(mixin, original, names)
     if (made := _made.get(recipe)) is None:
-        members = {"_tgd_recipe": recipe, **mixin._tgd_members(original, names)}
+        # Of the original's module: torch.fx looks into all modules but those that torch defines itself.
+        members = {"_tgd_recipe": recipe, "__module__": original.__module__}
+        members |= mixin._tgd_members(original, names)
         _made[recipe] = made = type(f"{mixin._tgd_prefix}{original.__name__}", (mixin, original), members)
     return made
 

@@ -9,6 +9,7 @@ from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.sharding import is_sharded
 from tgdsurgery.core.torch_private import PRESERVED
 from tgdsurgery.surgery.compact import frozen_buffers
+from tgdsurgery.surgery.intact import refuse_replaced
 from tgdsurgery.surgery.layers.graph import TGDGraphModule
 from tgdsurgery.surgery.mount import IGNORED_BY_DDP, dismount
 from tgdsurgery.surgery.tgd_network import tgd_form
@@ -21,7 +22,8 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
     before. Wrappers (DDP, DataParallel, torch.compile) are looked through.
 
     Raises:
-        RewriteError: `tgd_model` is not a TGD network, or FSDP2 keeps it in pieces.
+        RewriteError: `tgd_model` is not a TGD network, or FSDP2 keeps it in pieces; or a layer of it was replaced or
+            pruned after apply_tgd.
     """
     net = tgd_form(tgd_model)
     if any(is_sharded(parameter) for parameter in net.parameters()):
@@ -29,6 +31,7 @@ def remove_tgd(tgd_model: nn.Module) -> nn.Module:
             f"This {type(net).__name__} is in pieces in several processes (fully_shard).",
             "Load its get_model_state_dict with full_state_dict=True into a TGD network of one process.",
         )
+    refuse_replaced(net)
     plain = copy_model(net.source() if isinstance(net, TGDGraphModule) else net)
     frozen = frozen_buffers(plain)
     known: dict[str, nn.Parameter] = {}

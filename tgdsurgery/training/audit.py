@@ -14,6 +14,7 @@ from tgdsurgery.core.norm_statistics import held_statistics
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.sharding import gathered
 from tgdsurgery.core.tables import as_text, table
+from tgdsurgery.surgery.intact import refuse_replaced
 from tgdsurgery.surgery.tgd_network import plan_of, unwrapped
 
 
@@ -67,8 +68,8 @@ def verify(before: Network, after: Network, plan: TGDPlan | None = None) -> Audi
         plan: what was to be frozen; that of the TGD network among the two if None.
 
     Raises:
-        RewriteError: one of the two lacks a tensor of the plan, or has another shape or dtype; or no plan is
-            given and neither is a TGD network.
+        RewriteError: a layer of a TGD network was replaced or pruned after apply_tgd; one of the two lacks a tensor of
+            the plan, or has another shape or dtype; or no plan is given and neither is a TGD network.
 
     Example:
         >>> from tgdsurgery import apply_tgd
@@ -111,7 +112,12 @@ def _row(name: str, trainable: Tensor, one: Mapping[str, Tensor], other: Mapping
 
 
 def _state(network: Network) -> Mapping[str, Tensor]:
-    return unwrapped(network).state_dict() if isinstance(network, nn.Module) else network
+    if not isinstance(network, nn.Module):
+        return network
+    net = unwrapped(network)
+    if "tgd_plan" in vars(net):
+        refuse_replaced(net)
+    return net.state_dict()
 
 
 def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.optimizer_hooks import after_every_step
 from tgdsurgery.core.torch_private import runs_hooks
+from tgdsurgery.surgery.intact import refuse_replaced
 from tgdsurgery.surgery.layers.frozen_entries import Kept
 from tgdsurgery.surgery.layers.parameter_mask import ParameterMask
 from tgdsurgery.surgery.tgd_network import tgd_form
@@ -73,7 +74,8 @@ def guard(optimizer: Any, tgd_model: nn.Module) -> Guard:
         tgd_model: what apply_tgd returned; may be wrapped in DDP, DataParallel or torch.compile.
 
     Raises:
-        RewriteError: `tgd_model` is not a TGD network, or the optimizer holds none of its parameters.
+        RewriteError: `tgd_model` is not a TGD network, a layer of it was replaced or pruned after apply_tgd, or the
+            optimizer holds none of its parameters.
 
     Example:
         >>> import torch
@@ -94,6 +96,7 @@ def guard(optimizer: Any, tgd_model: nn.Module) -> Guard:
         True
     """
     net = tgd_form(tgd_model)
+    refuse_replaced(net)
     held = {parameter for group in _param_groups(optimizer) for parameter in group["params"]}
     if held.isdisjoint(net.parameters()):
         raise RewriteError(

@@ -11,13 +11,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from tgdsurgery.core.masking import collapsed
 from tgdsurgery.core.records import ParameterRows
-from tgdsurgery.core.sharding import is_sharded
-from tgdsurgery.core.torch_private import under_functorch
 from tgdsurgery.surgery.compact.base import Divided, Part, Parts
 from tgdsurgery.surgery.derived import derive, original_class
 
@@ -27,12 +24,11 @@ class Assembled(Divided):
 
     @classmethod
     def _tgd_members(cls, original: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
-        members: dict[str, Any] = {name: _property(name) for name in names}
+        members = super()._tgd_members(original, names)
         if issubclass(original, nn.RNNBase):  # keeps a list of its parameters
             members["_flat_weights"] = property(_flat_weights, lambda self, value: None)
-        # TorchScript would compile properties, and cannot.
-        known = getattr(original, "__jit_unused_properties__", [])
-        return {**members, "__jit_unused_properties__": [*known, *members]}
+            members["__jit_unused_properties__"].append("_flat_weights")
+        return members
 
 
 class AssembledGraph(Assembled):
@@ -75,29 +71,13 @@ def _remade_graph(
 def _divided_graph(graph: nn.Module, state: dict[str, Any]) -> nn.Module:
     vars(graph).update(state)
     graph.__class__ = _class_of(graph, state["_tgd_parts"])
+    graph._tgd_mark()  # type: ignore[operator]
     return graph
 
 
 def _class_of(module: nn.Module, parts: Mapping[str, Part]) -> type[Any]:
     mixin = AssembledGraph if isinstance(module, fx.GraphModule) else Assembled
     return derive(mixin, type(module), tuple(name for name, part in parts.items() if part.at is not None))
-
-
-def _property(name: str) -> property:
-    def read(self: Assembled) -> Tensor:
-        rows: Tensor = self._tgd_rows(name)
-        if is_sharded(rows):  # FSDP2 itself asks for what it keeps in pieces between forwards
-            return rows
-        full: Tensor = self._tgd_full(name)
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or under_functorch()):
-            # As a Parameter would: torch rounds some products otherwise if a factor needs a gradient.
-            full.requires_grad_(rows.requires_grad)
-        return full
-
-    def write(self: Assembled, value: Tensor) -> None:
-        vars(self)[name] = value  # a part for a replica that DataParallel makes; Parameters do not come here
-
-    return property(read, write)
 
 
 def _flat_weights(self: Any) -> list[Tensor | None]:

@@ -93,7 +93,7 @@ def _backward(
         gradient, part = (t.reshape(1, batch * count, *t.shape[2:]) for t in (gradient, part))
         rows = None if rows is None else rows.repeat(batch)
     stored = (None, None) if ctx.by_batch else (mean, var)
-    of_batch = (mean, (var + ctx.eps).rsqrt()) if ctx.by_batch else (None, None)
+    of_batch = mean, (var + ctx.eps).rsqrt()  # only vmap asks for them where it is by stored ones
     op = torch.ops.aten.native_batch_norm_backward
     found = list(op(gradient, part, rows, *stored, *of_batch, ctx.by_batch, ctx.eps, wanted))
     if ctx.by_sample:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.core.sharding import gathered, is_sharded, like
+from tgdsurgery.core.torch_private import is_jit_tracing, outside_of_onnx
 from tgdsurgery.surgery.compact.handed_out import hand_out, hand_out_frozen, show_loaded, take_back
 from tgdsurgery.surgery.compact.layout import fill_, filled, taken
+from tgdsurgery.surgery.compact.reading import Shown
 from tgdsurgery.surgery.compact.weight_cache import Rows
-from tgdsurgery.surgery.derived import Derived
 
 
 class Part(NamedTuple):
@@ -45,7 +46,7 @@ DividedT = TypeVar("DividedT", bound="Divided")
 Parts = dict[nn.Parameter, tuple[Rows | None, Tensor]]
 
 
-class Divided(Derived, Constants):
+class Divided(Shown, Constants):
     """A module whose parameters are divided: a mixin, in front of the original's class.
 
     A parameter `weight` of which a part is trainable becomes the Parameter `weight`, which holds nothing else, and the
@@ -62,7 +63,15 @@ class Divided(Derived, Constants):
         part = self._tgd_parts.get(name)
         if part is None or part.at is None:
             return self._parameters.get(name, self._buffers.get(name))
+        if is_jit_tracing():
+            return self._tgd_traced(name)
         return self._tgd_joined(name, self._tgd_rows(name))
+
+    def _tgd_traced(self, name: str) -> Tensor:
+        # The ONNX export knows the parameters of a network by its `state_dict`, where this one is a copy.
+        with outside_of_onnx():
+            full = self._tgd_joined(name, self._tgd_rows(name))
+            return full.detach() if torch.onnx.is_in_onnx_export() else full
 
     def _tgd_rows(self, name: str) -> Any:
         """The trainable part alone; None if there is none."""
@@ -129,6 +138,7 @@ class Divided(Derived, Constants):
                 self._buffers[f"_tgd_frozen_{name}"] = frozen
                 self._non_persistent_buffers_set.add(f"_tgd_frozen_{name}")
         self._buffers = {**whole, **self._buffers}  # in front, as the state_dict has parameters first
+        self._tgd_mark()
 
     def _tgd_taken(self, name: str, full: Tensor) -> Tensor:
         """The trainable part of a whole tensor, in memory of its own."""

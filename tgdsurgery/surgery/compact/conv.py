@@ -29,7 +29,7 @@ class CompactConv(CompactFilter, ConvNd):
         x = self._tgd_stopped(x)
         spatial = len(self.kernel_size)
         if self._tgd_is_plain() or x.dim() not in (spatial + 1, spatial + 2):
-            return self._conv_forward(x, *self._tgd_plain_tensors())
+            return self._tgd_masked(self._conv_forward(x, *self._tgd_plain_tensors()))
         x, padding = self._tgd_pad_input(x)
         return self._tgd_convolve(x, padding, self.output_padding)
 
@@ -98,5 +98,4 @@ class CompactConvTranspose(CompactConv, ConvTransposeNd):
         if not self._tgd_is_plain() and x.dim() in (spatial + 1, spatial + 2):
             return self._tgd_convolve(x, self.padding, output_padding)
         args = (self.stride, self.padding, output_padding, self.groups, self.dilation)
-        y: Tensor = _TRANSPOSED[spatial](x, *self._tgd_plain_tensors(), *args)
-        return y
+        return self._tgd_masked(_TRANSPOSED[spatial](x, *self._tgd_plain_tensors(), *args))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgdsurgery.core.torch_private import in_forward_mode, is_traced
 from tgdsurgery.surgery.compact.twin import Compact
 
 
@@ -27,7 +28,7 @@ class CompactFilter(Compact):
     def _tgd_is_plain(self) -> bool:
         """Whether the plain layer's forward and backward can be used unchanged."""
         nothing = not self._tgd_compaction.trainable and self._tgd_index("needs") is None
-        return nothing or not torch.is_grad_enabled() or torch.compiler.is_exporting()
+        return nothing or not torch.is_grad_enabled() or is_traced() or in_forward_mode()
 
     def _tgd_tensors(self, x: Tensor) -> list[Tensor | None]:
         """x, rows, bias rows, weight and bias, as the compact functions take them."""

@@ -49,7 +49,8 @@ def by_row(rows: ParameterRows, full: Tensor) -> Tensor:
 
 def swapped(weight: Tensor, groups: int) -> Tensor:
     """The weight of a transposed conv (C, N/g, *K) as rows (N, C/g, *K), and back."""
-    result: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    by_group = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
+    result: Tensor = by_group.transpose(1, 2).flatten(0, 1)
     return result
 
 

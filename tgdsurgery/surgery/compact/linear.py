@@ -24,7 +24,7 @@ class CompactLinear(CompactFilter, nn.Linear):
             return linear(x, self._tgd_whole("weight"), self._tgd_whole("bias"))
         x = self._tgd_stopped(x)
         if self._tgd_is_plain():
-            return linear(x, *self._tgd_plain_tensors())
+            return self._tgd_masked(linear(x, *self._tgd_plain_tensors()))
         return run(
             Linear,
             *self._tgd_tensors(x),

@@ -8,9 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tgdsurgery.core.masking import mask_gradient
+from tgdsurgery.core.masking import along
 from tgdsurgery.core.norm_statistics import STATISTICS, mixed
-from tgdsurgery.core.torch_private import BatchNorm, InstanceNorm, check_batch_size
+from tgdsurgery.core.torch_private import (
+    BatchNorm,
+    InstanceNorm,
+    check_batch_size,
+    in_forward_mode,
+    is_traced,
+    under_vmap,
+)
 from tgdsurgery.surgery.compact.backward_norm import Normalised
 from tgdsurgery.surgery.compact.base import Part, Parts
 from tgdsurgery.surgery.compact.channels import Select, run
@@ -23,20 +30,6 @@ MAX_GATHERED_SHARE = 0.6
 
 class CompactChannelLayer(Compact):
     """Layers that are cheap enough for the plain backward, or whose channels need each other in it."""
-
-    def _tgd_index_tensors(self) -> dict[str, Any]:
-        """With the mask of the output's gradient, if there is one."""
-        masks = self._tgd_compaction.stops_gradient and self._tgd_compaction.trainable
-        return {
-            **super()._tgd_index_tensors(),
-            "mask": torch.tensor(self._tgd_compaction.mask) if masks else None,
-        }
-
-    def _tgd_masked(self, y: Tensor) -> Tensor:
-        """The output, with the gradient of frozen channels stopped."""
-        if not y.requires_grad or (mask := self._tgd_index("mask")) is None:
-            return y
-        return mask_gradient(y, mask, self._tgd_compaction.channel_axis)
 
     def _tgd_affine(self) -> tuple[Any, Any]:
         """Weight and bias for the plain layer's op."""
@@ -104,15 +97,38 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
         holds = self.training and self._tgd_statistics is not None and self.running_mean is not None
         if not self._tgd_compaction.trainable:
             return self._tgd_run(x, *self._tgd_affine(), training=self.training and not holds)
+        if is_traced() or in_forward_mode() or under_vmap():
+            return self._tgd_masked(self._tgd_by_mode(x) if holds else self._tgd_run_plain(x))
         if (not holds or x.numel() == 0) and self._tgd_is_plain(x):
-            return self._tgd_masked(self._tgd_run(x, *self._tgd_affine(), training=self.training))
+            return self._tgd_masked(self._tgd_run_plain(x))
         if holds and self._tgd_is_whole():
             return self._tgd_normalised(*self._tgd_held_whole(x), x, x.detach(), None)
         part = run(Select, x, self._tgd_index("rows"))
         y, mean, var = (self._tgd_held if holds else self._tgd_moved)(x, part.detach())
-        if holds and not self._tgd_compaction.stops_gradient:
-            return self._tgd_normalised(y, mean, var, part, x, self._tgd_slope())
-        return self._tgd_normalised(y, mean, var, part, x.detach(), None)
+        slope = self._tgd_slope() if holds and not self._tgd_compaction.stops_gradient else None
+        return self._tgd_normalised(y, mean, var, part, x.detach() if slope is None else x, slope)
+
+    def _tgd_run_plain(self, x: Tensor) -> Tensor:
+        return self._tgd_run(x, *self._tgd_affine(), training=self.training)
+
+    def _tgd_by_mode(self, x: Tensor) -> Tensor:
+        """The output where frozen channels are held, by ops that torch differentiates in any mode and any batch."""
+        stored, affine = dict(zip(STATISTICS, self._tgd_stored(), strict=True)), self._tgd_affine()
+        mean, var = (self._tgd_repeated(each, x) for each in stored.values())
+        by_stored = self._tgd_by_statistics(x, mean, var, *affine)
+        moved = {name: each.clone() for name, each in stored.items()}  # autograd keeps what this run uses
+        try:
+            self._buffers.update(moved)
+            by_batch = self._tgd_run(x, *affine, training=True)
+        finally:
+            self._buffers.update(stored)
+        trainable = torch.zeros(len(self._tgd_compaction.mask), dtype=torch.bool, device=x.device)
+        trainable = trainable.index_fill(0, self._tgd_index("rows"), True)
+        with torch.no_grad():
+            for name, each in stored.items():
+                each.copy_(mixed(each, moved[name], trainable))
+        self._tgd_confirm()
+        return torch.where(along(trainable, self._tgd_compaction.channel_axis), by_batch, by_stored)
 
     def _tgd_normalised(
         self, y: Tensor, mean: Tensor, var: Tensor, part: Tensor, x: Tensor, slope: Tensor | None
@@ -149,7 +165,7 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
     def _tgd_is_plain(self, x: Tensor) -> bool:
         """Whether the plain backward is just right, or all there is (no statistics of nothing)."""
         wanted = torch.is_grad_enabled() and self._tgd_compaction.stops_gradient and x.numel() > 0
-        return not wanted or self._tgd_is_whole() or torch.compiler.is_exporting()
+        return not wanted or self._tgd_is_whole()
 
     def _tgd_by_batch(self) -> bool:
         """Whether the plain layer uses the statistics of the batch."""
@@ -204,7 +220,8 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
 
     def _tgd_slope(self) -> Tensor:
         """(C,) by how much frozen channels grow with their input; 0 for the others."""
-        weight = 1.0 if self.weight is None else self._tgd_whole("weight")
+        weight = self._tgd_whole("weight")
+        weight = 1.0 if weight is None else weight
         slope: Tensor = weight * (self.running_var + self.eps).rsqrt()
         return slope.index_fill(0, self._tgd_index("rows"), 0.0)
 
@@ -215,7 +232,8 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
         """
         folded = self._tgd_folded(part)
         if not moving:
-            like = part if self.weight is None else self.weight
+            like = self._tgd_rows("weight")
+            like = part if like is None else like
             moving = like.new_zeros(folded.shape[1]), like.new_ones(folded.shape[1])
         if not torch.compiler.is_compiling():
             mean, var = torch.ops.aten.batch_norm_update_stats(folded, *moving, momentum)

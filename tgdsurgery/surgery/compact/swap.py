@@ -12,7 +12,7 @@ from tgdsurgery.surgery.compact.base import Divided, Part
 from tgdsurgery.surgery.compact.layout import memory_format
 from tgdsurgery.surgery.compact.registry import TWINS
 from tgdsurgery.surgery.compact.twin import Compaction
-from tgdsurgery.surgery.derived import original_class
+from tgdsurgery.surgery.derived import derive, original_class
 from tgdsurgery.surgery.hooks import has_hooks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -98,7 +98,9 @@ def compact(
         name = rows.name.rpartition(".")[2]
         flag = module.get_parameter(name).requires_grad
         parts[name] = Part(rows.name, rows.shape, rows, "rows" if any(mask) else None, flag)
-    module.__class__ = made = TWINS[type(module)]
+    recipe = TWINS[type(module)]._tgd_recipe
+    divided = tuple(name for name, part in parts.items() if part.at is not None)
+    module.__class__ = made = derive(recipe.mixin, recipe.original, divided)
     made._tgd_compact(
         module,
         Compaction(

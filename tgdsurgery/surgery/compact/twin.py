@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from tgdsurgery.core.masking import mask_gradient
+from tgdsurgery.core.torch_private import is_jit_tracing, is_traced, under_functorch
 from tgdsurgery.surgery.compact.base import Divided, Part, Parts
 from tgdsurgery.surgery.compact.layout import fill_
 from tgdsurgery.surgery.compact.weight_cache import as_it_was, state_of
@@ -24,6 +25,7 @@ class Compaction:
         stops_gradient: whether the gradient at frozen output channels counts as zero.
         hold: whether frozen channels of a norm use, and keep, their stored statistics in training.
         needs: for each input channel, whether anything before it is trainable; None for all.
+        trainable: number of trainable channels; no cached property, which torch.compile cannot go through.
     """
 
     mask: tuple[bool, ...]
@@ -31,15 +33,14 @@ class Compaction:
     stops_gradient: bool
     hold: bool
     needs: tuple[bool, ...] | None
+    trainable: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trainable", sum(self.mask))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compaction:
         """Itself: nothing in it changes."""
         return self
-
-    @cached_property
-    def trainable(self) -> int:
-        """Number of trainable channels."""
-        return sum(self.mask)
 
 
 CompactT = TypeVar("CompactT", bound="Compact")
@@ -69,14 +70,14 @@ class Compact(Divided):
         long as no mode was set, no optimizer has stepped, and neither torch nor `Rows` have counted a change.
         (What goes unseen: a write, later, to what `.data` once gave.)
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
             with torch.no_grad():
                 return self._tgd_full(name)
         frozen, trainable = self._buffers.get(f"_tgd_frozen_{name}"), self._tgd_rows(name)
         if (written := self._tgd_written.get(name)) and as_it_was(written, trainable, frozen):
             return frozen
         with torch.no_grad():
-            # Under torch.func this is a plain tensor, so the buffer must not be written.
+            # In functional_call this is a plain tensor, so the buffer must not be written.
             if frozen is None or not isinstance(trainable, nn.Parameter):
                 return self._tgd_full(name)
             fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
@@ -88,9 +89,19 @@ class Compact(Divided):
         nothing = self._tgd_compaction.stops_gradient and not self._tgd_compaction.trainable
         return x.detach() if nothing else x
 
+    def _tgd_masked(self, y: Tensor) -> Tensor:
+        """The output of torch's own op, with the gradient of frozen channels stopped, if it is to be."""
+        mask = None if is_traced() else self._tgd_index("mask")
+        return y if mask is None else mask_gradient(y, mask, self._tgd_compaction.channel_axis)
+
     def _tgd_index_tensors(self) -> dict[str, Any]:
-        """What the backward needs to know of the channels, on the CPU: `rows`, the trainable ones, and more."""
-        return {"rows": torch.tensor(self._tgd_compaction.mask).nonzero().flatten()}
+        """What the backward needs to know of the channels, on the CPU: `rows`, the trainable ones, and more.
+
+        `mask` is there where the gradient of the frozen ones is to be stopped.
+        """
+        trainable = torch.tensor(self._tgd_compaction.mask)
+        stops = self._tgd_compaction.stops_gradient and self._tgd_compaction.trainable
+        return {"rows": trainable.nonzero().flatten(), "mask": trainable if stops else None}
 
     def _tgd_compact(
         self, compaction: Compaction, parts: dict[str, Part], known: Parts | None = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tgdsurgery.core.constants import Constants
+from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.masking import zeroed
 from tgdsurgery.surgery.layers import frozen_entries
 from tgdsurgery.surgery.layers.frozen_entries import FrozenEntries
@@ -82,6 +83,8 @@ class ParameterMask(Constants):
 
     def follow(self, owner: nn.Module) -> None:
         """Hook the owner's parameters, unless they are hooked already; their frozen entries are right."""
+        for name in self.names:
+            refuse_computed(owner, name)
         self._belong_to(owner)
         self.put_back()
         for name in self.names:
@@ -127,7 +130,8 @@ class ParameterMask(Constants):
     def _present(self) -> Iterator[tuple[str, nn.Parameter]]:
         owner = None if self.owner is None else self.owner()
         for name in self.names if owner is not None else ():
-            yield name, getattr(owner, name)
+            if (parameter := owner._parameters.get(name)) is not None:  # not one that was pruned since
+                yield name, parameter
 
     def _copy_of(self, name: str, parameter: nn.Parameter) -> FrozenEntries:
         """The copy of a parameter's frozen entries, made now if it is new."""
@@ -173,6 +177,18 @@ class ParameterMask(Constants):
             self._hook(name, parameter)
         if state["owner"] is not None:
             self._belong_to(state["owner"])
+
+
+def refuse_computed(owner: nn.Module, name: str) -> None:
+    """Raise if what was a Parameter is computed from another one now, which nothing keeps from moving."""
+    if name in owner._parameters or vars(owner).get("_is_replica"):  # DataParallel's have plain tensors
+        return
+    if f"{name}_orig" in owner._parameters or isinstance(getattr(owner, name, None), Tensor):
+        raise RewriteError(
+            f"The {name} of a {type(owner).__name__} was pruned, or is computed in another way, since apply_tgd.",
+            "Undo it with torch.nn.utils.prune.remove or parametrize.remove_parametrizations; prune before apply_tgd, "
+            "or what remove_tgd returns.",
+        )
 
 
 def follow_parameters(net: nn.Module, args: object = None) -> None:

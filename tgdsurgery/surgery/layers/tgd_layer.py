@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.masking import mask_gradient
@@ -50,6 +50,8 @@ class TGDLayer(Constants):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` itself; in some cases (see `mask_gradient`) an equal tensor."""
+        if isinstance(x, fx.Proxy):  # traced as one call, as torch's own layers are
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         return mask_gradient(x, self._tgd_constant("mask", x.device), self.channel_axis)
 
     def extra_repr(self) -> str:
