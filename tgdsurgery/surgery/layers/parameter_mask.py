@@ -129,8 +129,9 @@ class ParameterMask(Constants):
 
     def _present(self) -> Iterator[tuple[str, nn.Parameter]]:
         owner = None if self.owner is None else self.owner()
-        for name in self.names if owner is not None else ():
-            if (parameter := owner._parameters.get(name)) is not None:  # not one that was pruned since
+        present = {} if owner is None else owner._parameters
+        for name in self.names:
+            if (parameter := present.get(name)) is not None:  # not one that was pruned since
                 yield name, parameter
 
     def _copy_of(self, name: str, parameter: nn.Parameter) -> FrozenEntries:
