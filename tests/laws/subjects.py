@@ -82,3 +82,17 @@ def assert_equal_tensors(found: Any, expected: Any) -> None:
     for key, tensor in expected.items():
         if found[key].dtype != tensor.dtype or not torch.equal(found[key], tensor):
             raise AssertionError(f"{key} differs")
+
+
+def norms_of(net: nn.Module) -> list[Any]:
+    """The modules that keep running statistics."""
+    return [module for module in net.modules() if getattr(module, "running_mean", None) is not None]
+
+
+def assigned(norm: Any) -> None:
+    """As Lightning's StochasticWeightAveraging does it."""
+    norm.running_mean = torch.zeros_like(norm.running_mean)
+    norm.running_var = torch.ones_like(norm.running_var)
+    norm.momentum = None
+    if getattr(norm, "num_batches_tracked", None) is not None:  # norms written by hand have none
+        norm.num_batches_tracked *= 0

@@ -19,9 +19,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from tests.laws.subjects import (
     Method,
     assert_equal_tensors,
+    assigned,
     gradients,
     in_both_forms,
     methods,
+    norms_of,
     operated,
     with_flags_of,
 )
@@ -33,20 +35,6 @@ from tgdsurgery import remove_tgd
 from tgdsurgery.core.norm_statistics import STATISTICS, held_statistics
 
 # New statistics ---------------------------------------------------------------------------------------------
-
-
-def norms_of(net: nn.Module) -> list[Any]:
-    """The modules that keep running statistics."""
-    return [module for module in net.modules() if getattr(module, "running_mean", None) is not None]
-
-
-def assigned(norm: Any) -> None:
-    """As Lightning's StochasticWeightAveraging does it."""
-    norm.running_mean = torch.zeros_like(norm.running_mean)
-    norm.running_var = torch.ones_like(norm.running_var)
-    norm.momentum = None
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked *= 0
 
 
 @torch.no_grad()
@@ -67,12 +55,17 @@ def in_its_state(norm: Any) -> None:
         state[name].add_(1.0)
 
 
+def reset(norm: Any) -> None:
+    """By the method that torch's norms have for it."""
+    (norm.reset_running_stats if hasattr(norm, "num_batches_tracked") else lambda: in_place(norm))()
+
+
 RENEWED: dict[str, Callable[[Any], None]] = {
     "assigned": assigned,
     "in place": in_place,
     "through data": through_data,
     "in its state": in_its_state,
-    "reset": lambda norm: norm.reset_running_stats(),
+    "reset": reset,
     "other type and back": lambda norm: in_place(norm.bfloat16().float()) or norm.double().float(),
 }
 
