@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from hypothesis import given
+from torch import Tensor, nn
 
 from tests.laws.subjects import Method, gradients, in_both_forms, methods, on_every_topology, operated
 from tests.strategies import Case, call, cases, scalar_loss
 from tests.topologies import case_of
+from tgdsurgery import apply_tgd
 
 RATE = 0.5
 
@@ -46,3 +48,37 @@ def test_random_networks(case, method):
 @in_both_forms
 def test_catalogue(name, form):
     assert assert_trainable_move(case_of(name).train(), Method(form=form))
+
+
+class Quantised(nn.Module):
+    """An autoencoder whose code is bytes, as of images (AutoencoderTiny of diffusers) or of sound (EnCodec)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+        self.decoder = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 1, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.encoder(x).sigmoid().mul(255).round().byte()
+        return self.decoder(code / 255)
+
+
+@in_both_forms
+def test_what_the_plain_network_has_no_gradient_for_stays(form):
+    """Through bytes or an index goes no gradient: the encoder's trainable rows stay in any training loop."""
+    torch.manual_seed(0)
+    model, x = Quantised(), torch.randn(2, 1, 8, 8)
+    scalar_loss(model(x)).backward()
+    without = {
+        name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.grad is None
+    }
+    assert without == {"encoder"}
+    tgd = apply_tgd(
+        model, x, form=form, on_unknown="mix", overrides={"encoder.0": "train", "decoder.0": "train"}
+    )
+    optimizer = torch.optim.SGD(tgd.parameters(), lr=RATE)
+    scalar_loss(tgd(x)).backward()
+    optimizer.step()
+    after, before = tgd.state_dict(), model.state_dict()
+    assert torch.equal(after["encoder.0.weight"], before["encoder.0.weight"])
+    assert (after["decoder.0.weight"] != before["decoder.0.weight"]).all()

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from tgdsurgery.core.arguments import Arguments
 from tgdsurgery.core.copying import copy_model, own_randomness
+from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.surgery.equivalence import same_results
 from tgdsurgery.surgery.layers.held_norm import HeldNorm
 from tgdsurgery.surgery.layers.tgd_layer import TGD, attach
@@ -40,6 +41,18 @@ class TGDGraphModule(fx.GraphModule):
         own = {name: value for name, value in vars(self).items() if name not in common}
         vars(self).update({**vars(source), **own, "_source": source})
         vars(self)["_own"] = frozenset({*own, "_source", "_own"})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward; the graph calls the TGD layers by name, which a replaced module does not have."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except AttributeError as error:
+            if f"no attribute {TGD!r}" not in str(error):
+                raise
+            raise RewriteError(
+                f"A layer of this network was replaced or wrapped after apply_tgd: {error}.",
+                "Do it before apply_tgd, or on what remove_tgd returns; layers of the compact form can be wrapped.",
+            ) from error
 
     def source(self) -> nn.Module:
         """The network behind the graph, with the attributes that were set on the graph since."""
