@@ -123,6 +123,8 @@ def outside_of_onnx() -> Iterator[None]:
 
 def under_vmap() -> bool:
     """Whether a transform of torch.func that is running is vmap."""
+    if torch.compiler.is_compiling() or not under_functorch():  # compilers do not know what is asked below
+        return False
     levels = torch._C._functorch.get_interpreter_stack() or ()
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
