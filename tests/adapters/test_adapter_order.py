@@ -39,6 +39,7 @@ ORDER = {
         "demo",
         "cli",
     ),
+    "tgd_ct": ("case", "images", "simulation", "cli"),
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent.parent != ROOT or path.stem != "__init__")
 PARSED = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}

@@ -1,0 +1,21 @@
+"""`tgd ct`: commands that parse, call the package and print, one file each.
+
+Nothing heavy is imported here: a command's module, and with it torch, is loaded when the command runs.
+"""
+
+from __future__ import annotations
+
+import click
+
+from tgd_kit.cli.lazy import LazyGroup
+
+# name -> the line shown in the list; `tgd_ct.cli.<name>` holds the command as `<name>_command`
+COMMANDS = {
+    "simulate": "Simulate patients with tumours, and their scans at several doses.",
+    "insert": "Insert low dose into a normal-dose CT.",
+}
+
+
+@click.group(cls=LazyGroup, package=__name__, summaries=COMMANDS, context_settings={"show_default": True})
+def ct() -> None:
+    """Low-dose CT: simulate, insert dose."""
