@@ -49,3 +49,7 @@ class RunError(AdapterError):
 
 class SimulationError(AdapterError):
     """A scanner, phantom or scan that cannot be simulated."""
+
+
+class PatientError(AdapterError):
+    """A file of a simulated patient that is missing or damaged, or an image that a patient does not have."""

@@ -19,13 +19,14 @@ from tgd_kit.runs.files import write_json
 from tgd_kit.runs.jobs import run_jobs
 from tgd_kit.runs.reserve import reserve
 from tgd_kit.runs.settings import read_record
+from tgd_kit.simulation.patients import patient_file
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.schedule import Schedule
 from tgd_pet.denoising import denoise
 from tgd_pet.evaluation.scores import Scores, around, evaluate
 from tgd_pet.network import WIDTHS, load_network, new_network
 from tgd_pet.simulation.config import PatientConfig
-from tgd_pet.simulation.files import load_set, patient_file, simulate_files
+from tgd_pet.simulation.files import load_set, simulate_files
 from tgd_pet.training.finetuning import PHI, Flow, Method, Outcome, finetune
 from tgd_pet.training.fit import fit
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tgd_kit.errors import SimulationError
+from tgd_kit.errors import PatientError, SimulationError
 from tgd_pet.simulation import files as patients
 from tgd_pet.simulation.acquisition import Scanner
 from tgd_pet.simulation.anatomy import LABELS
-from tgd_pet.simulation.config import FORMAT, PatientConfig, PatientError
+from tgd_pet.simulation.config import FORMAT, PatientConfig
 from tgd_pet.simulation.files import load_patient, save_patient, simulate_set
 from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
 from tgd_pet.simulation.patient import SimulatedPatient, simulate_patient

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tgd_kit.errors import SimulationError
 from tgd_kit.simulation.grid import Grid
-from tgd_pet.simulation.anatomy import LABELS, TISSUES, Organ
+from tgd_kit.simulation.shapes import Organ
+from tgd_pet.simulation.anatomy import LABELS, TISSUES
 from tgd_pet.simulation.phantom import LESION_HOSTS, LESION_RADIUS_MM, Phantom, random_torso
 
 GRID = Grid((24, 96, 96), (4.0, 4.5, 4.5))

@@ -146,10 +146,12 @@ def blur(values: FloatArray, fwhm_mm: float, spacing_mm: Sequence[float]) -> Flo
 @lru_cache(maxsize=8)
 def system_matrices(geometry: ParallelBeam) -> tuple[sparse.csr_array, ...]:
     """The system matrix of each subset: rows (angle, radial bin, part), columns (y, x), values in mm."""
-    return tuple(_subset_matrix(geometry, angles) for angles in geometry.subset_angles)
+    return tuple(subset_matrix(geometry, subset) for subset in range(geometry.subsets))
 
 
-def _subset_matrix(geometry: ParallelBeam, angles: NDArray[np.float64]) -> sparse.csr_array:
+def subset_matrix(geometry: ParallelBeam, subset: int) -> sparse.csr_array:
+    """The system matrix of one subset, made anew: for geometries whose matrices do not fit into memory together."""
+    angles = geometry.subset_angles[subset]
     rows, columns, values = [], [], []
     for a, angle in enumerate(angles):
         radial_bin, pixel, length = _joseph(geometry, angle)

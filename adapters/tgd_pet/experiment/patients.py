@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tgd_kit.simulation.patients import patient_file
 from tgd_pet.experiment.settings import SCAN_SECONDS, Settings
 from tgd_pet.simulation.config import Feature, PatientConfig
-from tgd_pet.simulation.files import patient_file, simulate_files
+from tgd_pet.simulation.files import simulate_files
 
 SHORT_SECONDS = 60.0  # of the repeated scans of a test patient, as in the paper
 FEATURES: dict[str, Feature] = {"bladder": "bladder", "line": "line", "low counts": "none"}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from tgd_kit.errors import AdapterError, SimulationError
-from tgd_kit.runs.settings import checked
+from tgd_kit.errors import SimulationError
+from tgd_kit.simulation.patients import Configured
+from tgd_kit.simulation.torso import BodySize
 from tgd_pet.simulation.acquisition import Scanner
-from tgd_pet.simulation.anatomy import BodySize
 from tgd_pet.simulation.geometry import Geometry, TimeOfFlight
 
 Feature = Literal["none", "bladder", "line"]
@@ -18,12 +16,8 @@ Feature = Literal["none", "bladder", "line"]
 FORMAT = 3  # raise it whenever the same configuration and seed would give another patient
 
 
-class PatientError(AdapterError):
-    """A file of a simulated patient that is missing or damaged, or an image that a patient does not have."""
-
-
 @dataclass(frozen=True)
-class PatientConfig:
+class PatientConfig(Configured):
     """How patients are drawn, scanned and reconstructed.
 
     Attributes:
@@ -42,6 +36,8 @@ class PatientConfig:
         SimulationError: slices or prompts are not positive, a fraction is not in (0, 1], or the realisations
             need more than all counts.
     """
+
+    FORMAT: ClassVar[int] = FORMAT
 
     scanner: Scanner
     slices: int
@@ -77,28 +73,3 @@ class PatientConfig:
         """8 slices of 48 x 48 voxels of 9 mm, with two realisations: a fraction of a second, for tests."""
         geometry = Geometry(size=48, voxel_mm=9.0, angles=48, bins=48, bin_mm=9.0, tof=TimeOfFlight())
         return cls(Scanner(geometry, slice_mm=9.0), slices=8, prompts_per_slice=(2e5, 4e5), realisations=2)
-
-    def to_json(self) -> str:
-        """The configuration and the simulator's version as JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> PatientConfig:
-        """The inverse of `to_json`.
-
-        Raises:
-            PatientError: the text was written by another version of the simulator.
-            RunError: it is no configuration.
-            ValueError: it is not JSON.
-        """
-        fields: dict[str, Any] = json.loads(text)
-        if fields.pop("format", None) != FORMAT:
-            raise PatientError(
-                "The patient was made by another version of the simulator.", "Simulate it again."
-            )
-        found: PatientConfig = checked(cls, fields, "The configuration", "Simulate the patient again.")
-        return found
-
-    def hash(self) -> str:
-        """Identifies the configuration and the simulator's version."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from tgd_kit.arrays import FloatArray, Mask
+from tgd_kit.errors import PatientError
 from tgd_kit.simulation.grid import Grid, blocks
 from tgd_pet.simulation.acquisition import Acquisition, acquire
 from tgd_pet.simulation.anatomy import LABELS
-from tgd_pet.simulation.config import PatientConfig, PatientError
+from tgd_pet.simulation.config import PatientConfig
 from tgd_pet.simulation.osem import RECONSTRUCTIONS, reconstruct
 from tgd_pet.simulation.phantom import Phantom, random_torso
 

@@ -1,6 +1,6 @@
 """Random patients on a voxel grid: activity in SUV (g/mL), attenuation at 511 keV (1/mm), hot lesions.
 
-Axes are (z, y, x), as in `tgd_pet.simulation.anatomy`; positions are in mm from the centre of the slab.
+Axes are (z, y, x), as in `tgd_kit.simulation.torso`; positions are in mm from the centre of the slab.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from tgd_kit.arrays import FloatArray, Mask
+from tgd_kit.arrays import FloatArray
 from tgd_kit.errors import SimulationError
 from tgd_kit.simulation.grid import Grid, Vector, blocks
-from tgd_pet.simulation.anatomy import LABELS, TISSUES, BodySize, torso_organs
+from tgd_kit.simulation.shapes import correlated_noise, painted
+from tgd_kit.simulation.spheres import Room, filled
+from tgd_kit.simulation.torso import BodySize, torso_organs
+from tgd_pet.simulation.anatomy import LABELS, TISSUES
 
 LESION_RADIUS_MM = (4.0, 12.5)
 LESION_HOSTS = ("liver", "lung", "soft tissue")
@@ -86,19 +88,14 @@ def random_torso(
         )
     uptake = {name: float(rng.uniform(*tissue.suv)) for name, tissue in TISSUES.items()}
     uptake["bladder"] = uptake["bladder"] if bladder_suv is None else bladder_suv
-    labels = np.zeros(grid.shape, np.uint8)
-    for organ in torso_organs(rng, body_size, section_mm):
-        box, inside = organ.voxels(grid)
-        if organ.tissue != "fat":
-            inside &= labels[box] > 0  # only the body itself, painted first, may reach into the air
-        labels[box][inside] = LABELS[organ.tissue]
-
+    labels = painted(torso_organs(rng, body_size, section_mm), grid, LABELS)
     activity = np.array(list(uptake.values()), np.float32)[labels] * _texture(rng, grid)
     lesions = _random_lesions(rng, grid, labels, activity)
     if not lesions:
         raise SimulationError("No lesion fits into this slab.", "Give it more or smaller voxels, or move it.")
     for lesion in lesions:
-        _add_sphere(activity, grid, lesion)
+        box, share = filled(grid, lesion.centre_mm, lesion.radius_mm)
+        activity[box] += share * (lesion.suv - activity[box])
     if line_suv is not None:
         _add_line(rng, activity, labels, grid, line_suv)
     mu = np.array([tissue.mu for tissue in TISSUES.values()], np.float32)[labels]
@@ -107,8 +104,7 @@ def random_torso(
 
 def _texture(rng: np.random.Generator, grid: Grid) -> FloatArray:
     """Smooth random variation of the uptake around 1."""
-    noise = rng.standard_normal(grid.shape, dtype=np.float32)
-    smooth: FloatArray = gaussian_filter(noise, [_TEXTURE_MM / d for d in grid.spacing_mm], truncate=3.0)
+    smooth = correlated_noise(rng, grid, _TEXTURE_MM)
     texture: FloatArray = np.clip(1.0 + _TEXTURE * smooth / smooth.std(), 0.8, 1.2).astype(np.float32)
     return texture
 
@@ -119,40 +115,22 @@ def _random_lesions(
     """Up to 5 to 10 lesions, each wholly inside its host and apart from the others; two in a liver with room."""
     coarse = grid.coarser()  # eight times fewer distances to compute
     whole = {host: np.asarray(blocks(labels == LABELS[host]).all((1, 3, 5))) for host in LESION_HOSTS}
-    room = {host: _depth_inside(mask, coarse) for host, mask in whole.items()}
+    room = Room(whole, coarse)
     lesions: list[Lesion] = []
     for i in range(int(rng.integers(5, 11))):
         radius = rng.uniform(*LESION_RADIUS_MM)
-        candidates = {host: np.flatnonzero(depth > radius) for host, depth in room.items()}
-        hosts = [host for host in LESION_HOSTS if len(candidates[host])]
-        if not hosts:
+        places = room.places(radius)
+        if not places:
             continue
-        host = "liver" if i < 2 and "liver" in hosts else str(rng.choice(hosts))
-        voxel = np.unravel_index(rng.choice(candidates[host]), coarse.shape)
-        z, y, x = (float(axis.ravel()[v]) for axis, v in zip(coarse.axes(), voxel, strict=True))
-        background = float(blocks(activity)[voxel[0], :, voxel[1], :, voxel[2]].mean())
+        host = "liver" if i < 2 and "liver" in places else str(rng.choice(list(places)))
+        place = rng.choice(places[host])
+        z, y, x = np.unravel_index(place, coarse.shape)
+        background = float(blocks(activity)[z, :, y, :, x].mean())
         suv = max(background * rng.uniform(2.0, 5.0), rng.uniform(2.5, 9.0))
-        lesions.append(Lesion((z, y, x), radius, suv, host))
-        clearance = coarse.distance((z, y, x)) - radius - _LESION_GAP_MM
-        room = {name: np.minimum(depth, clearance) for name, depth in room.items()}
+        centre = room.centre(place)
+        lesions.append(Lesion(centre, radius, suv, host))
+        room.take(centre, radius, _LESION_GAP_MM)
     return lesions
-
-
-def _depth_inside(mask: Mask, grid: Grid) -> FloatArray:
-    """A lower bound in mm of each voxel's depth below the mask's surface; the grid's ends are surface too."""
-    to_surface: NDArray[np.float64] = distance_transform_edt(np.pad(mask, 1), sampling=grid.spacing_mm)
-    depth: FloatArray = (to_surface[1:-1, 1:-1, 1:-1] - np.linalg.norm(grid.spacing_mm) / 2).astype(
-        np.float32
-    )
-    return depth
-
-
-def _add_sphere(activity: FloatArray, grid: Grid, lesion: Lesion) -> None:
-    """Paint a sphere whose edge voxels are filled in part, so that small ones keep their volume."""
-    edge = float(np.mean(grid.spacing_mm))
-    box = grid.box(lesion.centre_mm, [lesion.radius_mm + edge] * 3)
-    filled = np.clip((lesion.radius_mm - grid.distance(lesion.centre_mm, box)) / edge + 0.5, 0.0, 1.0)
-    activity[box] += filled * (lesion.suv - activity[box])
 
 
 def _add_line(
@@ -163,6 +141,6 @@ def _add_line(
     skin = y[0, np.flatnonzero((labels > 0).any(axis=(0, 2)))[0], 0]
     front, side, slant = skin - rng.uniform(12, 22), rng.uniform(-60, 60), rng.uniform(0.2, 0.5)
     edge = grid.spacing_mm[2]
-    filled = np.clip((3.0 - np.hypot(y - front, x - side - slant * z)) / edge + 0.5, 0.0, 1.0)
-    activity += (filled * suv).astype(np.float32)
-    labels[filled >= 0.5] = LABELS["line"]
+    share = np.clip((3.0 - np.hypot(y - front, x - side - slant * z)) / edge + 0.5, 0.0, 1.0)
+    activity += (share * suv).astype(np.float32)
+    labels[share >= 0.5] = LABELS["line"]
