@@ -1,0 +1,1 @@
+"""CT from files, and low dose inserted into it."""

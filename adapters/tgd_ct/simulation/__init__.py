@@ -1,0 +1,1 @@
+"""Simulated patients: abdomens with tumours, their scans at several doses, and their files."""
