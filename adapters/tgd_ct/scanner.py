@@ -7,9 +7,11 @@ One X-ray energy; no scatter and no beam hardening, which scanners correct for. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import poisson
 
 from tgd_kit.arrays import FloatArray
 from tgd_kit.errors import SimulationError
@@ -34,6 +36,37 @@ def to_hu(attenuation: FloatArray) -> FloatArray:
     """HU of an attenuation in 1/mm."""
     hu: FloatArray = (attenuation / np.float32(WATER) - 1) * np.float32(1000)
     return hu
+
+
+def variance_of_log(expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Variance of the logarithm of counts, of which so many are expected.
+
+    To first order it is (n + electronics) / n^2. With few counts it is less, as none is taken as fewer than
+    `FEWEST`; so it is computed from the distribution, and interpolated between 1e-3 and 1e3 counts.
+
+    Example:
+        >>> variance_of_log(np.array([1e4, 10.0, 1e-3])).round(4).tolist()
+        [0.0001, 0.3423, 0.3522]
+    """
+    logarithms, table = _few_counts()
+    expected = np.maximum(expected, np.exp(logarithms[0]))
+    many = (expected + ELECTRONIC_VARIANCE) / np.square(expected)
+    few = np.interp(np.log(expected), logarithms, table)
+    found: NDArray[np.float64] = np.where(expected < np.exp(logarithms[-1]), few, many)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _few_counts() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of expected counts, and the variance of the logarithm of what is counted."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    logarithms, found = np.linspace(np.log(1e-3), np.log(1e3), 120), []
+    for expected in np.exp(logarithms):
+        counts = np.arange(int(expected + 10 * np.sqrt(expected)) + 20)
+        chance = poisson.pmf(counts, expected)[:, None] * weights / weights.sum()
+        values = np.log(np.maximum(counts[:, None] + np.sqrt(ELECTRONIC_VARIANCE) * nodes, FEWEST))
+        found.append((chance * values**2).sum() - (chance * values).sum() ** 2)
+    return logarithms, np.array(found)
 
 
 def check_dose(dose: float) -> None:
@@ -122,15 +155,13 @@ class Scanner:
         return found
 
     def variance(self, lines: FloatArray, dose: float) -> NDArray[np.float64]:
-        """Variance of `measured`, to first order: (n + electronics) / n^2 for n expected counts.
+        """Variance of `measured`.
 
         Raises:
             SimulationError: the dose is not in (0, 1].
         """
         check_dose(dose)
-        expected = dose * self.photons * np.exp(-lines.astype(np.float64))
-        variance: NDArray[np.float64] = (expected + ELECTRONIC_VARIANCE) / expected**2
-        return variance
+        return variance_of_log(dose * self.photons * np.exp(-lines.astype(np.float64)))
 
     def image(self, lines: FloatArray) -> FloatArray:
         """The image (z, y, x) in HU of line integrals."""

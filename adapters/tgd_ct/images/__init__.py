@@ -1,1 +1,1 @@
-"""CT from files, and low dose inserted into it."""
+"""CT from files, in HU; label maps; and low dose inserted into images of normal dose."""

@@ -65,13 +65,14 @@ class Quantity:
             f"Pass the folder of a DICOM series, a zip of it, or a NIfTI file in {self.name}.",
         )
 
-    def write(self, image: Image, path: Path, description: str) -> str:
+    def write(self, image: Image, path: Path, description: str, *, word: str = "denoised") -> str:
         """Write an image as NIfTI, or as a derived DICOM series where the name is not NIfTI's.
 
         Args:
             image: in this quantity.
             path: a NIfTI name, or a new folder for DICOM.
             description: what was done to the image, for DICOM.
+            word: the same in one word, for the name of the DICOM series.
 
         Returns:
             What was written, in one sentence.
@@ -90,7 +91,7 @@ class Quantity:
             raise ImageError(
                 "A DICOM series is derived from another.", "Let the result end with .nii or .nii.gz."
             )
-        step = write_derived(image.voxels, image.source, path, description)
+        step = write_derived(image.voxels, image.source, path, description, word=word)
         return f"Wrote {path}: a DICOM series of {size} voxels, rounded by at most {step / 2:.2g} {self.name}"
 
 

@@ -37,6 +37,12 @@ class Image:
         turned: FloatArray = self._turned(self.voxels, to_axial=True).transpose(2, 1, 0)
         return turned
 
+    def axial_spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size of `axial`, (z, y, x)."""
+        world = orientations.io_orientation(self.affine)[:, 0]  # the world's axis of each of the voxels'
+        z, y, x = affines.voxel_sizes(self.affine)[np.argsort(world)[::-1]].tolist()
+        return z, y, x
+
     def with_axial(self, volume: FloatArray) -> Image:
         """The same grid with new values, given as `axial` gives them."""
         return replace(self, voxels=self._turned(volume.transpose(2, 1, 0), to_axial=False))

@@ -103,21 +103,17 @@ def interpolation_matrix(geometry: ParallelBeam, subset: int) -> sparse.csr_arra
     """
     size, bins = geometry.size, geometry.bins
     centred = (np.arange(size) - (size - 1) / 2) * geometry.voxel_mm
-    angles, pixels = geometry.subset_angles[subset], np.arange(size**2)
-    rows, columns, values = [], [], []
-    for number, angle in enumerate(angles):
-        place = (centred * np.cos(angle) + centred[:, None] * np.sin(angle)).ravel() / geometry.bin_mm
-        place += (bins - 1) / 2
-        for neighbour in (0, 1):
-            index = np.floor(place).astype(np.intp) + neighbour
-            share = 1.0 - np.abs(place - index)
-            seen = (index >= 0) & (index < bins) & (share > 0)
-            rows.append(pixels[seen].astype(np.int32))
-            columns.append((number * bins + index[seen]).astype(np.int32))
-            values.append(share[seen].astype(np.float32))
-    shape = (size**2, len(angles) * bins)
-    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-    return sparse.coo_array(entries, shape=shape).tocsr()
+    angles = geometry.subset_angles[subset]
+    across = centred[:, None] * np.cos(angles)
+    place = (across + (centred[:, None] * np.sin(angles))[:, None]).reshape(size**2, -1) / geometry.bin_mm
+    place += (bins - 1) / 2
+    # Two entries for each pixel and angle, so that no sorting is needed; those beyond the ends are zeros.
+    index = np.floor(place).astype(np.int32)[..., None] + np.arange(2, dtype=np.int32)
+    share = (1.0 - np.abs(place[..., None] - index)).astype(np.float32)
+    share[(index < 0) | (index >= bins)] = 0
+    columns = np.clip(index, 0, bins - 1) + bins * np.arange(len(angles), dtype=np.int32)[:, None]
+    ends = np.arange(0, columns.size + 1, 2 * len(angles), dtype=np.int32)
+    return sparse.csr_array((share.ravel(), columns.ravel(), ends), shape=(size**2, len(angles) * bins))
 
 
 @lru_cache(maxsize=4)

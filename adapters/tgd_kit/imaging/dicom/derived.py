@@ -23,6 +23,7 @@ from tgd_kit.imaging.dicom.tags import optional
 from tgd_kit.imaging.quiet import quiet
 from tgd_kit.runs.files import replacing
 
+LONGEST_NAME = 64  # characters of a SeriesDescription
 LARGEST_PIXEL = 2**15 - 1  # stored: 16 bits with a sign
 # Tags that hold for the source's own pixels only.
 OUTDATED = (
@@ -40,8 +41,10 @@ OUTDATED = (
 )
 
 
-def write_derived(voxels: FloatArray, source: DicomSource, folder: Path, description: str) -> float:
-    """Write a denoised volume as a series derived from that of `source`, in the source's units.
+def write_derived(
+    voxels: FloatArray, source: DicomSource, folder: Path, description: str, *, word: str = "denoised"
+) -> float:
+    """Write a volume as a series derived from that of `source`, in the source's units.
 
     All tags that units depend on are the source's, so any reader computes the same quantity. Every slice has a
     slope of its own, its largest magnitude / 32767, so a pixel is rounded by at most 1 / 65534 of the largest
@@ -54,6 +57,7 @@ def write_derived(voxels: FloatArray, source: DicomSource, folder: Path, descrip
         source: the slices it was made from; a slice of a 2.5-D network is made from three of them.
         folder: a new or empty one.
         description: what was done, for DerivationDescription.
+        word: the same in one word, for SeriesDescription.
 
     Returns:
         The largest step between stored values, in the volume's quantity; the rounding error is at most half of it.
@@ -63,10 +67,10 @@ def write_derived(voxels: FloatArray, source: DicomSource, folder: Path, descrip
         temporary.mkdir()
         for index, header in enumerate(source.slices):
             pixels, slope = _quantised(voxels[..., index].T.astype(np.float64) / source.factor)
-            derived = _derived(header, source.slices[max(index - 1, 0) : index + 2])
+            derived = _derived(header, source.slices[max(index - 1, 0) : index + 2], word)
             derived.SeriesInstanceUID = series
             derived.InstanceCreationDate, derived.InstanceCreationTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
-            step = f"pixels are rounded to steps of {slope:.3g} {optional(header, 'Units') or ''}".rstrip()
+            step = f"pixels are rounded to steps of {slope:.3g} {_unit(header)}".rstrip()
             derived.DerivationDescription = f"{description}; {step}"
             _put(derived, pixels, slope)
             if "NumberOfSlices" in derived:
@@ -83,7 +87,7 @@ def _quantised(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int16], 
     return np.rint(values / slope).astype(np.int16), slope
 
 
-def _derived(header: Dataset, sources: Sequence[Dataset]) -> Dataset:
+def _derived(header: Dataset, sources: Sequence[Dataset], word: str) -> Dataset:
     """The tags of a slice that still hold, as an instance of its own."""
     derived = Dataset()
     with quiet():  # faults of the source that do not matter
@@ -96,15 +100,19 @@ def _derived(header: Dataset, sources: Sequence[Dataset]) -> Dataset:
     derived.SOPInstanceUID = generate_uid()
     derived.ImageType = ["DERIVED", "SECONDARY"]
     derived.SeriesNumber = int(optional(header, "SeriesNumber") or 0) + 1000
-    derived.SeriesDescription = (
-        f"{str(optional(header, 'SeriesDescription') or header.Modality)[:55]} denoised"
-    )
+    name = str(optional(header, "SeriesDescription") or header.Modality)
+    derived.SeriesDescription = f"{name[: LONGEST_NAME - 1 - len(word)]} {word}"
     derived.SourceImageSequence = [_reference(source) for source in sources]
     derived.file_meta = FileMetaDataset()
     derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     derived.file_meta.MediaStorageSOPClassUID = derived.SOPClassUID
     derived.file_meta.MediaStorageSOPInstanceUID = derived.SOPInstanceUID
     return derived
+
+
+def _unit(header: Dataset) -> str:
+    """Of PET in Units, of CT in RescaleType; nothing where neither says."""
+    return str(optional(header, "Units") or optional(header, "RescaleType") or "")
 
 
 def _stays(tag: BaseTag) -> bool:

@@ -14,6 +14,7 @@ from tgd_kit.imaging.dicom.tags import numbers, optional, require, same
 SMALLEST_STEP_MM = 0.01
 LARGEST_OFFSET = 0.1  # of a step: positions are often written rounded to 0.1 mm
 LARGEST_SKEW = 1e-3  # of axes that are written with few digits
+LARGEST_TILT = 0.01  # sideways, of the way from the first to the last slice: half a degree
 # What says that slices are of one scan of one patient.
 OF_ONE_SERIES = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "NumberOfSlices")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -77,11 +78,28 @@ def _check_regular(positions: FloatArray, normal: FloatArray) -> None:
             "Several slices lie at one position, as in a dynamic or gated series.",
             "Pass one frame: one file per position.",
         )
+    _check_upright(positions, normal)
     offsets = np.linalg.norm(positions - np.linspace(positions[0], positions[-1], len(positions)), axis=1)
     if offsets.max() > LARGEST_OFFSET * steps.mean():
         raise ImageError(
             f"The slices are unevenly spaced, {steps.min():.2f} to {steps.max():.2f} mm apart.",
             "Slices are missing or mixed: export the series again.",
+        )
+
+
+def _check_upright(positions: FloatArray, normal: FloatArray) -> None:
+    """Refuse slices that are shifted against each other, as with a tilted gantry: neighbours in the stack would not
+    be neighbours in the patient.
+    """
+    way = positions[-1] - positions[0]
+    along = float(way @ normal)
+    sideways = float(np.linalg.norm(way - along * normal))
+    allowed = max(LARGEST_TILT * along, LARGEST_OFFSET * along / (len(positions) - 1))
+    if sideways > allowed:
+        angle = np.rad2deg(np.arctan2(sideways, along))
+        raise ImageError(
+            f"The slices are shifted against each other, at an angle of {angle:.1f} degrees (gantry tilt).",
+            "Resample the series to upright slices first, for instance with dcm2niix.",
         )
 
 
