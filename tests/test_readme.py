@@ -15,8 +15,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import step_page, zoo_page
-from benchmarks.measuring import RESULTS
+from benchmarks import ct_noise, step_page, zoo_page
+from benchmarks.measuring import RESULTS, markdown
 from tgdsurgery.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +189,11 @@ def test_the_page_on_networks_has_the_figures_of_the_last_runs() -> None:
         f"{densenet} seconds on one core for a DenseNet-201, {resnet} for a ResNet-152, and {efficientnet} for"
         in text
     )
+
+
+def test_the_page_on_ct_has_the_noise_of_the_last_run() -> None:
+    table = markdown(ct_noise.COLUMNS, ct_noise.table(results("ct_noise")["rows"]))
+    assert table in (ROOT / "docs" / "ct.md").read_text(encoding="utf-8")
 
 
 def results(name: str) -> Any:

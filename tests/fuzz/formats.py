@@ -17,9 +17,15 @@ import yaml
 from click.testing import CliRunner
 from torch import nn
 
+from tests.ct import scans
 from tests.pet import dicoms
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import StopAfter
+from tgd_ct.images.datasets import LITS, read_dataset
+from tgd_ct.simulation.config import PatientConfig as CTConfig
+from tgd_ct.simulation.files import load_patient as load_ct_patient
+from tgd_ct.simulation.files import save_patient as save_ct_patient
+from tgd_ct.simulation.patient import simulate_patient as simulate_ct_patient
 from tgd_kit.runs.record import study_record, timed
 from tgd_kit.runs.reserve import reserve
 from tgd_kit.runs.settings import read_record
@@ -91,6 +97,15 @@ def _zipped(folder: Path) -> None:
 
 def _patient(folder: Path) -> None:
     save_patient(simulate_patient(0, PatientConfig.tiny()), folder / "patient.npz")
+
+
+def _ct_patient(folder: Path) -> None:
+    save_ct_patient(simulate_ct_patient(0, CTConfig.tiny()), folder / "patient.npz")
+
+
+def _label_map(folder: Path) -> None:
+    scans.write_nifti(scans.body(), folder / "volume-0.nii")
+    scans.write_nifti(scans.target(), folder / "segmentation-0.nii")
 
 
 def _yaml(folder: Path) -> None:
@@ -182,6 +197,10 @@ FORMATS = {
     "DICOM slice": Format("2.dcm", _series, lambda folder: _image(folder, folder)),
     "DICOM zip": Format("series.zip", _zipped, lambda folder: _image(folder, folder / "series.zip")),
     "patient npz": Format("patient.npz", _patient, lambda folder: load_patient(folder / "patient.npz")),
+    "CT patient npz": Format(
+        "patient.npz", _ct_patient, lambda folder: load_ct_patient(folder / "patient.npz")
+    ),
+    "label map": Format("segmentation-0.nii", _label_map, lambda folder: list(read_dataset(LITS, folder))),
     "settings YAML": Format("settings.yaml", _yaml, lambda folder: read_settings(folder / "settings.yaml")),
     "settings, values": Format(
         "settings.yaml", _yaml_as_json, lambda folder: read_settings(folder / "settings.yaml")

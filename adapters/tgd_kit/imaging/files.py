@@ -86,7 +86,8 @@ class Quantity:
         size = " x ".join(map(str, image.voxels.shape))
         if is_nifti(path):
             write_nifti(image, path, f"{self.modality} {self.name}")
-            return f"Wrote {path}: {size} voxels in {self.name} ({self.unit})"
+            unit = f" ({self.unit})" * (self.unit != self.name)
+            return f"Wrote {path}: {size} voxels in {self.name}{unit}"
         if image.source is None:
             raise ImageError(
                 "A DICOM series is derived from another.", "Let the result end with .nii or .nii.gz."
