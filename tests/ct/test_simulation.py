@@ -109,7 +109,7 @@ def test_configurations_survive_json() -> None:
         assert PatientConfig.from_json(config.to_json()) == config
     assert len({config.hash() for config in configs}) == len(configs)
     with pytest.raises(PatientError, match="another version"):
-        PatientConfig.from_json(TINY.to_json().replace('"format": 1', '"format": 0'))
+        PatientConfig.from_json(TINY.to_json().replace(f'"format": {PatientConfig.FORMAT}', '"format": 0'))
     with pytest.raises(SimulationError):
         replace(TINY, slices=0)
 

@@ -156,18 +156,22 @@ def _texture(rng: np.random.Generator, grid: Grid) -> FloatArray:
 def _random_tumours(
     rng: np.random.Generator, grid: Grid, labels: NDArray[np.uint8], task: Task, settings: Tumours
 ) -> Iterator[Tumour]:
-    """1 to 4 tumours, as far as there is room, each wholly inside the organ and apart from the others."""
+    """1 to 4 tumours, as far as there is room, each wholly inside the organ and apart from the others.
+
+    The first one is in the upper half of the sizes that fit: every patient has a tumour that can be seen.
+    """
     coarse = grid.coarser()  # eight times fewer distances to compute
     room = Room({task: np.asarray(blocks(_organ(labels, task)).all((1, 3, 5)))}, coarse)
     smallest, largest = (diameter / 2 for diameter in settings.diameter_mm)
     if not room.places(smallest):
         raise SimulationError(f"No tumour fits into the {task}.", "Give the slab more slices, or move it.")
     first, last = TUMOURS_PER_ORGAN
-    for _ in range(int(rng.integers(first, last + 1))):
-        deepest = room.deepest(task)
-        if deepest <= smallest:
+    for number in range(int(rng.integers(first, last + 1))):
+        high = min(largest, room.deepest(task))
+        if high <= smallest:
             return
-        radius = rng.uniform(smallest, min(largest, deepest))
+        low = smallest if number else (smallest + high) / 2
+        radius = rng.uniform(low, high)
         centre = room.centre(rng.choice(room.places(radius)[task]))
         sign = 1 if rng.random() < settings.hyperdense else -1
         yield Tumour(task, centre, radius, sign * rng.uniform(*settings.contrast_hu))
