@@ -27,7 +27,7 @@ class PatientConfig(Configured):
         SimulationError: there are no slices.
     """
 
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     scanner: Scanner
     slices: int

@@ -45,7 +45,7 @@ class Tumours:
 
     diameter_mm: tuple[float, float] = (5.0, 25.0)
     contrast_hu: tuple[float, float] = (40.0, 80.0)
-    hyperdense: float = 0.2
+    hyperdense: float = 0.1
 
     def __post_init__(self) -> None:
         ranges = self.diameter_mm, self.contrast_hu
