@@ -18,7 +18,7 @@ from tgd_kit.simulation.fbp import FilteredBackProjection, interpolation_matrix
 from tgd_kit.simulation.grid import Vector
 from tgd_kit.simulation.projector import subset_matrix
 
-SLICES_AT_ONCE = 64  # of 512 x 512 pixels: half a gigabyte
+SLICES_AT_ONCE = 64  # share the making of the matrices
 LARGEST_STRETCH = 1e-3  # of a pixel that counts as square
 PADDING_HU = -1024.0  # what lies below was never measured: corners that the scanner filled in
 
