@@ -22,12 +22,13 @@ from tgd_kit.runs.settings import read_record
 from tgd_kit.simulation.patients import patient_file
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import PHI, Flow, Outcome
 from tgd_pet.denoising import denoise
 from tgd_pet.evaluation.scores import Scores, around, evaluate
 from tgd_pet.network import WIDTHS, load_network, new_network
 from tgd_pet.simulation.config import PatientConfig
 from tgd_pet.simulation.files import load_set, simulate_files
-from tgd_pet.training.finetuning import PHI, Flow, Method, Outcome, finetune
+from tgd_pet.training.finetuning import Method, finetune
 from tgd_pet.training.fit import fit
 
 INPUT, FIRST, TGD = "input", "v1-net", "TGD"

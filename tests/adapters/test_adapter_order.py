@@ -39,7 +39,17 @@ ORDER = {
         "demo",
         "cli",
     ),
-    "tgd_ct": ("case", "scanner", "images", "simulation", "cli"),
+    "tgd_ct": (
+        "case",
+        "scanner",
+        "networks",
+        "inference",
+        "images",
+        "simulation",
+        "training",
+        "evaluation",
+        "cli",
+    ),
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent.parent != ROOT or path.stem != "__init__")
 PARSED = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}

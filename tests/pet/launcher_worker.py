@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from tests.pet.scans import RandomScans
 from tgd_kit.training.keep_best import KeepBest
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import Tuned
 from tgd_pet.network import load_network
-from tgd_pet.training.finetuning import Tuned, finetune
+from tgd_pet.training.finetuning import finetune
 from tgd_pet.training.online import online
 
 SCHEDULE = Schedule(epochs=3, steps=3, batch=2, devices=2)

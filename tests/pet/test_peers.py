@@ -9,11 +9,11 @@ import torch
 
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import fitted
+from tgd_kit.training.lora import RANK
 from tgd_kit.training.schedule import Schedule
 from tgd_pet.network import DnCNN, load_network
 from tgd_pet.training.finetuning import Method, finetune
 from tgd_pet.training.patches import PatchPairs
-from tgd_pet.training.peers import LORA_RANK
 
 PATIENTS = [RandomScans(1), RandomScans(2)]
 SCHEDULE = Schedule(epochs=2, steps=10, batch=4, patch=16, rate=1e-2)
@@ -65,8 +65,8 @@ def test_lora_moves_convolutions_by_low_rank_updates_alone(tmp_path: Path, base:
     assert changed == {name for name in before if name.endswith("weight") and "conv" in name}
     for name in changed:
         update = (after[name] - before[name]).flatten(1)
-        assert torch.linalg.matrix_rank(update, rtol=1e-3) <= LORA_RANK  # merged in float32
-    sizes = sum(LORA_RANK * (w[0].numel() + len(w)) for w in (c.weight for c in base.convolutions))
+        assert torch.linalg.matrix_rank(update, rtol=1e-3) <= RANK  # merged in float32
+    sizes = sum(RANK * (w[0].numel() + len(w)) for w in (c.weight for c in base.convolutions))
     # PEFT's A keeps the kernel's extent and B is 1x1: rank * (C * 9 + N) for each layer.
     assert result.share == sizes / sum(p.numel() for p in base.parameters())
     loaded = load_network(tmp_path / "network.safetensors").state_dict()

@@ -11,10 +11,11 @@ import torch
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import fitted
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import Tuned
 from tgd_pet.experiment import recipes
 from tgd_pet.experiment.recipes import Recipe, adapt
 from tgd_pet.network import load_network
-from tgd_pet.training.finetuning import Tuned, finetune
+from tgd_pet.training.finetuning import finetune
 from tgdsurgery import plan_tgd
 
 SCHEDULE = Schedule(epochs=1, steps=20, batch=4, patch=16, rate=1e-2)

@@ -363,11 +363,11 @@ def test_interrupted_tgd_resumes_to_the_same_network(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "tgd_pet.training.finetuning._Guarded.on_train_epoch_start",
+            "tgd_kit.training.tgd.Guarded.on_train_epoch_start",
             StopAfter.on_train_epoch_start,
             raising=False,
         )
-        patch.setattr("tgd_pet.training.finetuning._Guarded.epoch", 2, raising=False)
+        patch.setattr("tgd_kit.training.tgd.Guarded.epoch", 2, raising=False)
         with pytest.raises(ConnectionAbortedError):
             run("broken")
     assert_same(run("broken"), run("whole"))

@@ -72,8 +72,8 @@ def fit(
         return
     resumed = _checkpoint(checkpoints / "last.ckpt")
     keep = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
-    with _quiet():
-        count = _Count()
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        count = _Count(schedule)
         trainer = _trainer(folder, schedule, validate, [keep, *callbacks, count])
         steps = schedule.epochs * schedule.steps
         with progress("training steps", steps, show=show and trainer.is_global_zero) as count.task:
@@ -154,8 +154,12 @@ class _Count(Callback):
 
     task: Task
 
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.task.advance(trainer.global_step)
+        # Not the trainer's steps, of which a batch has two where two networks train in turns.
+        self.task.advance(trainer.current_epoch * self._schedule.steps)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any

@@ -43,7 +43,13 @@ class NetworkTraining(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Channels-last convolutions are quicker on CPUs and GPUs. DDP looks at the layout next."""
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        solid = any(parameter.ndim == 5 for parameter in self.network.parameters())
+        layout = torch.channels_last_3d if solid else torch.channels_last
+        self.network.to(memory_format=layout)  # type: ignore[call-overload]
+
+    def on_train_epoch_start(self) -> None:
+        """What a step draws, such as dropout, is the same in a resumed run."""
+        torch.manual_seed(1_000_003 * self._schedule.seed + self.current_epoch)
 
     def on_fit_start(self) -> None:
         """Lightning's loop does not switch to training by itself."""

@@ -12,10 +12,11 @@ from tgd_kit.cli.options import FILE, FOLDER, RUN, schedule_options
 from tgd_kit.cli.say import say
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import PHI, Flow, Tuned
 from tgd_pet.cli.shared import VERSION
-from tgd_pet.network import load_network
+from tgd_pet.network import DnCNN, load_network
 from tgd_pet.simulation.files import load_set
-from tgd_pet.training.finetuning import METHODS, PHI, Flow, Tuned, finetune
+from tgd_pet.training.finetuning import METHODS, finetune
 
 
 @click.command("finetune")
@@ -39,7 +40,7 @@ def finetune_command(
 
 
 @rank_zero_only
-def _say(tuned: Tuned, out: Path) -> None:
+def _say(tuned: Tuned[DnCNN], out: Path) -> None:
     if tuned.plan is not None:
         say(tuned.plan)
     say(f"Trainable: {tuned.share:.1%} of the parameters")

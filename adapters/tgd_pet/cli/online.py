@@ -20,10 +20,10 @@ from tgd_kit.imaging.image import Image, check_same_grid
 from tgd_kit.runs.record import denoised_by
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import PHI, Flow
 from tgd_pet.cli.shared import denoise_with_progress
 from tgd_pet.images.suv import SUV
 from tgd_pet.network import load_network
-from tgd_pet.training.finetuning import PHI, Flow
 from tgd_pet.training.online import PATIENCE, ROWS, Online, OnlineMethod, online
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import Flow
 from tgd_pet.experiment.settings import Settings
 from tgd_pet.network import DnCNN
 from tgd_pet.simulation.patient import SimulatedPatient
-from tgd_pet.training.finetuning import Flow, Method, finetune
+from tgd_pet.training.finetuning import Method, finetune
 from tgd_pet.training.online import Online, OnlineMethod, online
 from tgd_pet.training.patches import Scans
 

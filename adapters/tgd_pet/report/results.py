@@ -18,12 +18,12 @@ from tgd_kit.report.statistics import PAIRS, Difference, Summary, column, compar
 from tgd_kit.runs.files import read_json, write_text
 from tgd_kit.runs.record import study_record
 from tgd_kit.runs.settings import checked, read_record
+from tgd_kit.training.tgd import Outcome
 from tgd_pet.evaluation.measures import Patient, Unseen
 from tgd_pet.experiment.jobs import measures_path
 from tgd_pet.experiment.patients import CASES
 from tgd_pet.experiment.recipes import TGD, Variant, recipes, variants
 from tgd_pet.experiment.settings import Settings, settings_from
-from tgd_pet.training.finetuning import Outcome
 from tgdsurgery import SweepRow
 
 AGAIN = "Delete it, and the same command makes it again."

@@ -4,58 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
 from tgd_kit.training.fit import NETWORK
-from tgd_kit.training.module import network_of
+from tgd_kit.training.lora import RANK, lora
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import PHI, Flow, Guarded, Tuned, with_tgd, without_tgd
 from tgd_kit.training.weights import save_weights
 from tgd_pet.network import DnCNN
 from tgd_pet.training.fit import fit
 from tgd_pet.training.patches import Scans
-from tgd_pet.training.peers import l2_sp, learning_without_forgetting, lora
-from tgdsurgery import TGDPlan, apply_tgd, guard, remove_tgd, verify
+from tgd_pet.training.peers import l2_sp, learning_without_forgetting
 
 Method = Literal["full", "last3", "tgd", "l2-sp", "lwf", "lora"]
-Flow = Literal["masked", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
 PEERS = {"l2-sp": l2_sp, "lwf": learning_without_forgetting}
-PHI = 0.3
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A network after fine-tuning, and the proof of what stayed.
-
-    Args:
-        network: a plain network, in eval mode.
-        share: share of the parameters that were trainable.
-        kept: whether every frozen entry, running statistics included, equals the one before bit for bit;
-            None where nothing was frozen.
-        plan: what TGD retrained; None for the other methods.
-    """
-
-    network: DnCNN
-    share: float
-    kept: bool | None = None
-    plan: TGDPlan | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What of `Tuned` is kept on file."""
-
-    share: float
-    kept: bool | None
 
 
 def finetune(
@@ -69,7 +38,7 @@ def finetune(
     phi: float = PHI,
     flow: Flow = "masked",
     progress: bool = True,
-) -> Tuned:
+) -> Tuned[DnCNN]:
     """Train a copy of `network` on few patients; see `tgd_pet.training.fit.fit` for the arguments they share.
 
     Args:
@@ -91,7 +60,7 @@ def finetune(
     if method in PEERS:
         return Tuned(*PEERS[method](network, train))
     if method == "lora":
-        merged, share = lora(network, partial(train, folder=folder / "adapters"))
+        merged, share = lora(network, partial(_lora, train, folder / "adapters"))
         rank_zero_only(save_weights)(merged, folder / NETWORK)
         return Tuned(merged, share)
     tuned = copy.deepcopy(network)
@@ -101,32 +70,22 @@ def finetune(
     return _last_three(network, tuned, train)
 
 
-def _tgd(network: DnCNN, phi: float, flow: Flow, train: Callable[..., None]) -> Tuned:
-    rewritten = with_tgd(network, phi, flow)
-    train(rewritten, purpose=f"TGD fine-tuning, phi {phi:g}, flow {flow}", callbacks=[_Guarded()])
+def _tgd(network: DnCNN, phi: float, flow: Flow, train: Callable[..., None]) -> Tuned[DnCNN]:
+    rewritten = with_tgd(network, triplet(network), phi, flow)
+    train(rewritten, purpose=f"TGD fine-tuning, phi {phi:g}, flow {flow}", callbacks=[Guarded()])
     return without_tgd(network, rewritten)
 
 
-def with_tgd(network: DnCNN, phi: float, flow: Flow) -> nn.Module:
-    """A copy of the network of which training changes only the filters below `phi`."""
-    triplet = torch.zeros(1, network.convolutions[0].in_channels, 32, 32)
-    return apply_tgd(network, triplet, phi=phi, flow=flow)
+def triplet(network: DnCNN) -> Tensor:
+    """An input that the network takes."""
+    return torch.zeros(1, network.convolutions[0].in_channels, 32, 32)
 
 
-def without_tgd(network: DnCNN, rewritten: nn.Module) -> Tuned:
-    """The plain network from what `with_tgd` made of `network`, after training."""
-    plan, tuned = cast(TGDPlan, rewritten.tgd_plan), cast(DnCNN, remove_tgd(rewritten))
-    return Tuned(tuned, plan.share, verify(network, tuned, plan).ok, plan)
+def _lora(train: Callable[..., None], folder: Path, network: nn.Module, held: Sequence[nn.Module]) -> None:
+    train(network, folder=folder, purpose=f"LoRA of rank {RANK}", held=held)
 
 
-class _Guarded(Callback):
-    """Hands the optimizer to the guard, once it exists."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        guard(trainer.optimizers[0], network_of(pl_module))
-
-
-def _last_three(network: DnCNN, tuned: DnCNN, train: Callable[..., None]) -> Tuned:
+def _last_three(network: DnCNN, tuned: DnCNN, train: Callable[..., None]) -> Tuned[DnCNN]:
     frozen = _before_last_three(tuned).requires_grad_(False)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in tuned.parameters()]
     train(tuned, purpose="fine-tuning of the last three convolutions", held=[frozen])

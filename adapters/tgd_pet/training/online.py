@@ -22,8 +22,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from tgd_kit.arrays import FloatArray
 from tgd_kit.training.keep_best import KeepBest
 from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.tgd import PHI, Flow, Tuned, with_tgd, without_tgd
 from tgd_pet.network import DnCNN
-from tgd_pet.training.finetuning import PHI, Flow, Tuned, with_tgd, without_tgd
+from tgd_pet.training.finetuning import triplet
 from tgd_pet.training.fit import fit
 from tgd_pet.training.halves import hold_out, swapped
 from tgdsurgery import save_delta
@@ -34,7 +35,7 @@ PATIENCE = 4
 
 
 @dataclass(frozen=True)
-class Online(Tuned):
+class Online(Tuned[DnCNN]):
     """A network after online learning.
 
     Args:
@@ -105,7 +106,7 @@ def online(
         tuned = copy.deepcopy(network)
         train(tuned, purpose=f"noise2noise, patience {patience}")
         return Online(tuned, share=1.0, before=before, after=held_out.error(tuned))
-    rewritten = with_tgd(network, phi, flow)
+    rewritten = with_tgd(network, triplet(network), phi, flow)
     train(rewritten, purpose=f"TGD noise2noise, phi {phi:g}, flow {flow}, patience {patience}")
     rank_zero_only(save_delta)(rewritten, folder / ROWS)
     found = without_tgd(network, rewritten)

@@ -1,6 +1,6 @@
-"""What else keeps a network near its old self while it learns: L2-SP, learning without forgetting, LoRA.
+"""What else keeps a network near its old self while it learns: L2-SP, and learning without forgetting.
 
-All three train like full fine-tuning, on the same patches and schedule. Their strengths are the usual ones
+Both train like full fine-tuning, on the same patches and schedule. Their strengths are the usual ones
 and were not tuned: a fair tuning would need the old task's data, which are gone.
 """
 
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tgd_kit.errors import RunError
 from tgd_pet.network import DnCNN
 
 L2_SP_STRENGTH = 0.01
 LWF_STRENGTH = 1.0
-LORA_RANK = 8
 
 Train = Callable[..., None]  # `tgd_pet.training.fit.fit` with data, folder and schedule set
 
@@ -68,34 +65,3 @@ def learning_without_forgetting(network: DnCNN, train: Train) -> tuple[DnCNN, fl
 
     train(tuned, purpose=f"learning without forgetting, strength {LWF_STRENGTH:g}", penalty=penalty)
     return tuned, 1.0
-
-
-def lora(network: DnCNN, train: Train) -> tuple[DnCNN, float]:
-    """Low-rank updates of every convolution, by the package PEFT; batch norms keep parameters and statistics.
-
-    The updates are merged into the weights at the end, so no weight keeps its old value.
-
-    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
-
-    Returns:
-        The tuned copy, and the share of the parameters (without the adapters) that the adapters amount to.
-
-    Raises:
-        RunError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model  # noqa: PLC0415 (optional, and heavy)
-    except ImportError as error:
-        raise RunError("LoRA needs the package PEFT.", "Try: pip install peft") from error
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
-    # What PEFT draws at random decides nothing: B starts at zero, and A's draw is part of the seed's spread.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adapted = get_peft_model(
-            copy.deepcopy(network), LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=names)
-        )
-    norms = [module for module in adapted.modules() if isinstance(module, nn.BatchNorm2d)]
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    train(adapted, purpose=f"LoRA of rank {LORA_RANK}", held=norms)
-    merged = cast(DnCNN, adapted.merge_and_unload().requires_grad_(True).eval())
-    return merged, trained / sum(p.numel() for p in network.parameters())

@@ -1,0 +1,1 @@
+"""How good denoised images are: in themselves, and for the task."""

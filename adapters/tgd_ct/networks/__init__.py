@@ -1,0 +1,1 @@
+"""The networks of task-oriented denoising: denoisers, critic, segmenters."""

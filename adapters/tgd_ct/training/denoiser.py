@@ -1,0 +1,195 @@
+"""Train a denoiser: by mean squared error, against a critic, for a segmenter, or for all of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from tgd_ct.case import Case, Task
+from tgd_ct.networks.critic import new_critic
+from tgd_ct.networks.generator import HU_SCALE, kind_of
+from tgd_ct.training.losses import Weights, clip, critic_loss, mse_loss, task_loss
+from tgd_ct.training.samples import Sample, SampleSource, fingerprint
+from tgd_kit.errors import RunError
+from tgd_kit.training import fit as training
+from tgd_kit.training.module import NetworkTraining
+from tgd_kit.training.schedule import Schedule
+from tgd_kit.training.weights import digest
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Fixed networks that losses need; none of their weights moves.
+
+    Args:
+        segmenter: of the task loss: slices in HU to logits.
+        extractor: of the perceptual loss: slices in HU to features.
+    """
+
+    segmenter: nn.Module | None = None
+    extractor: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        for network in self.all:
+            network.eval().requires_grad_(False)
+
+    @property
+    def all(self) -> list[nn.Module]:
+        """Those that there are."""
+        return [network for network in (self.segmenter, self.extractor) if network is not None]
+
+    def digests(self) -> list[str]:
+        """Of their weights."""
+        return [digest(network) for network in self.all]
+
+
+def train_denoiser(
+    network: nn.Module,
+    cases: Sequence[Case],
+    dose: float,
+    task: Task,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    weights: Weights,
+    judges: Judges | None = None,
+    purpose: str = "train",
+    held: Sequence[nn.Module] = (),
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> None:
+    """Train `network` in place to turn low-dose images into those of normal dose.
+
+    Without a critic the optimizer is Adam with one cycle of the rate. Against a critic both have RMSprop and take turns
+    after every batch, and the rate falls to a tenth after half of the steps and to a hundredth after four fifths, as
+    published. The same call continues an interrupted run, or returns the finished one.
+
+    Args:
+        network: a denoiser, plain or rewritten by `apply_tgd`; what has `requires_grad` moves.
+        cases: what to train on.
+        dose: of the images to denoise, as a share of the normal one.
+        task: whose labels and tumours samples are drawn by.
+        folder: the run's own folder.
+        schedule: how long and how fast.
+        weights: of the losses.
+        judges: the fixed networks that the losses need.
+        purpose: part of what was asked, beyond data, weights and schedule.
+        held: modules kept in eval mode.
+        callbacks: more of Lightning's.
+        progress: show how far it is.
+
+    Raises:
+        RunError: a loss lacks its network, there is nothing to train or to train on, the folder holds another run,
+            training was interrupted (Ctrl-C, SIGTERM), or it diverged.
+        ImageError: a case lacks the dose or the task.
+    """
+    judges = judges or Judges()
+    if weights.task and judges.segmenter is None:
+        raise RunError("The task loss needs a segmenter.", "Train one with `tgd ct pretrain`.")
+    if weights.perceptual and judges.extractor is None:
+        raise RunError("The perceptual loss needs an extractor of features.", "Train or pass one.")
+    source = SampleSource(cases, kind_of(network), dose, task, schedule)
+    module = (Adversarial if weights.gan else Denoising)(network, schedule, weights, judges, held)
+    asked = {
+        "purpose": purpose,
+        "dose": dose,
+        "task": task,
+        "weights": asdict(weights),
+        "judges": judges.digests(),
+        "data": fingerprint(cases, dose, task),
+    }
+    training.fit(module, source, folder, schedule, asked, callbacks=callbacks, show=progress)
+
+
+class Denoising(NetworkTraining):
+    """The training step without a critic; the RMSE in HU and, where it counts, the task loss are shown."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        weights: Weights,
+        judges: Judges,
+        held: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__(network, schedule, held)
+        self.weights, self.judges = weights, judges
+
+    def on_fit_start(self) -> None:
+        """The judges are no part of the module, so that checkpoints do not hold them."""
+        super().on_fit_start()
+        for judge in self.judges.all:
+            judge.to(self.device)
+
+    def training_step(self, batch: Sample, index: int) -> Any:
+        """The loss of one batch."""
+        noisy, clean, labels = batch
+        return self.error(self.network(noisy), clean, labels)
+
+    def error(self, denoised: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
+        """All parts of the loss but the critic's."""
+        weights, squares = self.weights, mse_loss(denoised, clean)
+        loss = weights.mse * squares
+        self.log("RMSE", HU_SCALE * squares.detach().sqrt(), on_step=False, on_epoch=True)
+        if weights.task and self.judges.segmenter is not None:
+            missed = task_loss(self.judges.segmenter, denoised, labels)
+            self.log("task loss", missed.detach(), on_step=False, on_epoch=True)
+            loss = loss + weights.task * missed
+        if weights.perceptual and self.judges.extractor is not None:
+            extract = self.judges.extractor
+            loss = loss + weights.perceptual * nn.functional.mse_loss(extract(denoised), extract(clean))
+        return loss
+
+
+class Adversarial(Denoising):
+    """The training step with a critic, which has a step of its own before that of the network."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+        axes = 3 if kind_of(self.network) == "3d" else 2
+        self.critic = new_critic(self._schedule.seed, axes, self.weights.lipschitz)
+
+    def configure_optimizers(self) -> Any:
+        """RMSprop for both."""
+        moving = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizers = [
+            torch.optim.RMSprop(parameters, lr=self._schedule.rate)
+            for parameters in (moving, list(self.critic.parameters()))
+        ]
+        return optimizers, [LambdaLR(optimizer, self._falling) for optimizer in optimizers]
+
+    def _falling(self, step: int) -> float:
+        done = step / (self._schedule.epochs * self._schedule.steps)
+        return 1.0 if done < 0.5 else 0.1 if done < 0.8 else 0.01
+
+    def training_step(self, batch: Sample, index: int) -> Any:
+        """One step of the critic, and one of the network."""
+        noisy, clean, labels = batch
+        of_network, of_critic = cast(list[Any], self.optimizers())
+        denoised = self.network(noisy)
+
+        judged = critic_loss(self.critic, clean, denoised, self.weights.lipschitz)
+        self._step(of_critic, judged)
+        if self.weights.lipschitz == "clip":
+            clip(self.critic)
+
+        self.critic.requires_grad_(False)
+        loss = self.error(denoised, clean, labels) + self.weights.gan * self.critic(denoised).mean()
+        self._step(of_network, loss)
+        self.critic.requires_grad_(True)
+        for falling in cast(list[LambdaLR], self.lr_schedulers()):
+            falling.step()
+        return {"loss": loss.detach() + judged.detach()}
+
+    def _step(self, optimizer: Any, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
