@@ -13,9 +13,15 @@ from tgd_kit.cli.lazy import LazyGroup
 COMMANDS = {
     "simulate": "Simulate patients with tumours, and their scans at several doses.",
     "insert": "Insert low dose into a normal-dose CT.",
+    "pretrain": "Train a segmenter, the task that denoising is for.",
+    "train": "Train a denoiser: by MSE, against a critic, for a task.",
+    "adapt": "Adapt a trained denoiser to another dose, kernel or task.",
+    "denoise": "Denoise a scan; DICOM or NIfTI, in and out.",
+    "segment": "Segment an organ and its tumours in a scan.",
+    "evaluate": "Measure denoisers and segmenters on the same cases.",
 }
 
 
 @click.group(cls=LazyGroup, package=__name__, summaries=COMMANDS, context_settings={"show_default": True})
 def ct() -> None:
-    """Low-dose CT: simulate, insert dose."""
+    """Low-dose CT: simulate, insert dose, denoise for a task, adapt with TGD."""

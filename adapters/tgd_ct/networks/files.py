@@ -47,7 +47,7 @@ def load_segmenter(path: Path) -> Segmenter:
     """
     weights = read_weights(path, SEGMENTER)
     found = [name for name in ARCHITECTURES if any(key.startswith(f"{name}.") for key in weights)]
-    first = next((value for value in weights.values() if value.ndim == 4), None)
+    first = next((value for value in weights.values() if value.ndim == 4 and value.shape[1] == 1), None)
     if len(found) != 1 or first is None or not 0 < first.shape[0] <= 1024:
         raise _other(path, "segmenter", SEGMENTER)
     with torch.device("meta"):

@@ -25,7 +25,9 @@ _LEVELS = 4
 
 def _unet(width: int, units: int = 0) -> nn.Module:
     channels = [width * 2**level for level in range(_LEVELS)]
-    network: nn.Module = UNet(2, 1, CLASSES, channels, strides=[2] * (_LEVELS - 1), num_res_units=units)
+    network: nn.Module = UNet(
+        2, 1, CLASSES, channels, strides=[2] * (_LEVELS - 1), num_res_units=units, norm="batch"
+    )
     return network
 
 

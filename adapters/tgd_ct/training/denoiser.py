@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tgd_ct.case import Case, Task
 from tgd_ct.networks.critic import new_critic
 from tgd_ct.networks.generator import HU_SCALE, kind_of
-from tgd_ct.training.losses import Weights, clip, critic_loss, mse_loss, task_loss
+from tgd_ct.training.losses import Weights, clip, critic_loss, mse_loss, perceptual_loss, task_loss
 from tgd_ct.training.samples import Sample, SampleSource, fingerprint
 from tgd_kit.errors import RunError
 from tgd_kit.training import fit as training
@@ -143,8 +143,7 @@ class Denoising(NetworkTraining):
             self.log("task loss", missed.detach(), on_step=False, on_epoch=True)
             loss = loss + weights.task * missed
         if weights.perceptual and self.judges.extractor is not None:
-            extract = self.judges.extractor
-            loss = loss + weights.perceptual * nn.functional.mse_loss(extract(denoised), extract(clean))
+            loss = loss + weights.perceptual * perceptual_loss(self.judges.extractor, denoised, clean)
         return loss
 
 

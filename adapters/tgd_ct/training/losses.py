@@ -50,11 +50,13 @@ def mse_loss(denoised: Tensor, clean: Tensor) -> Tensor:
     return nn.functional.mse_loss(denoised / HU_SCALE, clean / HU_SCALE)
 
 
-_dice_loss = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, squared_pred=True, batch=True)
+_dice_loss = DiceLoss(to_onehot_y=True, softmax=True, squared_pred=True, batch=True)
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - Dice of organ and tumour, each over the whole batch, with squared denominators as published.
+    """1 - the mean Dice of the classes, each over the whole batch, with squared denominators, as published.
+
+    The rest is a class, too: without it nothing keeps the others from filling the image.
 
     Args:
         logits: (B, C, ...).
@@ -75,6 +77,19 @@ def task_loss(segmenter: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         labels: of the same shape.
     """
     return segmentation_loss(segmenter(_slices(images)), _slices(labels))
+
+
+def perceptual_loss(extractor: nn.Module, denoised: Tensor, clean: Tensor) -> Tensor:
+    """Mean squared difference of features; volumes slice by slice.
+
+    Args:
+        extractor: slices (B, 1, H, W) in HU to features.
+        denoised: (B, 1, H, W) or (B, 1, D, H, W) in HU.
+        clean: of the same shape.
+
+    Reference: Yang et al., IEEE TMI 2018, equation 5.
+    """
+    return nn.functional.mse_loss(extractor(_slices(denoised)), extractor(_slices(clean)))
 
 
 def _slices(volumes: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ RUN = click.option("--out", type=FOLDER, required=True, help="Folder of the run;
 
 
 def schedule_options(
-    *, rate: float, epochs: int = 20, steps: int = 100
+    *, rate: float, epochs: int = 20, steps: int = 100, batch: int = 16
 ) -> Callable[[click.decorators.FC], click.decorators.FC]:
     """The options of a training run."""
     options = (
         click.option("--epochs", type=COUNT, default=epochs, help="A checkpoint is written after each."),
         click.option("--steps", type=COUNT, default=steps, help="Optimizer steps per epoch."),
-        click.option("--batch", type=COUNT, default=16, help="Patches per step."),
+        click.option("--batch", type=COUNT, default=batch, help="Patches per step."),
         click.option("--rate", type=RATE, default=rate, help="Highest learning rate of Adam."),
         click.option("--seed", type=SEED, default=0, help="Seed of patches, and of a new network's weights."),
         click.option("--devices", type=COUNT, default=1, help="GPUs, or CPU processes, of each machine."),

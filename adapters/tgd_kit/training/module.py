@@ -47,9 +47,10 @@ class NetworkTraining(L.LightningModule):
         layout = torch.channels_last_3d if solid else torch.channels_last
         self.network.to(memory_format=layout)  # type: ignore[call-overload]
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
         """What a step draws, such as dropout, is the same in a resumed run."""
-        torch.manual_seed(1_000_003 * self._schedule.seed + self.current_epoch)
+        step = self.current_epoch * self._schedule.steps + index
+        torch.manual_seed((1_000_003 * self._schedule.seed + step) % 2**63)
 
     def on_fit_start(self) -> None:
         """Lightning's loop does not switch to training by itself."""

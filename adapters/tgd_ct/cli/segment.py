@@ -1,0 +1,37 @@
+"""`tgd ct segment`: a scan in, a map of the organ and its tumours out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+from nibabel import affines
+
+from tgd_ct.case import ORGAN, TUMOUR
+from tgd_ct.images.hu import HU
+from tgd_ct.images.labels import write_labels
+from tgd_ct.inference import segment
+from tgd_ct.networks.files import load_segmenter
+from tgd_kit.cli.options import FILE, SCAN
+from tgd_kit.cli.say import say
+from tgd_kit.devices import best_device
+from tgd_kit.progress import progress
+
+
+@click.command("segment")
+@click.argument("source", metavar="IN", type=SCAN)
+@click.argument("out", type=FILE)
+@click.option("--network", type=FILE, required=True, help="network.safetensors of a `tgd ct pretrain` run.")
+@click.option("--series", help="Number, description or UID of the DICOM series, where IN has several.")
+def segment_command(source: Path, out: Path, network: Path, series: str | None) -> None:
+    """Segment IN and write OUT, a NIfTI label map on the grid of IN: 0, organ 1, tumour 2."""
+    model = load_segmenter(network).to(best_device())
+    image = HU.read(source, series=series)
+    volume = image.axial()
+    with progress("segmented slices", len(volume)) as task:
+        labels = segment(model, volume, progress=task.advance)
+    say(write_labels(image.with_axial(labels.astype(np.float32)), out))
+    millilitres = affines.voxel_sizes(image.affine).prod() / 1000
+    for name, label in (("organ", ORGAN), ("tumour", TUMOUR)):
+        say(f"{name}: {(labels == label).sum() * millilitres:.1f} mL")
