@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from tgd_kit.devices import best_device, one_thread
 from tgd_kit.progress import progress as shown
 from tgd_kit.report.pictures import draw_comparison
+from tgd_kit.runs.clock import Clock
 from tgd_kit.runs.files import write_json
 from tgd_kit.runs.jobs import run_jobs
 from tgd_kit.runs.reserve import reserve
@@ -164,7 +162,7 @@ def run_demo(out: Path, profile: Profile, *, seed: int = 0, progress: bool = Tru
         RunError: `out` holds a demo with other settings.
     """
     reserve(out / "settings.json", {"seed": seed, **asdict(profile)}, what="demo")
-    clock = _Clock(Console(stderr=True, quiet=not progress))
+    clock = Clock(show=progress)
     with clock.part("simulating patients"):
         _simulate(out / "patients", profile, seed, progress)
     with clock.part("training v1-net on v1 images"), one_thread():
@@ -238,19 +236,6 @@ def _draw(out: Path) -> None:
         slices[name] = denoise(load_network(out / FOLDERS[name] / NETWORK), low)
     slices["target"] = patient.full("v2")[window]
     drawn = {name: volume[z] for name, volume in slices.items()}
-    draw_comparison(drawn, "target", out / "comparison.png", unit="SUV", top=6.0)
-
-
-class _Clock:
-    """Announces the parts of the demo and notes how long each took."""
-
-    def __init__(self, console: Console) -> None:
-        self.seconds: dict[str, float] = {}
-        self._console = console
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._console.rule(name, align="left")
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 1)
+    draw_comparison(
+        drawn, "target", out / "comparison.png", unit="SUV", window=(0.0, 6.0), span=1.0, colours="gray_r"
+    )

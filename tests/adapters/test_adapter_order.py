@@ -48,6 +48,7 @@ ORDER = {
         "simulation",
         "training",
         "evaluation",
+        "demo",
         "cli",
     ),
 }

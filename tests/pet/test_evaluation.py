@@ -107,7 +107,13 @@ def test_picture_is_drawn_dark_where_uptake_is_high(tmp_path: Path) -> None:
     hot = np.zeros((40, 40), np.float32)
     hot[15:25, 15:25] = 6.0
     draw_comparison(
-        {"input": hot * 0.5, "target": hot}, "target", tmp_path / "picture.png", unit="SUV", top=6.0
+        {"input": hot * 0.5, "target": hot},
+        "target",
+        tmp_path / "picture.png",
+        unit="SUV",
+        window=(0.0, 6.0),
+        span=1.0,
+        colours="gray_r",
     )
     drawn = pictures.imread(tmp_path / "picture.png")[..., :3]
     assert (drawn.sum(-1) == 0).sum() > 100  # black: SUV 6

@@ -19,6 +19,7 @@ COMMANDS = {
     "denoise": "Denoise a scan; DICOM or NIfTI, in and out.",
     "segment": "Segment an organ and its tumours in a scan.",
     "evaluate": "Measure denoisers and segmenters on the same cases.",
+    "demo": "Simulate, train for a task, adapt with TGD, and compare.",
 }
 
 

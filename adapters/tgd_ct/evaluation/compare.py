@@ -81,6 +81,16 @@ class Comparison:
         return asdict(self)
 
 
+def mean(values: Sequence[float | None], digits: int) -> str:
+    """Mean of what there is.
+
+    >>> mean([1.0, None, 2.0], 1)
+    '1.5'
+    """
+    found = [value for value in values if value is not None]
+    return f"{np.mean(found):.{digits}f}" if found else ""
+
+
 def spread(values: Sequence[float | None], digits: int) -> str:
     """Mean and standard deviation of what there is.
 
@@ -88,10 +98,8 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     '1.5 ± 0.7'
     """
     found = [value for value in values if value is not None]
-    if not found:
-        return ""
     deviation = f" ± {np.std(found, ddof=1):.{digits}f}" if len(found) > 1 else ""
-    return f"{np.mean(found):.{digits}f}{deviation}"
+    return mean(found, digits) + deviation
 
 
 def compare(

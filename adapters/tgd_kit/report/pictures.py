@@ -26,27 +26,35 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def draw_comparison(
-    slices: Mapping[str, FloatArray], target: str, path: Path, *, unit: str, top: float, span: float = 1.0
+    slices: Mapping[str, FloatArray],
+    target: str,
+    path: Path,
+    *,
+    unit: str,
+    window: tuple[float, float],
+    span: float,
+    colours: str = "gray",
 ) -> None:
-    """Draw slices side by side, dark where values are high, above their difference from the target.
+    """Draw slices side by side, above their difference from the target.
 
     Args:
         slices: title to (y, x) slice, drawn in this order.
         target: title of the slice that the others are compared with.
         path: PNG file.
         unit: of the values, for the colour bars.
-        top: value drawn black; 0 is white.
+        window: lowest and highest value shown.
         span: difference drawn in full colour.
+        colours: matplotlib's name of the colours, such as "gray_r" for dark where values are high.
     """
     rows, columns = slices[target].shape
     figure = new_figure(2.7 * len(slices) + 0.9, 2 * 2.7 * rows / columns + 0.6, dpi=120)
     axes = figure.subplots(2, len(slices), squeeze=False)
     for (title, values), image, difference in zip(slices.items(), *axes, strict=True):
-        shown = image.imshow(values, cmap="gray_r", vmin=0, vmax=top)
+        shown = image.imshow(values, cmap=colours, vmin=window[0], vmax=window[1])
         image.set_title(title)
         compared = difference.imshow(values - slices[target], cmap="RdBu_r", vmin=-span, vmax=span)
         for axis in (image, difference):
             axis.set_axis_off()
-    figure.colorbar(shown, ax=axes[0], label=f"{unit}, 0 to {top:g}", pad=0.01)
+    figure.colorbar(shown, ax=axes[0], label=f"{unit}, {window[0]:g} to {window[1]:g}", pad=0.01)
     figure.colorbar(compared, ax=axes[1], label=f"difference from {target} ({unit})", pad=0.01)
     save_figure(figure, path)
