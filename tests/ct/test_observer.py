@@ -25,7 +25,9 @@ def test_a_signal_of_a_channels_shape_in_white_noise(contrast: float) -> None:
     absent = random.normal(0, 1, (3000, 21, 21))
     present = random.normal(0, 1, (3000, 21, 21)) + contrast * shape
     found = detectability(present.astype(np.float32), absent.astype(np.float32), 6.0)
-    assert found == pytest.approx(norm.cdf(contrast / np.sqrt(2)), abs=0.035)  # 3 standard errors; both halves err alike
+    assert found == pytest.approx(
+        norm.cdf(contrast / np.sqrt(2)), abs=0.035
+    )  # 3 standard errors; both halves err alike
 
 
 def test_too_few_pairs_are_refused() -> None:
