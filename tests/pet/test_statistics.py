@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tgd_kit.report.claims import Claim
 from tgd_kit.report.markdown import interval, spread
 from tgd_kit.report.statistics import Difference, compare, summarise
-from tgd_pet.report.claims import Claim
 
 
 @given(st.integers(0, 999), st.integers(2, 5), st.integers(2, 8))

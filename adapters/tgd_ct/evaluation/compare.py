@@ -134,14 +134,28 @@ def compare(
                     volume = (
                         denoise(denoiser, volume) if isinstance(denoiser, nn.Module) else denoiser(volume)
                     )
-                found[name].append(_patient(case, task, volume, segmenters, of_normal=name == FULL))
+                found[name].append(measure(case, task, volume, segmenters, of_normal=name == FULL))
                 task_shown.advance()
     return Comparison(task, dose, found)
 
 
-def _patient(
-    case: Case, task: Task, volume: FloatArray, segmenters: Mapping[str, Segmenter], *, of_normal: bool
+def measure(
+    case: Case,
+    task: Task,
+    volume: FloatArray,
+    segmenters: Mapping[str, Segmenter],
+    *,
+    of_normal: bool = False,
 ) -> Patient:
+    """Measure one volume of a case.
+
+    Args:
+        case: the patient.
+        task: the organ and its tumours.
+        volume: (z, y, x) in HU.
+        segmenters: name to network.
+        of_normal: it is that of normal dose itself, which has nothing to be compared with.
+    """
     target = case.target(task)
     regions = {"image": np.ones_like(case.body), "body": case.body, "ROI": target >= ORGAN}
     dice = {name: organ_and_tumour(segment(network, volume), target) for name, network in segmenters.items()}

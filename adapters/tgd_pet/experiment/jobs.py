@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgd_kit.runs.files import write_json
 from tgd_kit.training.fit import NETWORK
 from tgd_pet.evaluation.measures import around_hot_object, denoised, measure, measure_images
 from tgd_pet.experiment.patients import adaptation, testing, training, unseen
@@ -68,13 +67,6 @@ def measures_path(out: Path, settings: Settings, seed: int, name: str | None) ->
     """The measures of a network, or of the noisy images, which are the same for all seeds."""
     folder = out / "measures"
     return folder / "input.json" if name is None else folder / owner(settings, seed, name) / f"{name}.json"
-
-
-def do(job: Job) -> None:
-    """Do a job; its file appears whole or not at all."""
-    found = job.do()
-    if found is not None:
-        write_json(job.path, found)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,10 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-from tgd_kit.progress import progress as shown
-from tgd_kit.runs.jobs import run_jobs
 from tgd_kit.runs.record import timed
 from tgd_kit.runs.reserve import reserve
-from tgd_pet.experiment.jobs import Adapt, Job, Learn, Measure, Sweep, Train, do
+from tgd_kit.runs.stages import run_stage
+from tgd_pet.experiment.jobs import Adapt, Job, Learn, Measure, Sweep, Train
 from tgd_pet.experiment.patients import CASES, simulate_patients
 from tgd_pet.experiment.recipes import BASES, recipes, variants
 from tgd_pet.experiment.settings import GROWING, Settings
@@ -43,11 +42,7 @@ def run_study(out: Path, settings: Settings, *, progress: bool = True) -> None:
     with timed(out, "simulating patients"):
         simulate_patients(out, settings, progress=progress)
     for title, jobs in stages(out, settings).items():
-        missing = [job for job in jobs if not job.path.exists()]
-        done = len(jobs) - len(missing)
-        with timed(out, title), shown(title, len(jobs), done=done, show=progress) as task:
-            for _ in run_jobs(do, ((job,) for job in missing), settings.workers):
-                task.advance()
+        run_stage(out, title, jobs, settings.workers, progress=progress)
 
 
 def stages(out: Path, settings: Settings) -> dict[str, list[Job]]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from tgd_kit.report.claims import Claim, claims_table
 from tgd_kit.training.schedule import Schedule
 from tgd_pet.evaluation.measures import HALO_MM, NEAR_MM, SMALLEST_ARTEFACT_SUV
 from tgd_pet.experiment.jobs import SWEEP_SCANS
@@ -13,7 +14,7 @@ from tgd_pet.experiment.patients import CASES
 from tgd_pet.experiment.recipes import TGD
 from tgd_pet.experiment.settings import Settings
 from tgd_pet.network import SUV_LIMIT
-from tgd_pet.report.claims import HARMLESS_BIAS, HARMLESS_RISE, Claim, claims, claims_table
+from tgd_pet.report.claims import HARMLESS_BIAS, HARMLESS_RISE, claims
 from tgd_pet.report.finding import finding
 from tgd_pet.report.results import StudyResults
 from tgd_pet.report.tables import (
@@ -77,7 +78,7 @@ def page(results: StudyResults, profile: str) -> str:
         _what_was_done(settings),
         "## Which claims hold here\n",
         _verdicts(results),
-        claims_table(results),
+        claims_table(claims(results)),
         _reading(settings),
         "## Table 1 of the paper\n",
         f"On v2 images of the {_thin(settings)} thin test patients.\n",

@@ -1,0 +1,1 @@
+"""The study of task-oriented denoising: settings, patients, and the jobs that train and measure."""
