@@ -20,6 +20,7 @@ COMMANDS = {
     "segment": "Segment an organ and its tumours in a scan.",
     "evaluate": "Measure denoisers and segmenters on the same cases.",
     "demo": "Simulate, train for a task, adapt with TGD, and compare.",
+    "study": "TOD-Net against its rivals, and adapted, from one file of settings.",
 }
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_ct.case import Task
 from tgd_ct.cli.shared import PATCH, SEGMENTER, TASK, dose_option, judges, loss_options, losses
-from tgd_ct.images.datasets import load_cases
+from tgd_ct.loading import load_cases
 from tgd_ct.networks.files import load_generator
 from tgd_ct.networks.generator import Generator
 from tgd_ct.training.adapting import METHODS, Method, adapt

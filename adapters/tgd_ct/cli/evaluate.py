@@ -10,7 +10,7 @@ from rich.console import Console
 from tgd_ct.case import Task
 from tgd_ct.cli.shared import TASK, dose_option
 from tgd_ct.evaluation.compare import compare
-from tgd_ct.images.datasets import load_cases
+from tgd_ct.loading import load_cases
 from tgd_ct.networks.files import load_generator, load_segmenter
 from tgd_kit.cli.options import FILE, FOLDER
 from tgd_kit.devices import best_device

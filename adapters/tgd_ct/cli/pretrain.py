@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_ct.case import Task
 from tgd_ct.cli.shared import PATCH, TASK, dose_option
-from tgd_ct.images.datasets import load_cases
+from tgd_ct.loading import load_cases
 from tgd_ct.networks.segmenters import ARCHITECTURES, Architecture, new_segmenter
 from tgd_ct.training.segmenter import train_segmenter
 from tgd_kit.cli.options import COUNT, FOLDER, RUN, schedule_options

@@ -1,17 +1,19 @@
-"""Label maps from NIfTI files: whole numbers on the grid of their image."""
+"""Label maps from NIfTI files and into them: whole numbers on the grid of their image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from tgd_kit.errors import ImageError
 from tgd_kit.imaging.image import Image, check_same_grid
 from tgd_kit.imaging.nifti import is_nifti, read_nifti
-from tgd_kit.runs.files import there
+from tgd_kit.imaging.quiet import quiet
+from tgd_kit.runs.files import replacing, there
 
 MOST_LISTED = 5
 
@@ -44,3 +46,19 @@ def read_labels(path: Path, image: Image, meaning: Mapping[int, int]) -> NDArray
     table = np.zeros(max(meaning) + 1, np.uint8)
     table[list(meaning)] = list(meaning.values())
     return table[found.astype(np.intp)]
+
+
+def write_labels(labels: NDArray[np.uint8], image: Image, path: Path) -> None:
+    """Write a label map as NIfTI on the grid of its image.
+
+    Args:
+        labels: (z, y, x), axial like `Image.axial`.
+        image: that was labelled.
+        path: ends with .nii or .nii.gz.
+    """
+    turned = image.with_axial(labels.astype(np.float32)).voxels.astype(np.uint8)
+    nifti = nib.Nifti1Image(turned, image.affine)
+    nifti.set_data_dtype(np.uint8)
+    nifti.header.set_xyzt_units("mm")
+    with replacing(path) as temporary, quiet():
+        nib.save(nifti, temporary)

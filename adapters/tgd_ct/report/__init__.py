@@ -1,0 +1,1 @@
+"""What a finished study leaves to read."""

@@ -1,0 +1,66 @@
+"""The study's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tgd_ct.case import NORMAL, TUMOUR
+from tgd_ct.evaluation.measures import WINDOW
+from tgd_ct.experiment.choices import PARTS, mean_dice
+from tgd_ct.experiment.jobs import Job
+from tgd_ct.experiment.patients import load, measured
+from tgd_ct.experiment.recipes import LOW, MSE, NORMAL_DOSE, recipes
+from tgd_ct.inference import denoise
+from tgd_ct.networks.files import load_generator
+from tgd_ct.report.results import StudyResults
+from tgd_kit.report.pictures import draw_comparison, new_figure, save_figure
+from tgd_kit.training.fit import NETWORK
+
+
+def draw_figures(out: Path, results: StudyResults, folder: Path) -> None:
+    """Draw all figures of a finished study.
+
+    Args:
+        out: folder of the study.
+        results: of the study.
+        folder: gets `ct_headroom.png` and `ct_denoisers.png`.
+    """
+    _draw_headroom(results, folder / "ct_headroom.png")
+    _draw_denoisers(out, results, folder / "ct_denoisers.png")
+
+
+def _draw_headroom(results: StudyResults, path: Path) -> None:
+    """Dice against dose: normal dose, low dose, and denoised by MSE."""
+    tasks = results.settings.tasks
+    figure = new_figure(8, 3.2 * len(tasks))
+    axes = figure.subplots(len(tasks), len(PARTS), squeeze=False, sharex=True)
+    for row, task in zip(axes, tasks, strict=True):
+        for axis, part in zip(row, PARTS, strict=True):
+            doses = [100 * dose for dose in results.validated[task]]
+            for image, style in ((NORMAL_DOSE, "k--"), (MSE, "o-"), (LOW, "s-")):
+                dices = [mean_dice(found[image], part) for found in results.validated[task].values()]
+                axis.plot(doses, dices, style, label=image if image != MSE else f"denoised by {MSE}")
+            axis.axvline(100 * results.choices[task].dose, color="0.8", zorder=0)
+            axis.set(xscale="log", ylim=(0, 1), ylabel=f"Dice of {task}, {part}")
+    for axis in axes[-1]:
+        axis.set_xlabel("dose, % of normal (grey: chosen)")
+    axes[0, 0].legend(loc="lower right", fontsize="small")
+    save_figure(figure, path)
+
+
+def _draw_denoisers(out: Path, results: StudyResults, path: Path) -> None:
+    """The slice of the test patients with the largest section of tumours, denoised in each way."""
+    settings, task = results.settings, results.settings.tasks[0]
+    dose, job = results.choices[task].dose, Job(out, settings, task)
+    cases = load(out, measured(settings))
+    sections = [(case.target(task) == TUMOUR).sum(axis=(1, 2)) for case in cases]
+    number = int(np.argmax([section.max() for section in sections]))
+    case, z = cases[number], int(sections[number].argmax())
+    slices = {LOW: case.image(dose)[z]}
+    for recipe in recipes(settings, results.weights[task]):
+        network = load_generator(job.folder(str(settings.seeds[0]), recipe.name) / NETWORK)
+        slices[recipe.name] = denoise(network, case.image(dose))[z]
+    slices[NORMAL_DOSE] = case.image(NORMAL)[z]
+    draw_comparison(slices, NORMAL_DOSE, path, unit="HU", window=WINDOW, span=100.0)

@@ -1,0 +1,49 @@
+"""What a finished study leaves to read: `report/ct_study.md` with its figures, and `report/results.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tgd_ct.experiment.run import Study
+from tgd_ct.report.claims import claims
+from tgd_ct.report.figures import draw_figures
+from tgd_ct.report.page import IMAGES, page
+from tgd_ct.report.results import gather
+from tgd_kit.runs.files import write_text
+
+
+def write_report(study: Study, profile: str) -> Path:
+    """Gather the results of a finished study, and write page, figures and numbers into its folder.
+
+    Args:
+        study: a finished one.
+        profile: where its settings come from, as `tgd ct study --config` takes it.
+
+    Returns:
+        The page.
+    """
+    report = study.out / "report"
+    results = gather(study)
+    tested = [{**asdict(claim), "verdict": claim.verdict} for claim in claims(results)]
+    whole = {"claims": tested, **asdict(results)}
+    text = json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False)
+    write_text(report / "results.json", text + "\n")
+    draw_figures(study.out, results, report / IMAGES)
+    write_text(report / "ct_study.md", page(results, profile))
+    return report / "ct_study.md"
+
+
+def _plain(value: Any) -> Any:
+    """Five digits are more than the spread allows; JSON has no NaN: null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.5g}")
+    return value
