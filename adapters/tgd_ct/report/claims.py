@@ -14,7 +14,7 @@ from tgd_ct.experiment.recipes import (
     perceptual_wgan,
 )
 from tgd_ct.report.results import StudyResults
-from tgd_ct.report.tables import TITLES
+from tgd_ct.report.tables import METHODS, TITLES
 from tgd_kit.report.claims import Claim, Origin
 from tgd_kit.report.statistics import PAIRS, compare
 
@@ -93,7 +93,8 @@ def _about_adaptation(results: StudyResults, change: str) -> list[Claim]:
     def claim(text: str, pair: tuple[str, str], images: str, sign: int, margin: float = 0.0) -> Claim:
         first, second = (results.adapted_values(change, method, images, key) for method in pair)
         found = tuple(compare(first, second, over) for over in PAIRS)
-        what = f"RMSE in HU on {images} images: {pair[0]} minus {pair[1]}"
+        names = [METHODS.get(method, method) for method in pair]
+        what = f"RMSE in HU on {images} images: {names[0]} minus {names[1]}"
         return Claim(f"{text} ({change})", what, found, sign, RMSE, margin=margin)
 
     harmless = HARMLESS_RISE * float(results.adapted_values(change, TOD, "old", key).mean())
@@ -101,7 +102,7 @@ def _about_adaptation(results: StudyResults, change: str) -> list[Claim]:
         claim("TGD lowers the error on the new images", ("tgd", TOD), "new", -1),
         claim("TGD does not harm the old images", ("tgd", TOD), "old", -1, harmless),
         *(
-            claim(f"TGD keeps the old images better than {method}", ("tgd", method), "old", -1)
+            claim(f"TGD keeps the old images better than {METHODS[method]}", ("tgd", method), "old", -1)
             for method in ("full", "last3", "lora")
         ),
     ]

@@ -19,6 +19,7 @@ PAPER_DICE: dict[Task, dict[str, float]] = {
     "liver": {"unet": 94.31, "vnet": 92.80, "resunet": 93.51, "voxresnet": 92.08},
     "kidney": {"unet": 90.87, "vnet": 89.61, "resunet": 89.78, "voxresnet": 89.35},
 }
+METHODS = {"tgd": "TGD", "full": "full fine-tuning", "last3": "last 3 convolutions", "lora": "LoRA"}
 MEASURES = (("rmse", "RMSE HU", ".1f"), ("psnr", "PSNR dB", ".2f"), ("ssim", "SSIM", ".3f"))
 REGIONS = ("image", "body", "ROI")
 
@@ -132,6 +133,6 @@ def adaptation_table(results: StudyResults, change: str) -> str:
             for key, form in keys
         ]
         kept = {None: "", True: "yes", False: "NO"}[results.kept(change, method)]
-        rows.append([method, *cells, f"{results.share(change, method):.1%}", kept])
+        rows.append([METHODS.get(method, method), *cells, f"{results.share(change, method):.1%}", kept])
     titles = [f"{name} {images}" for images in ("new", "old") for name in ("RMSE HU", *PARTS)]
     return markdown([change, *titles, "trained", "kept"], rows)
