@@ -1,11 +1,13 @@
-"""The cases of a folder."""
+"""The cases of a folder, simulated or prepared."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tgd_ct.case import Case
-from tgd_ct.simulation.files import load_set
+from tgd_ct.images.prepared import FILES, load_case
+from tgd_ct.simulation.files import load_patient
+from tgd_kit.errors import RunError
 
 
 def load_cases(folder: Path) -> list[Case]:
@@ -15,4 +17,11 @@ def load_cases(folder: Path) -> list[Case]:
         RunError: there is none.
         PatientError: a file is damaged.
     """
-    return load_set(folder)
+    cases = [load_case(path) for path in sorted(folder.glob(FILES))]
+    cases += [load_patient(path).case() for path in sorted(folder.glob("patient_*.npz"))]
+    if not cases:
+        raise RunError(
+            f"{folder} holds no case.",
+            "Make some with `tgd ct simulate`, or of LiTS or KiTS with `tgd ct prepare`.",
+        )
+    return cases

@@ -70,6 +70,7 @@ def test_help_names_every_command() -> None:
     for command in (
         "simulate",
         "insert",
+        "prepare",
         "pretrain",
         "train",
         "adapt",
@@ -152,7 +153,8 @@ def test_networks_that_are_something_else_are_refused(
     assert isinstance(run("evaluate", tmp_path, "--network", "no-name").exception, RunError)
 
 
-def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path) -> None:
+def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tgd_ct.demo.WORKERS", 1)  # processes take longer to start than these jobs
     shown = said("demo", "--out", tmp_path, "--profile", "tiny")
     for words in ("TOD-Net", "TGD", "yes", "normal dose"):
         assert words in shown

@@ -13,6 +13,7 @@ from tgd_kit.cli.lazy import LazyGroup
 COMMANDS = {
     "simulate": "Simulate patients with tumours, and their scans at several doses.",
     "insert": "Insert low dose into a normal-dose CT.",
+    "prepare": "Turn LiTS or KiTS into cases to train on.",
     "pretrain": "Train a segmenter, the task that denoising is for.",
     "train": "Train a denoiser: by MSE, against a critic, for a task.",
     "adapt": "Adapt a trained denoiser to another dose, kernel or task.",

@@ -40,7 +40,7 @@ def pretrain_command(
 ) -> None:
     """Train a segmenter of an organ and its tumours on the CASES of a folder, by Dice loss and without added noise.
 
-    CASES is a folder of `tgd ct simulate`, or has the layout of LiTS or KiTS.
+    CASES is a folder of `tgd ct simulate` or of `tgd ct prepare`.
     """
     network = new_segmenter(schedule["seed"], architecture, width)
     train_segmenter(network, load_cases(cases), task, out, Schedule(patch=patch, **schedule), dose=dose)
