@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -84,6 +85,22 @@ def test_docs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(tmp_path)
     with torch.random.fork_rng():
         assert assert_runs(page, tmp_path) > 0
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+def test_commands_for_the_readers_own_files_can_be_typed(page: Path) -> None:
+    """They are not run, as they train for long or need other files; but their options exist."""
+    for language, block in blocks(page):
+        for line in block.replace("\\\n", " ").splitlines() if language == "sh" else ():
+            if (command := line.strip()).startswith("tgd "):
+                group, arguments = main, shlex.split(command)[1:]
+                with click.Context(group) as context:
+                    while isinstance(group, click.Group):
+                        name, *arguments = arguments
+                        found = group.get_command(context, name)
+                        assert found is not None, command
+                        group = found
+                    group.make_context(name, arguments)
 
 
 def test_the_readme_runs() -> None:
