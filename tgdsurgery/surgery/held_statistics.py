@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tgdsurgery.core.torch_private import under_functorch
+from tgdsurgery.core.torch_private import is_traced, under_functorch
 
 HoldsT = TypeVar("HoldsT", bound="HoldsStatistics")
 
@@ -102,8 +102,8 @@ class HoldsStatistics(nn.Module):
 
     def _tgd_put_back(self) -> None:
         """To be called before the statistics are read."""
-        # What is exported is a network as it is, and transforms of torch.func allow no write.
-        if self._tgd_statistics is None or torch.compiler.is_exporting() or under_functorch():
+        # What is exported or traced is a network as it is, and transforms of torch.func allow no write.
+        if self._tgd_statistics is None or is_traced() or under_functorch():
             return
         self._tgd_statistics.put_back(self)
 

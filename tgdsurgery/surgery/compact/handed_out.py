@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from tgdsurgery.core.optimizer_hooks import after_every_step, before_every_step
 from tgdsurgery.core.records import ParameterRows
-from tgdsurgery.core.torch_private import is_held_elsewhere, under_functorch
+from tgdsurgery.core.torch_private import is_held_elsewhere, is_jit_tracing, under_functorch
 from tgdsurgery.surgery.compact.layout import fill_, taken
 
 
@@ -120,7 +120,8 @@ def _handed(source: Tensor, make: Callable[[], _Frozen]) -> Tensor:
 
 def take_back(source: Tensor) -> None:
     """Give a parameter what was written to the whole of it that was handed out."""
-    if not torch.compiler.is_compiling() and len(_handed_out) and not under_functorch():
+    watched = len(_handed_out) and not (torch.compiler.is_compiling() or is_jit_tracing() or under_functorch())
+    if watched:
         with torch.no_grad():
             _up_to_date(source)
 

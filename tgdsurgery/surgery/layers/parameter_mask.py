@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from tgdsurgery.core.constants import Constants
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.masking import zeroed
+from tgdsurgery.core.torch_private import in_forward_mode, under_functorch
 from tgdsurgery.surgery.layers import frozen_entries
 from tgdsurgery.surgery.layers.frozen_entries import FrozenEntries
 from tgdsurgery.surgery.layers.tgd_layer import HOOK
@@ -100,6 +101,8 @@ class ParameterMask(Constants):
 
     def put_back(self, *, uncounted: bool = False) -> None:
         """Write the copies to the parameters that were written to."""
+        if under_functorch() or in_forward_mode():  # which allow no write, and differentiate what is there
+            return
         for name, parameter in self._present():
             self._copy_of(name, parameter).put_back(parameter, uncounted=uncounted)
 
