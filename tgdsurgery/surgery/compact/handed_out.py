@@ -120,8 +120,9 @@ def _handed(source: Tensor, make: Callable[[], _Frozen]) -> Tensor:
 
 def take_back(source: Tensor) -> None:
     """Give a parameter what was written to the whole of it that was handed out."""
-    watched = len(_handed_out) and not (torch.compiler.is_compiling() or is_jit_tracing() or under_functorch())
-    if watched:
+    if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
+        return
+    if len(_handed_out):
         with torch.no_grad():
             _up_to_date(source)
 

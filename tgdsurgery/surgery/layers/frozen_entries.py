@@ -90,8 +90,11 @@ class Kept:
     """
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]], sources: Iterable[Protected]) -> None:
-        held = {parameter for group in param_groups for parameter in group["params"]}
-        self._sources = [one for one in sources if not held.isdisjoint(one.parameters_of_owner())]
+        # By `id`: torch.compile looks for a tensor in a set by comparing its values with those of all others.
+        held = {id(parameter) for group in param_groups for parameter in group["params"]}
+        self._sources = [
+            one for one in sources if any(id(parameter) in held for parameter in one.parameters_of_owner())
+        ]
         for source in self._sources:
             source.put_back()
 
