@@ -294,7 +294,7 @@ def norm_step(norm_stats: NormStats, *, training: bool) -> tuple[Case, Step]:
 
 def _with_module(plan: TGDPlan) -> TGDPlan:
     entry = plan.entries[0]
-    layer = dataclasses.replace(entry.layer, modules=(entry.layer.name,))
+    layer = dataclasses.replace(entry.layer, modules=(entry.layer.name,), channel_axis=-3)
     return dataclasses.replace(plan, entries=(dataclasses.replace(entry, layer=layer),))
 
 
