@@ -127,7 +127,10 @@ class Writes(nn.Module):
         "input": lambda x: x,
         "clone": lambda x: x.clone(),
         "scratch": lambda x: x.new_zeros(x.shape).copy_(x),
-        "channels last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+        # A copy also where there is one channel, whose memory is in this order as it is.
+        "channels last": lambda x: (
+            x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+        ),
     }
     VIEWS: ClassVar = {
         "slice": lambda y, start, count: y[:, start : start + count],
