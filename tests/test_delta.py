@@ -28,7 +28,7 @@ from tests.laws.subjects import (
 from tests.laws.test_law8_leaks import snapshot
 from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
-from tgdsurgery import CheckpointError, RewriteError, apply_tgd, load_delta, remove_tgd, save_delta
+from tgdsurgery import CheckpointError, RewriteError, apply_tgd, load_delta, remove_tgd, save_delta, verify
 from tgdsurgery.storage import delta
 
 IMAGES = torch.linspace(-1, 1, 512).view(2, 1, 16, 16)
@@ -238,13 +238,30 @@ def test_another_network_is_refused(saved, other: Callable[[], nn.Module]):
         load_delta(other(), saved[1])
 
 
-def test_frozen_entries_that_moved_in_training_show(tmp_path):
+@in_both_forms
+def test_frozen_entries_that_were_loaded_show(form, tmp_path):
+    """Of a state that was trained in another way, say: what is loaded is kept."""
+    tgd = apply_tgd(base(), IMAGES, phi=0.3, form=form)
+    state = copy.deepcopy(tgd.state_dict())
+    state["3.weight"].mul_(0.9)
+    tgd.load_state_dict(state)
+    assert not verify(base(), tgd).ok
+    save_delta(tgd, tmp_path / "delta.safetensors")
+    with pytest.raises(CheckpointError, match="see verify and guard"):
+        load_delta(base(), tmp_path / "delta.safetensors")
+
+
+def test_frozen_entries_that_were_written_by_hand_are_in_no_delta(tmp_path):
     tgd = apply_tgd(base(), IMAGES, phi=0.3, form="layers")
     with torch.no_grad():
         tgd.get_parameter("3.weight").mul_(0.9)  # weight decay without a guard
     save_delta(tgd, tmp_path / "delta.safetensors")
-    with pytest.raises(CheckpointError, match="see verify and guard"):
-        load_delta(base(), tmp_path / "delta.safetensors")
+    adapted = load_delta(base(), tmp_path / "delta.safetensors")
+    trainable = tgd.tgd_plan.trainable("3").view(-1, 1, 1, 1)
+    weight = base().get_parameter("3.weight")
+    assert torch.equal(adapted.get_parameter("3.weight"), torch.where(trainable, weight * 0.9, weight))
+    assert trainable.any()
+    assert not trainable.all()
 
 
 def test_only_the_forms_they_are_made_for_are_taken(saved):

@@ -159,14 +159,23 @@ def test_pruned_after_surgery_the_compact_form_refuses_at_once(way, tmp_path):
         door(net, tgd, tmp_path)
 
 
-def test_pruning_that_was_made_permanent_is_a_change_of_weights():
+@pytest.mark.parametrize("first", [lambda tgd: tgd(X), lambda tgd: None], ids=["forward", "no forward"])
+def test_pruning_that_was_made_permanent_is_one_of_the_trainable_rows(first):
+    """Of the frozen ones it is undone, as everything that is written to them."""
     net, tgd = made("layers")
+    before, trainable = net.body.weight.detach().clone(), tgd.tgd_plan.trainable("body")
+    assert trainable.any()
+    assert not trainable.all()
     prune.l1_unstructured(tgd.get_submodule("body"), "weight", 0.5)
+    pruned = tgd.get_submodule("body").weight_mask == 0
+    assert pruned[trainable].any()
+    assert pruned[~trainable].any()
     prune.remove(tgd.get_submodule("body"), "weight")
-    tgd(X)
-    assert not verify(net, tgd).ok
+    first(tgd)
+    assert verify(net, tgd).ok
     plain = remove_tgd(tgd)
     assert plain.state_dict().keys() == net.state_dict().keys()
+    assert torch.equal(plain.body.weight, before.where(~(pruned & trainable.view(-1, 1, 1, 1)), 0.0))
 
 
 @in_both_forms
