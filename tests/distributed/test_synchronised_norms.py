@@ -57,11 +57,16 @@ def test_it_trains_as_batch_norm_does(form):
         torch.testing.assert_close(states[1][key], value, rtol=1e-10, atol=1e-12)
 
 
-@in_both_forms
-def test_converted_afterwards_is_refused_at_the_first_forward(form):
-    converted = convert(partly_frozen(base(), form=form))
+def test_converted_afterwards_is_refused_at_the_first_forward():
+    converted = convert(partly_frozen(base(), form="layers"))
     with pytest.raises(RewriteError, match="convert_sync_batchnorm on the model before"):
         converted(batch(0))
+
+
+def test_the_compact_form_is_not_converted_afterwards():
+    """Its whole weight, put together for reading, does not become the new norm's."""
+    with pytest.raises(RewriteError, match="convert or fuse layers before apply_tgd"):
+        convert(partly_frozen(base(), form="compact"))
 
 
 def test_a_norm_frozen_whole_cannot_be_converted_afterwards():

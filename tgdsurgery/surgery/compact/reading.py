@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from tgdsurgery.core.errors import RewriteError
 from tgdsurgery.core.sharding import is_sharded
 from tgdsurgery.core.torch_private import (
+    OpOverload,
+    OpOverloadPacket,
     is_fx_tracing,
     is_jit_tracing,
+    tree_map_only,
     under_functorch,
     without_torch_function_of_subclasses,
 )
@@ -21,7 +24,7 @@ from tgdsurgery.surgery.derived import Derived
 
 REMEDY = (
     "The layers of a TGD network keep trainable and frozen rows apart. Take the trainable ones from parameters() or "
-    "named_parameters(), or call remove_tgd and use the plain network that it returns."
+    "named_parameters(); convert or fuse layers before apply_tgd, or in the plain network that remove_tgd returns."
 )
 # What only a Parameter itself has: an optimizer, a log of gradients or a hook wants the trainable rows.
 OF_PARAMETERS = (
@@ -57,6 +60,9 @@ class Whole(Tensor):
                 REMEDY,
             )
         with without_torch_function_of_subclasses():
+            if isinstance(func, OpOverload | OpOverloadPacket):
+                # Perhaps an op of the user's, whose backward may do with the tensors that it saved as it likes.
+                args, kwargs = tree_map_only(cls, lambda whole: whole.as_subclass(Tensor), (args, kwargs))
             result = func(*args, **kwargs)
             whole = args[0] if args and isinstance(args[0], cls) else None
             return result if whole is None or not _share_memory(whole, result) else result.as_subclass(cls)
