@@ -40,7 +40,7 @@ from tgdsurgery.core.torch_private import (
     without_torch_function,
 )
 from tgdsurgery.mapping.exits import Exits
-from tgdsurgery.mapping.nodes import alias_root, op_of, written
+from tgdsurgery.mapping.nodes import alias_root, op_of, updated, written
 from tgdsurgery.mapping.original import refuse_tensor_of
 from tgdsurgery.mapping.state import state_of
 
@@ -94,7 +94,7 @@ def capture(
         CaptureError: the model's forward raised; the message has its error. Or it uses the original's tensors.
     """
     model.train().train(training)  # train mode clears what some networks keep for evaluation
-    before, statistics = state_of(model), {name: b.clone() for name, b in _statistics(model)}
+    before, statistics = state_of(model), {name: (b, b.clone()) for name, b in _statistics(model)}
     recorder = _Recorder(model, before, earlier, original)
     handles = recorder.watch_modules(model)
     args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
@@ -120,7 +120,7 @@ def capture(
     graph, carried = recorder.finish(output, places)
     del output
     settled = before.keys() == after.keys()
-    return Capture(graph, carried, places, recorder.left(), settled, _moved(statistics, model))
+    return Capture(graph, carried, places, recorder.left(), settled, _moved(statistics, model, graph))
 
 
 def _statistics(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -128,10 +128,22 @@ def _statistics(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(n, buffer) for n, buffer in model.named_buffers() if n.rpartition(".")[2] in STATISTICS]
 
 
-def _moved(before: Mapping[str, Tensor], model: nn.Module) -> set[str]:
-    """Names of the statistics that are others now; where there are no values, of all."""
-    after = dict(_statistics(model))
-    return {n for n, b in before.items() if b.is_meta or n not in after or not torch.equal(b, after[n])}
+def _moved(before: Mapping[str, tuple[Tensor, Tensor]], model: nn.Module, graph: fx.Graph) -> set[str]:
+    """Names of the statistics that are others now; where there are no values, of those that were written to.
+
+    Args:
+        before: by name the buffer before the run, and a copy of it.
+        model: the model after the run.
+        graph: the run.
+    """
+    targets = {alias_root(target) for node in graph.nodes for target in (*written(node), *updated(node))}
+    reached, after = {target.meta.get("buffer") for target in targets}, dict(_statistics(model))
+    return {
+        name
+        for name, (buffer, values) in before.items()
+        if (now := after.get(name)) is None
+        or ((now is not buffer or name in reached) if now.is_meta else not torch.equal(values, now))
+    }
 
 
 def refuse_inference_mode() -> None:

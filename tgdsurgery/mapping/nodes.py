@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.torch_private import OpOverload, tree_leaves
 
 
@@ -45,6 +46,15 @@ def written(node: fx.Node) -> list[fx.Node]:
         return []
     targets = tree_leaves([value for argument, value in _given(node) if argument.is_write])
     return [target for target in targets if isinstance(target, fx.Node)]
+
+
+def updated(node: fx.Node) -> list[fx.Node]:
+    """The running statistics that a batch norm of torch in train mode moves, which its schema may not say."""
+    if node.op != "call_function" or node.target is getitem:
+        return []
+    given = {argument.name: value for argument, value in _given(node)}
+    statistics = [given.get(name) for name in STATISTICS] if given.get("training") else []
+    return [target for target in statistics if isinstance(target, fx.Node)]
 
 
 def _given(node: fx.Node) -> list[tuple[Any, Any]]:
