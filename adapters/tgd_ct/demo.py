@@ -87,9 +87,9 @@ PROFILES = {
         test=6,
         pretraining=Schedule(epochs=10, steps=80, batch=8, rate=1e-2, patch=128),
         training=Schedule(epochs=8, steps=60, batch=4, rate=3e-3, patch=128),
-        hybrid=Schedule(epochs=4, steps=40, batch=4, rate=1e-4, patch=128),
+        hybrid=Schedule(epochs=4, steps=40, batch=4, rate=3e-4, patch=128),
         tuning=Schedule(epochs=3, steps=40, batch=4, rate=3e-4, patch=128),
-        weights=Weights(mse=1.0, gan=1e-3, task=1e-3),
+        weights=Weights(mse=1.0, gan=1e-3, task=1e-2),
         widths=(8, 16, 32, 64),  # a quarter of the published ones, for a sixteenth of the work
     ),
     "tiny": Profile(
