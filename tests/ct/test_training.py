@@ -141,6 +141,12 @@ def test_a_loss_without_its_network_is_refused(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_several_devices_are_refused_against_a_critic(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="one device"):
+        trained(tmp_path, ADVERSARIAL, schedule=replace(SHORT, devices=2))
+    assert not any(tmp_path.iterdir())
+
+
 def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
     torch.manual_seed(7)
     wanted = torch.rand(3)

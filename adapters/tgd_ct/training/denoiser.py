@@ -86,8 +86,9 @@ def train_denoiser(
         progress: show how far it is.
 
     Raises:
-        RunError: a loss lacks its network, there is nothing to train or to train on, the folder holds another run,
-            training was interrupted (Ctrl-C, SIGTERM), or it diverged.
+        RunError: a loss lacks its network, there is nothing to train or to train on, there are several devices for a
+            training against a critic, the folder holds another run, training was interrupted (Ctrl-C, SIGTERM), or it
+            diverged.
         ImageError: a case lacks the dose or the task.
     """
     judges = judges or Judges()
@@ -95,6 +96,8 @@ def train_denoiser(
         raise RunError("The task loss needs a segmenter.", "Train one with `tgd ct pretrain`.")
     if weights.perceptual and judges.extractor is None:
         raise RunError("The perceptual loss needs an extractor of features.", "Train or pass one.")
+    if weights.gan and schedule.processes > 1:
+        raise RunError("Against a critic a network trains on one device.", "Leave out --devices and --nodes.")
     source = SampleSource(cases, kind_of(network), dose, task, schedule)
     module = (Adversarial if weights.gan else Denoising)(network, schedule, weights, judges, held)
     asked = {
