@@ -432,6 +432,19 @@ def test_damaged_and_encrypted_zips_are_refused(tmp_path: Path) -> None:
             SUV.read(path)
 
 
+def test_a_file_without_a_name_in_a_zip_is_a_file_like_any_other(tmp_path: Path) -> None:
+    """Python's own question whether it is a folder raises an IndexError."""
+    folder = write(series(), tmp_path / "series")
+    with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+        nameless = zipfile.ZipInfo("x")
+        nameless.filename = ""
+        with archive.open(nameless, "w") as member:
+            member.write(b"no DICOM")
+    np.testing.assert_array_equal(SUV.read(tmp_path / "series.zip").voxels, SUV.read(folder).voxels)
+
+
 def test_a_name_twice_in_a_zip_is_refused(tmp_path: Path) -> None:
     folder = write(series(), tmp_path / "series")
     with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive, warnings.catch_warnings():

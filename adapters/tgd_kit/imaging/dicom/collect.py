@@ -43,7 +43,8 @@ def opened(path: Path) -> Iterator[Files]:
     except Exception as error:  # zipfile raises anything on a damaged directory
         raise _bad_zip(path, error) from error
     with archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        # Not `is_dir`, which fails at a name without a character.
+        members = [member for member in archive.infolist() if not member.filename.endswith("/")]
         _check_members(path, members)
         yield {member.filename: partial(_unzipped, archive, member, path) for member in members}
 
