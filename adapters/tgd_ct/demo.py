@@ -121,19 +121,20 @@ class Results:
         title = f"{TOD} of {100 * OLD:g} % dose, adapted to {100 * NEW:g} % with few patients, phi {PHI:g}"
         caption = (
             "Means over the test patients. RMSE in HU against normal dose over the liver;\n"
-            "Dice of liver and tumours by the fixed segmenter, of the denoised images. Share of\n"
-            "the parameters that trained; whether the frozen ones were kept bit for bit."
+            "Dice of liver and tumours by the fixed segmenter, of the denoised images.\n"
+            "Share of the parameters that trained; whether the frozen ones were kept\n"
+            "bit for bit."
         )
         table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
         columns = ["RMSE", "liver", "tumour"]
         heads = [
             "",
-            *(f"{name} {100 * dose:g} %" for dose in (NEW, OLD) for name in columns),
+            *(f"{name}\n{100 * dose:g} %" for dose in (NEW, OLD) for name in columns),
             "share",
             "kept",
         ]
         for head in heads:
-            table.add_column(head, justify="right" if head else "left")
+            table.add_column(head, justify="right" if head else "left", no_wrap=True)
         for name in self.new.patients:
             outcome = self.outcomes.get(name)
             share = "" if outcome is None else f"{outcome.share:.1%}"
