@@ -251,3 +251,81 @@ def test_lora_on_a_graph_is_refused():
     lora = get_peft_model(tgd, LoraConfig(target_modules=["0"], r=2))
     with pytest.raises(RewriteError, match=r"replaced or wrapped after apply_tgd.*compact form"):
         lora(IMAGES)
+
+
+def yolo_groups(net: nn.Module) -> list[dict[str, Any]]:
+    """As `BaseTrainer.build_optimizer` of ultralytics 8 sorts parameters: by the module and the name that hold them."""
+    norms = tuple(module for name, module in vars(nn).items() if "Norm" in name)
+    decayed, of_norms, biases = [], [], []
+    for module in net.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if "bias" in name:
+                biases.append(parameter)
+            else:
+                (of_norms if isinstance(module, norms) else decayed).append(parameter)
+    return [
+        {"params": biases, "lr": 0.05},
+        {"params": decayed, "weight_decay": 5e-4},
+        {"params": of_norms, "weight_decay": 0.0},
+    ]
+
+
+class YoloEMA:
+    """As `ModelEMA` of ultralytics 8: a copy that is averaged in place through its `state_dict`."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.ema = copy.deepcopy(net).eval()
+        for parameter in self.ema.parameters():
+            parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, decay: float = 0.5) -> None:
+        new = net.state_dict()
+        for name, value in self.ema.state_dict().items():
+            if value.dtype.is_floating_point:
+                value.mul_(decay).add_(new[name].detach(), alpha=1 - decay)
+
+
+@in_both_forms
+def test_the_loop_of_ultralytics(form, tmp_path):
+    """Its loop written out: groups, nesterov, warm-up, clipping, average, and the average saved in half precision."""
+    net, tgd = made(form)
+    optimizer = torch.optim.SGD(yolo_groups(tgd), lr=0.05, momentum=0.937, nesterov=True)
+    average = YoloEMA(tgd)
+    with guard(optimizer, tgd):
+        for step in range(4):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * (step + 1) / 4
+            tgd(IMAGES, CLASSES)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(tgd.parameters(), max_norm=10.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update(tgd)
+    assert_trained(net, tgd)
+    assert_trained(net, average.ema)
+    mask = plan_of(tgd).parameter_masks()["head.weight"]
+    assert not torch.equal(
+        average.ema.state_dict()["head.weight"][mask], tgd.state_dict()["head.weight"][mask]
+    )
+
+    half = copy.deepcopy(average.ema).half()
+    torch.save(half.state_dict(), tmp_path / "best.pt")
+    state = torch.load(tmp_path / "best.pt", weights_only=True)
+    plain = Net().half()
+    plain.load_state_dict(state)
+    assert state.keys() == net.state_dict().keys()
+    for name, value in remove_tgd(average.ema).state_dict().items():
+        assert torch.equal(plain.state_dict()[name], value.half() if value.is_floating_point() else value)
+
+
+@in_both_forms
+def test_a_copy_that_needed_no_gradient_is_masked_once_it_does(form):
+    _, tgd = made(form)
+    twice = copy.deepcopy(copy.deepcopy(tgd).requires_grad_(False))
+    twice.requires_grad_(True)
+    for net in (tgd, twice):
+        net(IMAGES, CLASSES)["loss"].backward()
+    pairs = zip(tgd.named_parameters(), twice.named_parameters(), strict=True)
+    for (name, first), (_, second) in pairs:
+        if first.requires_grad:
+            assert torch.equal(first.grad, second.grad), name

@@ -178,7 +178,8 @@ class ParameterMask(Constants):
             entries.follow(parameter)
             self.copies[name] = [entries]
         for name, parameter in state["hooked"].items():
-            self._hook(name, parameter)
+            if parameter.requires_grad:  # else `follow` hooks it once it does
+                self._hook(name, parameter)
         if state["owner"] is not None:
             self._belong_to(state["owner"])
 
