@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tgd_ct.cli import ct
 from tgd_ct.experiment.choices import Choice, check_segmenter, choose_dose, choose_weight
-from tgd_ct.experiment.jobs import Job, Validate, Weigh
+from tgd_ct.experiment.jobs import OfTask, Validate, Weigh
 from tgd_ct.experiment.recipes import JOINT, LOW, MSE, MSE_WGAN, NORMAL_DOSE, RETRAINED, TOD, changes, recipes
 from tgd_ct.experiment.run import Study, run_study
 from tgd_ct.experiment.settings import PROFILES, read_settings, settings_from
@@ -117,7 +117,7 @@ def validated(out: Path, dose: float, mse: float, *, tumour: float = 0.5) -> Non
 
 
 def test_the_highest_dose_with_headroom_is_chosen(tmp_path: Path) -> None:
-    job = Job(tmp_path, TINY, "liver")
+    job = OfTask(tmp_path, TINY, "liver")
     validated(tmp_path, 0.1, 0.92)
     validated(tmp_path, 0.05, 0.89)
     assert choose_dose(job) == Choice(0.05, ("organ",), headroom=True)
@@ -134,9 +134,9 @@ def test_a_poor_segmenter_ends_the_study(tmp_path: Path) -> None:
     with pytest.raises(
         RunError, match=r"Dice of 0\.40 for the tumour at normal dose, not 0\.60.*more patients"
     ):
-        check_segmenter(Job(tmp_path, strict, "liver"))
+        check_segmenter(OfTask(tmp_path, strict, "liver"))
     validated(tmp_path, 0.1, 0.9, tumour=0.7)
-    check_segmenter(Job(tmp_path, strict, "liver"))
+    check_segmenter(OfTask(tmp_path, strict, "liver"))
 
 
 def test_the_weight_with_the_best_dice_is_chosen(tmp_path: Path) -> None:
@@ -165,6 +165,7 @@ def test_the_shipped_settings_can_be_read(name: str) -> None:
         ({"doses": [0.05, 0.1]}, "doses do not fall"),
         ({"doses": [0.03]}, "doses are not among"),
         ({"doses": [1.0]}, "doses"),
+        ({"vgg": "missing.pth"}, "vgg is no file"),
         ({"seeds": [1, 1]}, "seeds has one twice"),
         ({"seeds": []}, "seeds"),
         ({"tasks": ["spleen"]}, "tasks"),

@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_ct.case import Task
 from tgd_ct.cli.shared import PATCH, SEGMENTER, TASK, dose_option, judges, loss_options, losses
 from tgd_ct.loading import load_cases
 from tgd_ct.networks.files import load_generator
-from tgd_ct.networks.generator import Generator
 from tgd_ct.training.adapting import METHODS, Method, adapt
 from tgd_kit.cli.options import FILE, FOLDER, RUN, schedule_options
-from tgd_kit.cli.say import say
-from tgd_kit.training.fit import NETWORK
+from tgd_kit.cli.tuned import say_tuned
 from tgd_kit.training.schedule import Schedule
-from tgd_kit.training.tgd import PHI, Flow, Tuned
+from tgd_kit.training.tgd import PHI, Flow
 
 
 @click.command("adapt")
@@ -64,14 +61,4 @@ def adapt_command(
         phi=phi,
         flow=flow,
     )
-    _say(tuned, out)
-
-
-@rank_zero_only
-def _say(tuned: Tuned[Generator], out: Path) -> None:
-    if tuned.plan is not None:
-        say(tuned.plan)
-    say(f"Trainable: {tuned.share:.1%} of the parameters")
-    if tuned.kept is not None:
-        say(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
-    say(f"Wrote {out / NETWORK}")
+    say_tuned(tuned, out)

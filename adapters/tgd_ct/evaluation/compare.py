@@ -42,10 +42,6 @@ class Comparison:
     dose: float
     patients: Mapping[str, Sequence[Patient]]
 
-    def values(self, denoiser: str, read: Callable[[Patient], float | None]) -> list[float | None]:
-        """One measure of one denoiser, per patient."""
-        return [read(patient) for patient in self.patients[denoiser]]
-
     def table(self) -> Table:
         """Means and standard deviations over the patients, as a `rich` table."""
         title = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tgd_ct.experiment.jobs import AGAIN, Job, Validate, Weigh
+from tgd_ct.experiment.jobs import AGAIN, OfTask, Validate, Weigh
 from tgd_ct.experiment.recipes import MSE, NORMAL_DOSE
 from tgd_kit.errors import RunError
 from tgd_kit.runs.settings import read_record
@@ -38,7 +38,7 @@ def mean_dice(found: Dices, part: str) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def check_segmenter(job: Job) -> None:
+def check_segmenter(job: OfTask) -> None:
     """Refuse to go on with a segmenter that is not good at normal dose.
 
     Raises:
@@ -56,14 +56,14 @@ def check_segmenter(job: Job) -> None:
             )
 
 
-def validated(job: Job, dose: float) -> dict[str, Dices]:
+def validated(job: OfTask, dose: float) -> dict[str, Dices]:
     """Dice of normal dose, low dose and denoised by MSE, of every validation patient."""
     path = Validate(job.out, job.settings, job.task, dose).path
     found: dict[str, Dices] = read_record(path, dict[str, list[dict[str, float | None]]], AGAIN)
     return found
 
 
-def choose_dose(job: Job) -> Choice:
+def choose_dose(job: OfTask) -> Choice:
     """The highest dose with head-room: where MSE leaves enough Dice to be won, for the organ or its tumours."""
     for dose in job.settings.doses:
         found = validated(job, dose)

@@ -38,8 +38,8 @@ AGAIN = "Delete it, and the same command makes it again."
 
 
 @dataclass(frozen=True)
-class Job:
-    """A piece of work on one task.
+class OfTask:
+    """One task of a study, and the networks and patients of it; the jobs below are work on one.
 
     Args:
         out: folder of the study.
@@ -50,15 +50,6 @@ class Job:
     out: Path
     settings: Settings
     task: Task
-
-    @property
-    def path(self) -> Path:
-        """The file that is there when the job is done."""
-        raise NotImplementedError
-
-    def do(self) -> Mapping[str, Any] | None:
-        """Do the work; what is returned becomes the file, as JSON."""
-        raise NotImplementedError
 
     def folder(self, *names: str) -> Path:
         """A folder of networks of this task."""
@@ -84,7 +75,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Pretrain(Job):
+class Pretrain(OfTask):
     """Train a segmenter on normal dose."""
 
     architecture: Architecture
@@ -102,7 +93,7 @@ class Pretrain(Job):
 
 
 @dataclass(frozen=True)
-class Extract(Job):
+class Extract(OfTask):
     """Train the autoencoder of the perceptual loss."""
 
     @property
@@ -118,7 +109,7 @@ class Extract(Job):
 
 
 @dataclass(frozen=True)
-class Begin(Job):
+class Begin(OfTask):
     """Train a denoiser by MSE, from which others go on."""
 
     dose: float
@@ -146,13 +137,13 @@ class Begin(Job):
         )
 
 
-def begun(job: Job, dose: float, seed: int, *, attention: bool = False) -> Path:
+def begun(job: OfTask, dose: float, seed: int, *, attention: bool = False) -> Path:
     """The folder of a denoiser by MSE that others go on from."""
     return job.folder("begun", f"{dose:g}", f"{seed}{' with attention' * attention}")
 
 
 @dataclass(frozen=True)
-class Validate(Job):
+class Validate(OfTask):
     """Dice of the first segmenter on the validation patients: at normal dose, at a low one, and denoised by MSE."""
 
     dose: float
@@ -175,7 +166,7 @@ class Validate(Job):
 
 
 def first_dice(
-    job: Job, cases: Sequence[Case], images: Sequence[FloatArray]
+    job: OfTask, cases: Sequence[Case], images: Sequence[FloatArray]
 ) -> list[Mapping[str, float | None]]:
     """Dice of the first segmenter, per patient."""
     name = job.settings.architectures[0]
@@ -187,7 +178,7 @@ def first_dice(
 
 
 @dataclass(frozen=True)
-class Weigh(Job):
+class Weigh(OfTask):
     """Train TOD-Net with one weight of the task loss, and measure it on the validation patients."""
 
     dose: float
@@ -212,7 +203,7 @@ class Weigh(Job):
         return {"dice": first_dice(self, cases, images), "rmse": rmse}
 
 
-def go_on(job: Job, dose: float, seed: int, recipe: Recipe, folder: Path) -> Generator:
+def go_on(job: OfTask, dose: float, seed: int, recipe: Recipe, folder: Path) -> Generator:
     """A denoiser that goes on from the one by MSE by a recipe."""
     network = load_generator(begun(job, dose, seed, attention=recipe.attention) / NETWORK)
     train_denoiser(
@@ -231,7 +222,7 @@ def go_on(job: Job, dose: float, seed: int, recipe: Recipe, folder: Path) -> Gen
 
 
 @dataclass(frozen=True)
-class Train(Job):
+class Train(OfTask):
     """Train a denoiser of the tables."""
 
     dose: float
@@ -249,7 +240,7 @@ class Train(Job):
 
 
 @dataclass(frozen=True)
-class Retrain(Job):
+class Retrain(OfTask):
     """Train the first segmenter at the low dose instead of denoising."""
 
     dose: float
@@ -270,7 +261,7 @@ class Retrain(Job):
 
 
 @dataclass(frozen=True)
-class TrainJointly(Job):
+class TrainJointly(OfTask):
     """Train denoiser and segmenter together, from the denoiser by MSE and the segmenter of normal dose."""
 
     dose: float
@@ -306,7 +297,7 @@ class TrainJointly(Job):
 
 
 @dataclass(frozen=True)
-class Measure(Job):
+class Measure(OfTask):
     """Measure one row of the tables on the test patients: at the low dose, and on the images of normal dose.
 
     The rows that do not depend on a seed are measured for the first one only.
@@ -380,7 +371,7 @@ class Measure(Job):
 
 
 @dataclass(frozen=True)
-class Adapt(Job):
+class Adapt(OfTask):
     """Adapt TOD-Net of the first task, and measure what it does to new and old images."""
 
     dose: float
@@ -420,7 +411,7 @@ class Adapt(Job):
         return {**outcome, "new": new, "old": old}
 
 
-def _measured(job: Job, network: Generator, cases: Sequence[Case], dose: float) -> list[dict[str, Any]]:
+def _measured(job: OfTask, network: Generator, cases: Sequence[Case], dose: float) -> list[dict[str, Any]]:
     first = job.settings.architectures[0]
     segmenters: dict[str, Segmenter] = {first: job.segmenter(first)}
     return [asdict(measure(case, job.task, denoise(network, case.image(dose)), segmenters)) for case in cases]

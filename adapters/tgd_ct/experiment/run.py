@@ -30,8 +30,8 @@ from tgd_ct.experiment.jobs import (
     Adapt,
     Begin,
     Extract,
-    Job,
     Measure,
+    OfTask,
     Pretrain,
     Retrain,
     Train,
@@ -53,7 +53,7 @@ from tgd_ct.experiment.settings import GROWING, Settings
 from tgd_ct.training.adapting import METHODS
 from tgd_kit.runs.record import timed
 from tgd_kit.runs.reserve import reserve
-from tgd_kit.runs.stages import run_stage
+from tgd_kit.runs.stages import Job, run_stage
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Study:
 
     def choice(self, task: Task) -> Choice:
         """The dose of a task, once it is validated."""
-        return choose_dose(Job(self.out, self.settings, task))
+        return choose_dose(OfTask(self.out, self.settings, task))
 
     def weighings(self, task: Task) -> list[Weigh]:
         """Each weight of the task loss."""
@@ -99,32 +99,32 @@ class Study:
     def more_beginnings(self) -> list[Job]:
         """Denoisers by MSE at the chosen dose, of all seeds, with and without attention."""
         return [
-            Begin(self.out, self.settings, task, self.choice(task).dose, seed, attention)
-            for task, seed, attention in product(self.settings.tasks, self.settings.seeds, (False, True))
+            Begin(*self._at_dose(task), *pair)
+            for task in self.settings.tasks
+            for pair in product(self.settings.seeds, (False, True))
         ]
 
     def trainings(self) -> list[Job]:
         """All denoisers of the tables, and the two baselines whose segmenter moves."""
         found: list[Job] = []
         for task in self.settings.tasks:
-            job = partial(self._at_dose, task)
-            weight = self.weight(task)
+            here, weight = self._at_dose(task), self.weight(task)
             for seed in self.settings.seeds:
-                found += [job(Train, seed, recipe) for recipe in recipes(self.settings, weight)]
-                found += [job(Retrain, seed), job(TrainJointly, seed, weight)]
+                found += [Train(*here, seed, recipe) for recipe in recipes(self.settings, weight)]
+                found += [Retrain(*here, seed), TrainJointly(*here, seed, weight)]
         return found
 
-    def measurings(self) -> list[Job]:
+    def measurings(self) -> list[Measure]:
         """Every row of the tables."""
-        found: list[Job] = []
+        names = [recipe.name for recipe in recipes(self.settings, 1.0)] + [RETRAINED, JOINT]
+        found: list[Measure] = []
         for task in self.settings.tasks:
-            job = partial(self._at_dose, task)
-            found += [job(Measure, self.settings.seeds[0], name) for name in (LOW, NLM, NORMAL_DOSE)]
-            names = [recipe.name for recipe in recipes(self.settings, 1.0)] + [RETRAINED, JOINT]
-            found += [job(Measure, *pair) for pair in product(self.settings.seeds, names)]
+            here = self._at_dose(task)
+            found += [Measure(*here, self.settings.seeds[0], name) for name in (LOW, NLM, NORMAL_DOSE)]
+            found += [Measure(*here, *pair) for pair in product(self.settings.seeds, names)]
         return found
 
-    def adaptations(self) -> list[Job]:
+    def adaptations(self) -> list[Adapt]:
         """TOD-Net of the first task, adapted to each change in each way, and as it is."""
         first = self.settings.tasks[0]
         dose = self.choice(first).dose
@@ -135,8 +135,9 @@ class Study:
             for seed, change, method in wanted
         ]
 
-    def _at_dose(self, task: Task, kind: type[Job], *arguments: object) -> Job:
-        return kind(self.out, self.settings, task, self.choice(task).dose, *arguments)  # type: ignore[call-arg]
+    def _at_dose(self, task: Task) -> tuple[Path, Settings, Task, float]:
+        """What all jobs of a task begin with, once its dose is chosen."""
+        return self.out, self.settings, task, self.choice(task).dose
 
 
 def run_study(out: Path, settings: Settings, *, progress: bool = True) -> Study:
@@ -155,7 +156,7 @@ def run_study(out: Path, settings: Settings, *, progress: bool = True) -> Study:
     run("training denoisers by MSE", study.beginnings())
     run("looking for head-room", study.validations())
     for task in settings.tasks:
-        check_segmenter(Job(out, settings, task))
+        check_segmenter(OfTask(out, settings, task))
     run("weighing the task loss", [job for task in settings.tasks for job in study.weighings(task)])
     run("training more denoisers by MSE", study.more_beginnings())
     run("training denoisers", study.trainings())

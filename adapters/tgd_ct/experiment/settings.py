@@ -130,6 +130,7 @@ def settings_from(given: object, where: str) -> Settings:
         "a schedule has several devices, but a study trains each network on one": any(
             one.processes > 1 for one in found.schedules.values()
         ),
+        "vgg is no file": found.vgg is not None and not Path(found.vgg).is_file(),
         "seeds has one twice": len(set(found.seeds)) < len(found.seeds),
         "tasks has one twice": len(set(found.tasks)) < len(found.tasks),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from tgd_ct.case import NORMAL, TUMOUR
 from tgd_ct.evaluation.measures import WINDOW
 from tgd_ct.experiment.choices import PARTS, mean_dice
-from tgd_ct.experiment.jobs import Job
+from tgd_ct.experiment.jobs import OfTask
 from tgd_ct.experiment.patients import load, measured
 from tgd_ct.experiment.recipes import LOW, MSE, NORMAL_DOSE, recipes
 from tgd_ct.inference import denoise
@@ -53,7 +53,7 @@ def _draw_headroom(results: StudyResults, path: Path) -> None:
 def _draw_denoisers(out: Path, results: StudyResults, path: Path) -> None:
     """The slice of the test patients with the largest section of tumours, denoised in each way."""
     settings, task = results.settings, results.settings.tasks[0]
-    dose, job = results.choices[task].dose, Job(out, settings, task)
+    dose, job = results.choices[task].dose, OfTask(out, settings, task)
     cases = load(out, measured(settings))
     sections = [(case.target(task) == TUMOUR).sum(axis=(1, 2)) for case in cases]
     number = int(np.argmax([section.max() for section in sections]))

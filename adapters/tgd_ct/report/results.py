@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tgd_ct.case import Task
 from tgd_ct.evaluation.compare import Patient
 from tgd_ct.experiment.choices import Choice, validated, weighed
-from tgd_ct.experiment.jobs import AGAIN, Adapt, Job, Measure
+from tgd_ct.experiment.jobs import AGAIN, Adapt, Measure, OfTask
 from tgd_ct.experiment.recipes import JOINT, LOW, NLM, NORMAL_DOSE, RETRAINED, TOD, denoisers
 from tgd_ct.experiment.run import Study
 from tgd_ct.experiment.settings import Settings
@@ -141,7 +141,7 @@ def gather(study: Study) -> StudyResults:
         choices={task: study.choice(task) for task in settings.tasks},
         weights={task: study.weight(task) for task in settings.tasks},
         validated={
-            task: {dose: validated(Job(out, settings, task), dose) for dose in settings.doses}
+            task: {dose: validated(OfTask(out, settings, task), dose) for dose in settings.doses}
             for task in settings.tasks
         },
         weighed={
@@ -154,19 +154,17 @@ def gather(study: Study) -> StudyResults:
     )
 
 
-def _measures(jobs: Sequence[Job]) -> dict[Task, dict[int, dict[str, Any]]]:
+def _measures(jobs: Sequence[Measure]) -> dict[Task, dict[int, dict[str, Any]]]:
     found: dict[Task, dict[int, dict[str, Any]]] = {}
     for job in jobs:
-        assert isinstance(job, Measure)
         rows = found.setdefault(job.task, {}).setdefault(job.seed, {})
         rows[job.name] = read_record(job.path, Measured, AGAIN)
     return found
 
 
-def _adapted(jobs: Sequence[Job]) -> dict[int, dict[str, dict[str, Any]]]:
+def _adapted(jobs: Sequence[Adapt]) -> dict[int, dict[str, dict[str, Any]]]:
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for job in jobs:
-        assert isinstance(job, Adapt)
         methods = found.setdefault(job.seed, {}).setdefault(job.change.name, {})
         methods[job.method or TOD] = read_record(job.path, Adapted, AGAIN)
     return found

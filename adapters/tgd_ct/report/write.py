@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tgd_ct.experiment.run import Study
 from tgd_ct.report.claims import claims
 from tgd_ct.report.figures import draw_figures
 from tgd_ct.report.page import IMAGES, page
 from tgd_ct.report.results import gather
+from tgd_kit.report.record import plain
 from tgd_kit.runs.files import write_text
 
 
@@ -31,19 +29,8 @@ def write_report(study: Study, profile: str) -> Path:
     results = gather(study)
     tested = [{**asdict(claim), "verdict": claim.verdict} for claim in claims(results)]
     whole = {"claims": tested, **asdict(results)}
-    text = json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(plain(whole), separators=(",", ":"), allow_nan=False)
     write_text(report / "results.json", text + "\n")
     draw_figures(study.out, results, report / IMAGES)
     write_text(report / "ct_study.md", page(results, profile))
     return report / "ct_study.md"
-
-
-def _plain(value: Any) -> Any:
-    """Five digits are more than the spread allows; JSON has no NaN: null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.5g}")
-    return value

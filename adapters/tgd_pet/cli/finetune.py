@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from lightning.pytorch.utilities import rank_zero_only
 
 from tgd_kit.cli.options import FILE, FOLDER, RUN, schedule_options
-from tgd_kit.cli.say import say
-from tgd_kit.training.fit import NETWORK
+from tgd_kit.cli.tuned import say_tuned
 from tgd_kit.training.schedule import Schedule
-from tgd_kit.training.tgd import PHI, Flow, Tuned
+from tgd_kit.training.tgd import PHI, Flow
 from tgd_pet.cli.shared import VERSION
-from tgd_pet.network import DnCNN, load_network
+from tgd_pet.network import load_network
 from tgd_pet.simulation.files import load_set
 from tgd_pet.training.finetuning import METHODS, finetune
 
@@ -36,14 +34,4 @@ def finetune_command(
     """Adapt a trained NETWORK to the simulated PATIENTS of a folder."""
     given, scans = load_network(network), load_set(patients)
     tuned = finetune(given, scans, images, out, Schedule(**schedule), method=method, phi=phi, flow=flow)
-    _say(tuned, out)
-
-
-@rank_zero_only
-def _say(tuned: Tuned[DnCNN], out: Path) -> None:
-    if tuned.plan is not None:
-        say(tuned.plan)
-    say(f"Trainable: {tuned.share:.1%} of the parameters")
-    if tuned.kept is not None:
-        say(f"Frozen entries unchanged: {'yes' if tuned.kept else 'NO'}")
-    say(f"Wrote {out / NETWORK}")
+    say_tuned(tuned, out)

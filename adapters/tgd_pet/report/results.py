@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tgd_kit.errors import RunError
+from tgd_kit.report.record import plain
 from tgd_kit.report.statistics import PAIRS, Difference, Summary, column, compare, summarise
 from tgd_kit.runs.files import read_json, write_text
 from tgd_kit.runs.record import study_record
@@ -222,7 +222,7 @@ def write_results(results: StudyResults, path: Path, claims: Sequence[Any]) -> N
         "unseen summaries": unseen,
         **asdict(results),
     }
-    write_text(path, json.dumps(_plain(whole), separators=(",", ":"), allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(whole), separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _differences(results: StudyResults, name: str) -> dict[str, Any]:
@@ -256,14 +256,3 @@ def read_results(path: Path) -> StudyResults:
 
 def _folder(folder: Path, kind: Any) -> dict[str, Any]:
     return {path.stem: read_record(path, kind, AGAIN) for path in sorted(folder.glob("*.json"))}
-
-
-def _plain(value: Any) -> Any:
-    """Five digits are more than the spread allows; JSON has no NaN: null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.5g}")
-    return value
