@@ -48,8 +48,8 @@ class Comparison:
             f"Mean ± standard deviation over the patients, {self.task} at {100 * self.dose:g} % of the dose"
         )
         caption = (
-            "RMSE in HU, PSNR in dB and SSIM against the image of normal dose; PSNR and SSIM in\n"
-            "the window of -160 to 240 HU. ROI: the organ with its tumours. Dice per patient."
+            "RMSE in HU, PSNR in dB and SSIM against the image of normal dose; PSNR and\n"
+            "SSIM in the window of -160 to 240 HU. ROI: the organ with its tumours."
         )
         table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
         segmenters = next(iter(self.patients.values()))[0].dice
