@@ -9,6 +9,8 @@ In short::
 """
 
 from tgdsurgery.api import apply_tgd, plan_tgd
+from tgdsurgery.certificate.certify import certify
+from tgdsurgery.certificate.record import Certificate
 from tgdsurgery.core.errors import (
     CaptureError,
     CheckpointError,
@@ -40,6 +42,7 @@ from tgdsurgery.training.optimizers import guard
 __all__ = [
     "Audit",
     "CaptureError",
+    "Certificate",
     "ChannelMap",
     "CheckpointError",
     "ExampleInputError",
@@ -60,6 +63,7 @@ __all__ = [
     "TGDWarning",
     "UnsupportedOpError",
     "apply_tgd",
+    "certify",
     "channel_map",
     "guard",
     "kse",

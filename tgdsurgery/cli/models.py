@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from tgdsurgery.cli.options import ArgumentError, InputShape, nearest
-from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.core.errors import TGDError
 from tgdsurgery.storage.checkpoints import read_state_dict
+from tgdsurgery.storage.weights import load_weights
 
 FORM = "Write package.module:factory or path/to/file.py:factory."
+
+
+class EvaluationError(ArgumentError):
+    """The user's evaluation failed."""
 
 
 class FactoryError(ArgumentError):
@@ -38,7 +43,7 @@ def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
     """
     model = _make(factory, _named(factory, "model", FORM))
     if checkpoint is not None:
-        _load_weights(model, checkpoint)
+        load_weights(model, read_state_dict(checkpoint), checkpoint)
     return model
 
 
@@ -52,6 +57,23 @@ def load_function(reference: str) -> Callable[..., object]:
     if not callable(found) or isinstance(found, nn.Module):
         raise FactoryError(f"{reference} is not a function but {type(found).__name__}.", "Name a function.")
     return found
+
+
+def call_evaluation(reference: str, evaluate: Callable[[nn.Module], object], network: nn.Module) -> object:
+    """What the user's function returns for a network.
+
+    Raises:
+        EvaluationError: it failed.
+    """
+    try:
+        return evaluate(network)
+    except TGDError:
+        raise
+    except Exception as error:
+        raise EvaluationError(
+            f"{reference} failed: {type(error).__name__}: {error}.",
+            "It is called with the network, and returns one number.",
+        ) from error
 
 
 def example_inputs(model: nn.Module, shapes: Sequence[InputShape]) -> tuple[Tensor, ...] | None:
@@ -147,33 +169,3 @@ def _make(factory: str, source: object) -> nn.Module:
             "It has to return a torch.nn.Module.",
         )
     return model
-
-
-def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    state = _with_names_of(model, read_state_dict(checkpoint))
-    try:
-        # Not strict: the names come back as lists, after the modules' own renaming of old names.
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        problems = [_listed("missing", missing), _listed("unexpected", unexpected)]
-    except RuntimeError as error:
-        lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
-        problems = [_listed("misfit", lines, shown=1)]
-    found = [problem for problem in problems if problem]
-    if found:
-        raise CheckpointError(
-            f"{checkpoint} does not fit the model: {'; '.join(found)}.",
-            "Give the model that the checkpoint was made with.",
-        )
-
-
-def _with_names_of(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state without a prefix (Lightning's `model.`, say) that keeps its names from being the model's."""
-    prefix = next(iter(state), "").partition(".")[0] + "."
-    bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    wrapped = all(name.startswith(prefix) for name in state)
-    return bare if wrapped and bare.keys() == model.state_dict().keys() else state
-
-
-def _listed(what: str, names: Sequence[str], *, shown: int = 3) -> str:
-    more = ", ..." if len(names) > shown else ""
-    return f"{len(names)} {what} ({', '.join(names[:shown])}{more})" if names else ""

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import nn
 
 from tgdsurgery import sweep_phi
-from tgdsurgery.cli.models import example_inputs, load_function, load_model
+from tgdsurgery.cli.models import call_evaluation, example_inputs, load_function, load_model
 from tgdsurgery.cli.options import (
     ArgumentError,
     InputShape,
@@ -24,15 +24,10 @@ from tgdsurgery.cli.options import (
 )
 from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.core.atomic import replacing
-from tgdsurgery.core.errors import TGDError
 from tgdsurgery.core.plan import Override
 from tgdsurgery.sweep.result import plot_format
 
 PHIS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
-
-
-class EvaluationError(ArgumentError):
-    """The user's `--evaluate` function failed."""
 
 
 def parse_phis(value: str) -> list[float]:
@@ -134,13 +129,6 @@ class _Measured:
 
     def __call__(self, network: nn.Module) -> object:
         try:
-            return self.evaluate(network)
-        except TGDError:
-            raise
-        except Exception as error:
-            raise EvaluationError(
-                f"{self.name} failed: {type(error).__name__}: {error}.",
-                "It is called with the network, and returns one number.",
-            ) from error
+            return call_evaluation(self.name, self.evaluate, network)
         finally:
             self.bar.advance(self.task)

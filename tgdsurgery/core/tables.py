@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -79,3 +80,19 @@ def histogram(counts: Sequence[int]) -> str:
     return "".join(
         " " if count == 0 else BARS[max(0, -(-count * len(BARS) // largest) - 1)] for count in counts
     )
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers with runs folded.
+
+    >>> spans([0, 1, 2, 3, 7])
+    '0-3,7'
+    """
+    runs = itertools.groupby(enumerate(numbers), key=lambda item: item[1] - item[0])
+    folded = ([number for _, number in run] for _, run in runs)
+    return ",".join(span(run[0], run[-1]) for run in folded)
+
+
+def span(first: int, last: int) -> str:
+    """Two numbers with all between them: `0-3`, or `7` if they are the same."""
+    return f"{first}-{last}" if last > first else f"{first}"

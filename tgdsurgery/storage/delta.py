@@ -81,7 +81,7 @@ def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
     values = {
         name: tensor.detach()[movable].cpu() for name, (tensor, movable) in entries.items() if movable.any()
     }
-    metadata = {"format": DELTA_FORMAT, "plan": plan.to_json(), "base": json.dumps(_fingerprint(entries))}
+    metadata = {"format": DELTA_FORMAT, "plan": plan.to_json(), "base": json.dumps(fingerprint(entries))}
     metadata["contents"] = _contents(metadata, values)
     with replacing(path) as temporary:
         try:
@@ -107,15 +107,15 @@ def load_delta(base_model: nn.Module, path: str | Path) -> nn.Module:
             bit, what it was in the network the delta was made from.
         RewriteError: the base is a TGD network itself, or cannot be copied.
     """
-    values, plan, wanted = _read(Path(path))
+    values, plan, wanted = read_delta(Path(path))
     base = unwrapped(base_model)
     if any("tgd_plan" in vars(module) for module in base.modules()):
         raise RewriteError("The base is a TGD network.", "Give the plain network; remove_tgd makes it one.")
     net = copy_model(base)
     state = _state(net)
     entries = _entries(net, state, plan)
-    _check_base(_fingerprint(entries), wanted, Path(path))
-    _check_values(entries, values, Path(path))
+    check_base(fingerprint(entries), wanted, Path(path))
+    check_values(entries, values, Path(path))
     changed = {id(tensor): tensor.detach().clone() for tensor, _ in entries.values()}
     for name, (tensor, movable) in entries.items():
         if name in values:
@@ -159,7 +159,7 @@ def _entries(net: nn.Module, state: Mapping[str, Tensor], plan: TGDPlan) -> dict
     return dict(found.values())
 
 
-def _fingerprint(entries: Mapping[str, Entries]) -> dict[str, str]:
+def fingerprint(entries: Mapping[str, Entries]) -> dict[str, str]:
     """For every tensor its dtype, shape and the digest of its frozen entries."""
     return {name: " ".join(_described(*entry)) for name, entry in entries.items()}
 
@@ -184,8 +184,12 @@ def _contents(metadata: Mapping[str, str], values: Mapping[str, Tensor]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
-    """Values, plan, and the fingerprint of the base."""
+def read_delta(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
+    """Values, plan, and the fingerprint of the base.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no delta.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, or is not a file.", "Check the path.")
     try:
@@ -211,7 +215,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
     raise CheckpointError(f"{path} is damaged: its contents are not what was written.", "Copy it again.")
 
 
-def _check_values(entries: Mapping[str, Entries], values: Mapping[str, Tensor], path: Path) -> None:
+def check_values(entries: Mapping[str, Entries], values: Mapping[str, Tensor], path: Path) -> None:
     """Raise unless the file has just those entries that its plan lets move: a digest can be made anew."""
     planned = {name: (int(e.movable.sum()), e.tensor.dtype) for name, e in entries.items() if e.movable.any()}
     stored = {name: (tensor.numel(), tensor.dtype) for name, tensor in values.items()}
@@ -224,7 +228,8 @@ def _check_values(entries: Mapping[str, Entries], values: Mapping[str, Tensor], 
             )
 
 
-def _check_base(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+def check_base(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+    """Raise unless the base that was found has the fingerprint of the one the delta was made from."""
     differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if differing:
         more = ", ..." if len(differing) > 3 else ""

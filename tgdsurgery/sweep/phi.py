@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from tgdsurgery.core.copying import own_randomness
 from tgdsurgery.core.errors import PlanError, RewriteError
+from tgdsurgery.core.measuring import measured
 from tgdsurgery.core.plan import Override, TGDPlan, check_share
 from tgdsurgery.mapping.channel_map import map_model
 from tgdsurgery.mapping.example_inputs import arguments_for
@@ -99,7 +99,7 @@ def sweep_phi(
     def value(plan: TGDPlan) -> float:
         masks = tuple(entry.mask for entry in plan.entries)
         if masks not in known:
-            known[masks] = _measured(evaluate, without_flagged(model, plan), plan.phi)
+            known[masks] = measured(evaluate, without_flagged(model, plan), f"at phi {plan.phi:g}")
         return known[masks]
 
     untouched = value(make_plan(mapped.channels, scores, TGDSettings(phi=0.0)))
@@ -130,18 +130,3 @@ def _checked(phis: Iterable[float], tolerance: float) -> list[float]:
     ):
         raise PlanError(f"tolerance is {tolerance!r}.", "Give a number from 0, such as 0.05 for 5%.")
     return sorted({float(phi) for phi in given})
-
-
-def _measured(evaluate: Callable[[nn.Module], Any], net: nn.Module, phi: float) -> float:
-    with own_randomness(net):
-        found = evaluate(net)
-    try:
-        value = found.item() if isinstance(found, Tensor) else found.__float__()
-        if math.isfinite(value):
-            return float(value)
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        value = found
-    raise PlanError(
-        f"evaluate returned {value!r} at phi {phi:g}.",
-        "It has to return one finite number, the lower the better.",
-    )

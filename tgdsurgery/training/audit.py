@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tgdsurgery.core.bits import differing
 from tgdsurgery.core.errors import RewriteError
-from tgdsurgery.core.masking import BITS
 from tgdsurgery.core.norm_statistics import held_statistics
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.sharding import gathered
@@ -107,7 +107,7 @@ def _row(name: str, trainable: Tensor, one: Mapping[str, Tensor], other: Mapping
             f"{tuple(trainable.shape)} in the plan.",
             "Compare two states of the network that the plan was made for.",
         )
-    changed = (_bits(a) != _bits(b)) & ~trainable
+    changed = differing(a, b) & ~trainable
     return AuditRow(name, int((~trainable).sum()), int(changed.sum()))
 
 
@@ -127,7 +127,3 @@ def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
         raise RewriteError(
             f"There is no {name!r} to compare.", "Give two states of the network that the plan was made for."
         ) from None
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(BITS[tensor.element_size()])

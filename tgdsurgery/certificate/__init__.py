@@ -1,0 +1,1 @@
+"""The certificate: what was allowed to change in a network, and proof that the rest did not."""
