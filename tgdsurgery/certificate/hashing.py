@@ -16,7 +16,6 @@ CHUNK = 2**20  # bytes that are read at a time
 
 def file_record(role: Role, path: Path, state: Mapping[str, Tensor] | None = None) -> FileRecord:
     """What a certificate says of a file, and of the tensors that it stands for."""
-    """What a certificate says of a file, and of the tensors that were read from it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 
 from tgdsurgery.certificate.compare import MAX_CHANNELS, Comparison, TensorRecord
 from tgdsurgery.certificate.limits import Limit
+from tgdsurgery.certificate.page import number, render
 from tgdsurgery.core.tables import as_text, spans, table
 
 CERTIFICATE_FORMAT = "tgdsurgery-certificate-1"
@@ -177,6 +179,15 @@ class Certificate:
             {"format": CERTIFICATE_FORMAT, **verdict, **dataclasses.asdict(self)}, indent=1, allow_nan=False
         )
 
+    def to_html(self) -> str:
+        """The certificate as one page of HTML for people: it loads nothing, and prints."""
+        return render(self)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `to_json`, and so of the file that it was written to."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     def __str__(self) -> str:
         rows = [
             (
@@ -204,11 +215,6 @@ class Certificate:
         ]
         verdict = "ACCEPTED: nothing changed but what the plan allows" if self.ok else "NOT ACCEPTED"
         return "\n".join([verdict, *shown, *measured])
-
-
-def number(value: float | None) -> str:
-    """A change as text; one that is not a finite number is said to be so."""
-    return "not finite" if value is None else f"{value:.3g}"
 
 
 def _sentence(record: TensorRecord) -> str:

@@ -22,6 +22,8 @@ COMMANDS = {
     "plan": "Decide which channels of a model are retrained.",
     "map": "Show which filters feed each input channel of a layer.",
     "sweep": "Measure which threshold costs the old task next to nothing.",
+    "verify": "Prove that training changed what the plan allows, and nothing else.",
+    "export": "Write an adapted network as ONNX, torch.export archive or safetensors.",
 }
 ADAPTER_GROUP = "tgdsurgery.adapters"
 
