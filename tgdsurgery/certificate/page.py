@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from importlib.resources import files
 
-from tgdsurgery.core.tables import MAX_MESSAGE, shortened
+from tgdsurgery.core.tables import MAX_MESSAGE, shortened, spans
 
 
 def render(certificate: object) -> str:
@@ -12,7 +13,7 @@ def render(certificate: object) -> str:
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 (slow, and seldom needed)
 
     pages = Environment(autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True)
-    pages.filters |= {"number": number, "size": _size}
+    pages.filters |= {"number": number, "size": _size, "day": _day, "spans": spans}
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     return pages.from_string(template).render(certificate=certificate)
 
@@ -34,3 +35,8 @@ def _size(count: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
+
+
+def _day(made: str) -> str:
+    """A time in UTC as people write it."""
+    return datetime.fromisoformat(made).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
