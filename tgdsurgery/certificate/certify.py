@@ -30,8 +30,7 @@ from tgdsurgery.core.measuring import measured
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.tables import shortened, spans
 from tgdsurgery.storage.checkpoints import read_state_dict
-from tgdsurgery.storage.delta import read_delta
-from tgdsurgery.storage.delta_state import is_delta, state_with_delta
+from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
 from tgdsurgery.storage.weights import load_weights, with_names
 
 Task = tuple[Callable[[nn.Module], Any], str]
@@ -137,7 +136,7 @@ def certify(
 def _chosen(plan: TGDPlan | str | Path | None, delta: Path | None) -> TGDPlan:
     """The plan that was given, or the delta's; they have to be the same where there are two."""
     given = _read_plan(Path(plan)) if isinstance(plan, str | Path) else plan
-    carried = read_delta(delta)[1] if delta else None
+    carried = plan_of_delta(delta) if delta else None
     if given is not None and carried is not None and given.digest != carried.digest:
         raise CheckpointError(f"{delta} was made with another plan.", "Give the plan that it was made with.")
     found = given or carried

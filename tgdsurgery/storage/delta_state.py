@@ -35,6 +35,15 @@ def is_delta(path: str | Path) -> bool:
         return False
 
 
+def plan_of_delta(path: str | Path) -> TGDPlan:
+    """The plan that a delta carries.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no delta.
+    """
+    return read_delta(Path(path))[1]
+
+
 def state_with_delta(base: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """The tensors of the adapted network, bit for bit those that `load_delta` makes.
 

@@ -1,0 +1,1 @@
+"""Adapted networks for other programs: ONNX and torch.export archives, checked against PyTorch."""
