@@ -31,11 +31,15 @@ def rolled_back(
         PlanError: the plan was made for another network than the base.
     """
     rules = rules_of(plan, base)
-    restored = dict(tuned)
-    for name in base.keys() & tuned.keys():
-        before, after = base[name], tuned[name]
-        if (before.shape, before.dtype) == (after.shape, after.dtype):
-            restored[name] = torch.where(rule_for(name, rules, base, tuned).movable, before, after)
+    restored: dict[str, Tensor] = {}
+    for name in {**base, **tuned}:
+        rule, before, after = rule_for(name, rules, base, tuned), base.get(name), tuned.get(name)
+        if rule.kind == "counter":
+            after = before  # older files have none
+        elif before is not None and after is not None and _alike(before, after):
+            after = torch.where(rule.movable, before, after)
+        if after is not None:
+            restored[name] = after
     unlike = _unlike(restored, base)
     other = _unlike(adapted, tuned) if adapted is not None else []
     return Rollback(
@@ -52,7 +56,10 @@ def _unlike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]
         for name in {**other, **one}
         if name not in one
         or name not in other
-        or one[name].shape != other[name].shape
-        or one[name].dtype != other[name].dtype
+        or not _alike(one[name], other[name])
         or differing(one[name], other[name]).any()
     ]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype

@@ -11,7 +11,7 @@ from torch import nn
 
 from tgdsurgery import Certificate, certify
 from tgdsurgery.certificate.limits import Limit
-from tgdsurgery.certificate.sign import sign
+from tgdsurgery.certificate.sign import Signer
 from tgdsurgery.cli.models import call_evaluation, load_function, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option
 from tgdsurgery.cli.output import refuse_input, say
@@ -90,6 +90,7 @@ def verify_command(
     old, new = _task("old", old_task, old_limit), _task("new", new_task, new_limit)
     if (old or new) and model is None:
         raise ArgumentError("The tasks need a network to measure.", "Give --model MODULE:FACTORY.")
+    signer = None if key is None else Signer(key)
     with ExitStack() as files:
         # Opened first, so that a path that cannot be written to fails before the work.
         places = [(path, files.enter_context(replacing(path))) for path in (output, html) if path is not None]
@@ -106,8 +107,8 @@ def verify_command(
             temporary.write_text(_text(found, path, html), encoding="utf-8", newline="\n")
     say(str(found))
     written_files = [path for path, _ in places]
-    if key is not None and output is not None:
-        written_files += sign([output, tuned], key, output.parent)
+    if signer is not None and output is not None:
+        written_files += [signer.sign(file, output.parent) for file in (output, tuned)]
     for path in written_files:
         click.echo(f"Written to {path}.", err=True)
     if not found.ok:
