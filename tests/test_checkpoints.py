@@ -334,7 +334,7 @@ class TestSmallFilesThatClaimMuch:
         self.refuse(tmp_path / "net.pt", "several sets of weights")
 
 
-@pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested tensors", "ignore:.*quant")
 @pytest.mark.parametrize(
     "make",
     [
@@ -342,8 +342,10 @@ class TestSmallFilesThatClaimMuch:
         lambda: torch.ones(3, 3).to_sparse_csr(),
         lambda: torch.ones(3, device="meta"),
         lambda: torch.nested.nested_tensor([torch.ones(2)]),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        lambda: torch.ones(3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
     ],
-    ids=["sparse", "csr", "meta", "nested"],
+    ids=["sparse", "csr", "meta", "nested", "quantised", "two in a byte"],
 )
 def test_tensors_without_plain_entries_are_refused(tmp_path, make):
     torch.save({"w": make()}, tmp_path / "net.pt")

@@ -89,6 +89,32 @@ def test_any_dtype(dtype):
     assert [(record.name, record.frozen_changed) for record in found] == [("0.weight", 1)]
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.rand(3, 3).to(torch.float8_e4m3fn),
+        torch.tensor([1, 2], dtype=torch.uint16),
+        torch.tensor([True, False]),
+        torch.tensor(1.0),
+        torch.ones(3, dtype=torch.complex64).conj(),
+        torch.rand(4, 4).t(),
+        torch.rand(1, 4).expand(5, 4),
+        torch.empty(0, 3),
+    ],
+    ids=["float8", "uint16", "bool", "scalar", "conjugated", "transposed", "expanded", "empty"],
+)
+def test_any_other_tensor(pair, tensor):
+    """Which no plan knows: the same is accepted, another is not."""
+    base, tuned, _ = pair
+    base["other"], tuned["other"] = tensor, tensor.clone()
+    assert broken(pair) == {}
+    if tensor.numel():
+        changed = tensor.clone().contiguous()
+        changed.view(torch.uint8 if changed.ndim else torch.int32).bitwise_xor_(1)
+        tuned["other"] = changed
+        assert broken(pair)["other"].frozen_changed > 0
+
+
 @pytest.fixture
 def pair():
     """A base with a frozen zero and NaN, its tuned state, and the plan; the last layer is frozen."""

@@ -213,7 +213,9 @@ def _is_permuted(before: Tensor, after: Tensor, changed: Tensor, broken: Tensor)
 
 
 def _rows(tensor: Tensor, axis: int, which: Tensor) -> Counter[bytes]:
-    rows = as_bits(torch.view_as_real(tensor) if tensor.is_complex() else tensor).movedim(axis, 0)[which]
+    rows = as_bits(torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).movedim(
+        axis, 0
+    )[which]
     return Counter(row.tobytes() for row in rows.contiguous().numpy())
 
 

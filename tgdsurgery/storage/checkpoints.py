@@ -105,11 +105,13 @@ def _copied(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 def _identity(tensor: Tensor, path: Path, name: str) -> tuple[object, ...]:
     """Equal for tensors that look at the same entries in the same order."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-        kind = "on the meta device" if tensor.is_meta else f"{tensor.layout}".removeprefix("torch.")
+    packed = tensor.is_quantized or tensor.dtype == torch.float4_e2m1fn_x2
+    if tensor.layout != torch.strided or tensor.is_nested or packed or tensor.device.type != "cpu":
+        layout = "quantised" if packed else f"{tensor.layout}".removeprefix("torch.")
+        kind = "on the meta device" if tensor.is_meta else layout
         raise CheckpointError(
             f"{path} holds {shortened(name)!r}, which is {kind} and has no plain entries.",
-            "Save dense tensors: state_dict values after .to_dense(), with the weights loaded.",
+            "Save dense tensors: state_dict values after .to_dense() or .dequantize(), with the weights loaded.",
         )
     place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
     return (*place, tensor.shape, tensor.stride(), tensor.dtype)
