@@ -48,15 +48,15 @@ class Run:
     def channels(self) -> str:
         """The input channels, such as `0-63`."""
         each = f" ({self.size} each)" if self.size > 1 and self.blocks > 1 else ""
-        return _span(self.start, self.start + self.size * self.blocks - 1) + each
+        return tables.span(self.start, self.start + self.size * self.blocks - 1) + each
 
     def writers(self, layer: str) -> str:
         """The channels of `layer` that feed them, such as `conv1[0-63]`, one each, or `all of conv1[0,2]`."""
         channels = self.first[layer]
         if self.steps.get(layer):
-            return f"{layer}[{_span(channels[0], channels[0] + self.blocks - 1)}]"
+            return f"{layer}[{tables.span(channels[0], channels[0] + self.blocks - 1)}]"
         shared = len(channels) > 1 and self.size * self.blocks > 1
-        return f"{'all of ' if shared else ''}{layer}[{_spans(channels)}]"
+        return f"{'all of ' if shared else ''}{layer}[{tables.spans(channels)}]"
 
 
 @click.command("map")
@@ -119,17 +119,6 @@ def _by_layer(reached: Iterable[Producer]) -> Writers:
     ordered = sorted(reached)
     grouped = itertools.groupby(ordered, key=lambda producer: producer.layer)
     return {layer: tuple(producer.channel for producer in group) for layer, group in grouped}
-
-
-def _span(first: int, last: int) -> str:
-    return f"{first}-{last}" if last > first else f"{first}"
-
-
-def _spans(channels: Sequence[int]) -> str:
-    """Ascending numbers with runs folded: 0-3,7."""
-    runs = itertools.groupby(enumerate(channels), key=lambda item: item[1] - item[0])
-    numbers = ([channel for _, channel in group] for _, group in runs)
-    return ",".join(_span(part[0], part[-1]) for part in numbers)
 
 
 def _show(found: ChannelMap, layer: str) -> None:

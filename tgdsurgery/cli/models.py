@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -150,7 +150,7 @@ def _make(factory: str, source: object) -> nn.Module:
 
 
 def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    state = _with_names_of(model, read_state_dict(checkpoint))
+    state = bare_names(read_state_dict(checkpoint), model.state_dict())
     try:
         # Not strict: the names come back as lists, after the modules' own renaming of old names.
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -166,12 +166,12 @@ def _load_weights(model: nn.Module, checkpoint: Path) -> None:
         )
 
 
-def _with_names_of(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state without a prefix (Lightning's `model.`, say) that keeps its names from being the model's."""
+def bare_names(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
+    """The state without a prefix (Lightning's `model.`, say) that keeps its names from being the known ones."""
     prefix = next(iter(state), "").partition(".")[0] + "."
     bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     wrapped = all(name.startswith(prefix) for name in state)
-    return bare if wrapped and bare.keys() == model.state_dict().keys() else state
+    return bare if wrapped and set(known) <= bare.keys() and not set(known) <= state.keys() else state
 
 
 def _listed(what: str, names: Sequence[str], *, shown: int = 3) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -79,3 +80,19 @@ def histogram(counts: Sequence[int]) -> str:
     return "".join(
         " " if count == 0 else BARS[max(0, -(-count * len(BARS) // largest) - 1)] for count in counts
     )
+
+
+def span(first: int, last: int) -> str:
+    """A run of numbers: 0-3, or 7 where it is a single one."""
+    return f"{first}-{last}" if last > first else f"{first}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Ascending numbers with runs folded.
+
+    >>> spans([0, 1, 2, 3, 7])
+    '0-3,7'
+    """
+    runs = itertools.groupby(enumerate(numbers), key=lambda item: item[1] - item[0])
+    parts = ([number for _, number in group] for _, group in runs)
+    return ",".join(span(part[0], part[-1]) for part in parts)

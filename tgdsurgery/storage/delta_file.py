@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,23 @@ class Delta:
     base: Mapping[str, str]
     before: Mapping[str, Tensor] | None = None
     when: Mapping[str, str] = field(default_factory=dict)
+
+
+def full_size(delta: Delta) -> int:
+    """Bytes of all tensors of the network that a delta is of.
+
+    Raises:
+        CheckpointError: its fingerprint names no dtypes and shapes.
+    """
+    try:
+        described = [text.split(" ")[:2] for text in delta.base.values()]
+        sizes = [math.prod(int(size) for size in shape.split("x") if size) for _, shape in described]
+        dtypes = [getattr(torch, dtype.removeprefix("torch.")) for dtype, _ in described]
+        return sum(size * dtype.itemsize for size, dtype in zip(sizes, dtypes, strict=True))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            "The delta is damaged: it names no dtypes and shapes.", "Save it again."
+        ) from error
 
 
 def check_conditions(when: Mapping[str, str]) -> None:
