@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-zoo bench-step clean
+.PHONY: demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-zoo bench-step bench-delta clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -61,6 +61,9 @@ bench-zoo: $(ZOO)/.installed
 
 bench-step: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.step
+
+bench-delta: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.delta_switch
 
 clean:
 	rm -rf $(VENV) $(ZOO) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -29,7 +29,7 @@ from tests.laws.test_law8_leaks import snapshot
 from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
 from tgdsurgery import CheckpointError, RewriteError, apply_tgd, load_delta, remove_tgd, save_delta, verify
-from tgdsurgery.storage import delta
+from tgdsurgery.storage import delta_file
 
 IMAGES = torch.linspace(-1, 1, 512).view(2, 1, 16, 16)
 
@@ -339,9 +339,11 @@ def test_other_files_are_refused_and_never_run(tmp_path):
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_delta(base(), path)
     assert not (tmp_path / "ran").exists()
-    for metadata in (None, {"format": "pt"}, {"format": "tgdsurgery-delta-2"}):
+    for metadata in (None, {"format": "pt"}, {"format": "tgdsurgery-delta-3"}):
         safetensors.torch.save_file(base().state_dict(), path, metadata=metadata)
-        with pytest.raises(CheckpointError, match="not a delta of format tgdsurgery-delta-1"):
+        with pytest.raises(
+            CheckpointError, match="not a delta of format tgdsurgery-delta-1 or tgdsurgery-delta-2"
+        ):
             load_delta(base(), path)
 
 
@@ -384,7 +386,7 @@ def test_a_delta_is_checked_against_its_own_plan_also_where_its_digest_was_made_
     values, metadata = stored(path)
     FORGED[forge](values)
     metadata.pop("contents")
-    metadata["contents"] = delta._contents(metadata, values)
+    metadata["contents"] = delta_file.contents(metadata, values)
     safetensors.torch.save_file(values, path, metadata=metadata)
     with pytest.raises(
         CheckpointError, match=r"is damaged: it has \d+ entries of .* where its plan says \d+"
@@ -404,7 +406,7 @@ def test_any_number_of_entries_but_the_right_one_is_refused(intact, seed):
     right = values[name].numel()
     values[name] = values[name].flatten().repeat(2)[:count].clone()
     metadata.pop("contents")
-    metadata["contents"] = delta._contents(metadata, values)
+    metadata["contents"] = delta_file.contents(metadata, values)
     safetensors.torch.save_file(values, path, metadata=metadata)
     if values[name].numel() == right:
         load_delta(base(), path)

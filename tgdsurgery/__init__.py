@@ -31,6 +31,9 @@ from tgdsurgery.mapping.rules.registry import register_rule
 from tgdsurgery.scoring.kse import kse
 from tgdsurgery.settings import TGDSettings
 from tgdsurgery.storage.delta import load_delta, save_delta
+from tgdsurgery.storage.delta_choice import choose_delta
+from tgdsurgery.storage.delta_merge import merge_deltas
+from tgdsurgery.storage.delta_switch import DeltaSwitch
 from tgdsurgery.surgery.compact import register_compact
 from tgdsurgery.surgery.remove import remove_tgd
 from tgdsurgery.surgery.tgd_network import plan_of
@@ -45,6 +48,7 @@ __all__ = [
     "Certificate",
     "ChannelMap",
     "CheckpointError",
+    "DeltaSwitch",
     "ExampleInputError",
     "Layer",
     "LayerPlan",
@@ -65,9 +69,11 @@ __all__ = [
     "apply_tgd",
     "certify",
     "channel_map",
+    "choose_delta",
     "guard",
     "kse",
     "load_delta",
+    "merge_deltas",
     "plan_of",
     "plan_tgd",
     "register_compact",

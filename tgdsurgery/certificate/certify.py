@@ -31,7 +31,7 @@ from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.tables import shortened, spans
 from tgdsurgery.storage.checkpoints import read_state_dict
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
-from tgdsurgery.storage.weights import load_weights, with_names
+from tgdsurgery.storage.weights import bare_names, load_weights
 
 Task = tuple[Callable[[nn.Module], Any], str]
 RULES = (
@@ -103,10 +103,10 @@ def certify(
     base, tuned = Path(base), Path(tuned)
     change = Path(delta) if delta else tuned if is_delta(tuned) else None
     chosen = _chosen(plan, change)
-    before = with_names(read_state_dict(base), chosen.parameter_masks())
+    before = bare_names(read_state_dict(base), chosen.parameter_masks())
     adapted = state_with_delta(before, change) if change else None
     whole = change is None or delta is not None  # a tuned checkpoint, which a delta may be given beside
-    after = with_names(read_state_dict(tuned), chosen.parameter_masks()) if whole else adapted
+    after = bare_names(read_state_dict(tuned), chosen.parameter_masks()) if whole else adapted
     assert after is not None
     files = [file_record("base", base, before), file_record("tuned" if whole else "delta", tuned, after)]
     files += [] if plan is None or isinstance(plan, TGDPlan) else [file_record("plan", Path(plan))]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tgdsurgery.certificate.record import Rollback
 from tgdsurgery.certificate.rules import rule_for, rules_of
-from tgdsurgery.core.bits import differing
+from tgdsurgery.core.bits import differs
 from tgdsurgery.core.plan import TGDPlan
 
 
@@ -54,10 +54,7 @@ def _unlike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]
     return [
         name
         for name in {**other, **one}
-        if name not in one
-        or name not in other
-        or not _alike(one[name], other[name])
-        or differing(one[name], other[name]).any()
+        if name not in one or name not in other or differs(one[name], other[name])
     ]
 
 

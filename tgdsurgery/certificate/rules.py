@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tgdsurgery.core.bits import differing
+from tgdsurgery.core.bits import differs
 from tgdsurgery.core.errors import PlanError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.core.tables import shortened
+from tgdsurgery.storage.weights import tied_name
 
 Kind = Literal["parameter", "statistic", "counter", "unknown"]
 COUNTER = "num_batches_tracked"  # counts training batches; no output in evaluation mode depends on it
@@ -62,33 +63,16 @@ def rule_for(
     assert like is not None  # it is in one of them
     if name.rpartition(".")[2] == COUNTER:
         return _whole("counter", name, like, movable=True)
-    return _tied(name, rules, base, tuned) or _whole("unknown", name, like, movable=False)
+    both = name in base and name in tuned
+    if both and differs(base[name], tuned[name]) and (tied := tied_name(name, rules, [base, tuned])):
+        return rules[tied]
+    return _whole("unknown", name, like, movable=False)
 
 
 def _whole(kind: Kind, name: str, like: Tensor, *, movable: bool) -> Rule:
     """The rule of a tensor of no layer."""
     shape = tuple(like.shape)
     return Rule(kind, None, ParameterRows(name, shape), torch.tensor(movable).expand(shape))
-
-
-def _tied(
-    name: str, rules: Mapping[str, Rule], base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]
-) -> Rule | None:
-    """The rule of a tensor that this one is another name of: equal in both states, bit for bit.
-
-    Files keep tied weights once under each name, and the plan has one of the names.
-    """
-    if name not in base or name not in tuned or _same(base[name], tuned[name]):
-        return None
-    for other, rule in rules.items():
-        if other in tuned and _same(base[name], base[other]) and _same(tuned[name], tuned[other]):
-            return rule
-    return None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    alike = one.dtype == other.dtype and one.shape == other.shape
-    return alike and not bool(differing(one, other).any())
 
 
 def _check_fit(plan: TGDPlan, base: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from tgdsurgery.export.formats import FORMATS, check_suffix
 from tgdsurgery.mapping.example_inputs import find_inputs
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
-from tgdsurgery.storage.weights import load_weights, with_names
+from tgdsurgery.storage.weights import bare_names, load_weights
 from tgdsurgery.surgery.tgd_network import unwrapped
 
 FILE = click.Path(path_type=Path)
@@ -70,7 +70,7 @@ def _state(tuned: Path, base: Path | None) -> Mapping[str, Tensor]:
         if base is None:
             raise ArgumentError(f"{tuned} is a delta.", "Give the checkpoint that it belongs on: --base.")
         names = plan_of_delta(tuned).parameter_masks()
-        return state_with_delta(with_names(read_state_dict(base), names), tuned)
+        return state_with_delta(bare_names(read_state_dict(base), names), tuned)
     if base is not None:
         raise ArgumentError(f"{tuned} is no delta, and needs no base.", "Leave out --base.")
     return read_state_dict(tuned)

@@ -24,6 +24,13 @@ def differing(one: Tensor, other: Tensor) -> BoolTensor:
     return as_bits(one) != as_bits(other)  # type: ignore[return-value]
 
 
+def differs(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors on the CPU differ in shape, dtype or any bit."""
+    if one is other:
+        return False
+    return one.shape != other.shape or one.dtype != other.dtype or bool(differing(one, other).any())
+
+
 def as_bits(tensor: Tensor) -> Tensor:
     """Integers of the same shape with the same bits; no copy where the tensor is contiguous."""
     return tensor.contiguous().view(BITS[tensor.element_size()])

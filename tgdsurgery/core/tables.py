@@ -82,17 +82,17 @@ def histogram(counts: Sequence[int]) -> str:
     )
 
 
-def spans(numbers: Sequence[int]) -> str:
+def span(first: int, last: int) -> str:
+    """A run of numbers: 0-3, or 7 where it is a single one."""
+    return f"{first}-{last}" if last > first else f"{first}"
+
+
+def spans(numbers: Iterable[int]) -> str:
     """Ascending numbers with runs folded.
 
     >>> spans([0, 1, 2, 3, 7])
     '0-3,7'
     """
     runs = itertools.groupby(enumerate(numbers), key=lambda item: item[1] - item[0])
-    folded = ([number for _, number in run] for _, run in runs)
-    return ",".join(span(run[0], run[-1]) for run in folded)
-
-
-def span(first: int, last: int) -> str:
-    """Two numbers with all between them: `0-3`, or `7` if they are the same."""
-    return f"{first}-{last}" if last > first else f"{first}"
+    parts = ([number for _, number in group] for _, group in runs)
+    return ",".join(span(part[0], part[-1]) for part in parts)

@@ -1,63 +1,59 @@
-"""The retrained rows as a small file on top of a base network: what one patient or scanner needs, kept apart.
-
-A delta is a safetensors file. Its tensors are the entries that training could move, flat, under the names of the
-`state_dict`: trainable rows of parameters, the statistics of trainable channels, and every buffer that no plan
-freezes (counters). Its metadata are the plan, a fingerprint of all other entries, and one of the file itself.
-"""
+"""The retrained rows as a small file on top of a base network: what one patient or scanner needs, kept apart."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tgdsurgery.core.atomic import replacing
+from tgdsurgery.core.bits import differing
 from tgdsurgery.core.copying import copy_model
-from tgdsurgery.core.errors import CheckpointError, PlanError, RewriteError
-from tgdsurgery.core.norm_statistics import held_statistics
-from tgdsurgery.core.plan import TGDPlan
-from tgdsurgery.surgery.entries import trainable_entries
+from tgdsurgery.core.errors import CheckpointError, RewriteError
+from tgdsurgery.core.plan import TGDPlan, check_share
+from tgdsurgery.storage.delta_entries import (
+    Entries,
+    check_base,
+    check_values,
+    entries_of,
+    fingerprint,
+    listed,
+    movable_values,
+    named_in,
+    plain_network,
+    state_of,
+    with_values,
+)
+from tgdsurgery.storage.delta_file import Delta, read_delta, write_delta
 from tgdsurgery.surgery.remove import remove_tgd
-from tgdsurgery.surgery.tgd_network import plan_of, unwrapped
-
-DELTA_FORMAT = "tgdsurgery-delta-1"
-SUFFIX = ".safetensors"
+from tgdsurgery.surgery.tgd_network import plan_of
 
 
-class Entries(NamedTuple):
-    """One tensor of a network's `state_dict`, and which of its entries training may move.
-
-    Args:
-        tensor: the tensor itself, no copy.
-        movable: bool of its shape if the plan fits; expanded where possible.
-    """
-
-    tensor: Tensor
-    movable: Tensor
-
-
-def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
+def save_delta(
+    tgd_model: nn.Module,
+    path: str | Path,
+    *,
+    base: nn.Module | None = None,
+    when: Mapping[str, str] | None = None,
+) -> None:
     """Write what a TGD network has learnt, without the base network it was made from.
 
     Args:
         tgd_model: what `apply_tgd` returned, in either form, trained; may be wrapped in DDP, DataParallel or
             torch.compile. It is not touched.
         path: a .safetensors file; replaced only when all is written.
+        base: the network that `apply_tgd` was given; its rows are stored too. That doubles the file, and lets
+            `tgd delta remove` turn an adapted checkpoint back into the base.
+        when: tags of a scan and their values, by DICOM keyword: `choose_delta` picks the file for scans that have
+            all of them.
 
     Raises:
         RewriteError: `tgd_model` is not a TGD network; or a layer was replaced, pruned or added after apply_tgd.
-        CheckpointError: the file cannot be written, or the network has state that is not a tensor.
+        CheckpointError: the file cannot be written, the network has state that is not a tensor, `base` is another
+            network, or a condition is none.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from tgdsurgery import apply_tgd, remove_tgd
         >>> _ = torch.manual_seed(0)
         >>> base = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 1, 3))
@@ -71,28 +67,18 @@ def save_delta(tgd_model: nn.Module, path: str | Path) -> None:
         >>> torch.equal(adapted[0].weight, remove_tgd(tgd)[0].weight)
         True
     """
-    path = Path(path)
-    if path.suffix.lower() != SUFFIX:
-        raise CheckpointError(f"{path} has no suffix of a delta.", f"Name it {path.stem}{SUFFIX}.")
     plan = plan_of(tgd_model)
     plain = remove_tgd(tgd_model)
     _refuse_added(plain, plan)
-    entries = _entries(plain, _state(plain), plan)
-    values = {
-        name: tensor.detach()[movable].cpu() for name, (tensor, movable) in entries.items() if movable.any()
-    }
-    metadata = {"format": DELTA_FORMAT, "plan": plan.to_json(), "base": json.dumps(fingerprint(entries))}
-    metadata["contents"] = _contents(metadata, values)
-    with replacing(path) as temporary:
-        try:
-            safetensors.torch.save_file(values, temporary, metadata=metadata)
-        except (SafetensorError, KeyError) as error:  # a full disk, a dtype that safetensors lacks
-            raise CheckpointError(
-                f"{path} cannot be written: {error}.", "Check the disk and the dtypes."
-            ) from error
+    entries = entries_of(state_of(plain), plan, named_in(plain))
+    before = None
+    if base is not None:
+        net = plain_network(base)
+        before = entries_of(state_of(net), plan, named_in(net))
+    write_delta(made(entries, plan, before=before, when=when or {}, reversible=base is not None), Path(path))
 
 
-def load_delta(base_model: nn.Module, path: str | Path) -> nn.Module:
+def load_delta(base_model: nn.Module, path: str | Path, scale: float = 1.0) -> nn.Module:
     """A copy of the base network with the retrained rows of a delta put in.
 
     Bit for bit the network that `remove_tgd` made of the one that was saved. Deltas can be stacked: what this
@@ -101,27 +87,89 @@ def load_delta(base_model: nn.Module, path: str | Path) -> nn.Module:
     Args:
         base_model: the plain network that `apply_tgd` was given; wrappers are looked through. It is not touched.
         path: a file that `save_delta` wrote. No code in it is run.
+        scale: how far to go from the base (0) to the adapted network (1), both of which come bit for bit. Between
+            them, each retrained entry is base + scale * (adapted - base), computed in double precision and then
+            rounded to its dtype; entries that training left alone stay bit for bit. Whole numbers, such as a batch
+            norm's count of batches, are the adapted network's unless scale is 0.
 
     Raises:
         CheckpointError: the file is missing, damaged or no delta; or what is frozen in the plan is not, bit for
             bit, what it was in the network the delta was made from.
+        PlanError: scale is not a number from 0 to 1.
         RewriteError: the base is a TGD network itself, or cannot be copied.
     """
-    values, plan, wanted = read_delta(Path(path))
-    base = unwrapped(base_model)
-    if any("tgd_plan" in vars(module) for module in base.modules()):
-        raise RewriteError("The base is a TGD network.", "Give the plain network; remove_tgd makes it one.")
+    check_share("scale", scale)
+    delta, base = read_delta(Path(path)), plain_network(base_model)
     net = copy_model(base)
-    state = _state(net)
-    entries = _entries(net, state, plan)
-    check_base(fingerprint(entries), wanted, Path(path))
-    check_values(entries, values, Path(path))
-    changed = {id(tensor): tensor.detach().clone() for tensor, _ in entries.values()}
-    for name, (tensor, movable) in entries.items():
-        if name in values:
-            changed[id(tensor)][movable.to(tensor.device)] = values[name].to(tensor.device)
-    net.load_state_dict({name: changed[id(tensor)] for name, tensor in state.items()})
+    state = state_of(net)
+    entries = checked(entries_of(state, delta.plan, named_in(net)), delta, Path(path))
+    net.load_state_dict(with_values(state, entries, delta.values, scale))
     return net
+
+
+def checked(entries: Mapping[str, Entries], delta: Delta, path: Path) -> Mapping[str, Entries]:
+    """The entries of a network, if the delta is for it.
+
+    Raises:
+        CheckpointError: it was made from another network, or is damaged.
+    """
+    check_base(fingerprint(entries), delta.base, path)
+    check_values(entries, delta.values, path)
+    return entries
+
+
+def made(
+    adapted: Mapping[str, Entries],
+    plan: TGDPlan,
+    *,
+    before: Mapping[str, Entries] | None,
+    when: Mapping[str, str],
+    reversible: bool,
+) -> Delta:
+    """The delta of an adapted network.
+
+    Args:
+        adapted: the network's entries.
+        plan: what was trained.
+        before: those of the network it was adapted from, which then must agree in all that is frozen.
+        when: the conditions under which it is chosen.
+        reversible: whether the entries of `before` are kept.
+
+    Raises:
+        CheckpointError: frozen entries differ, or tensors.
+    """
+    found = fingerprint(adapted)
+    if before is not None:
+        base = fingerprint(before)
+        if wrong := [name for name in {**base, **found} if base.get(name) != found.get(name)]:
+            raise CheckpointError(
+                f"{len(wrong)} tensors of base and adapted network differ in what the plan freezes, in shape or dtype, "
+                f"or are missing in one ({listed(wrong)}).",
+                "Give the plan that it was trained with, and the base of that training.",
+            )
+    old = movable_values(before) if before is not None and reversible else None
+    return Delta(movable_values(adapted), plan, found, old, when)
+
+
+def taken_off(entries: Mapping[str, Entries], delta: Delta, path: Path) -> Mapping[str, Tensor]:
+    """The base's movable values, for a network that has exactly the delta's.
+
+    Raises:
+        CheckpointError: the file does not hold them, or the network is not this delta's.
+    """
+    if delta.before is None:
+        raise CheckpointError(
+            f"{path} does not hold the base's rows.",
+            "Take the base itself; to be able to take a delta off, write it with --reversible.",
+        )
+    found = movable_values(checked(entries, delta, path))
+    wrong = [name for name, values in delta.values.items() if differing(found[name], values).any()]
+    if wrong:
+        raise CheckpointError(
+            f"The rows of {path} are not those of the network: {len(wrong)} tensors differ ({listed(wrong)}).",
+            "Give the checkpoint that was made with this delta, unscaled.",
+        )
+    return delta.before
 
 
 def _refuse_added(plain: nn.Module, plan: TGDPlan) -> None:
@@ -131,111 +179,4 @@ def _refuse_added(plain: nn.Module, plan: TGDPlan) -> None:
         raise RewriteError(
             f"{layer} was added after apply_tgd, and no base would have it.",
             f"Add it before, and use overrides={{{layer!r}: 'train'}}; or save what remove_tgd returns, whole.",
-        )
-
-
-def _state(net: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` with the tensors themselves, so that those under two names show as one."""
-    state: dict[str, object] = net.state_dict(keep_vars=True)
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"The network keeps {name!r}, which is not a tensor.",
-                "Save all of it: torch.save after remove_tgd.",
-            )
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _entries(net: nn.Module, state: Mapping[str, Tensor], plan: TGDPlan) -> dict[str, Entries]:
-    """Every tensor of a plain network's state once, by its first name."""
-    masks = {id(parameter): mask for parameter, mask in trainable_entries(net, plan).items()}
-    buffers = dict(net.named_buffers(remove_duplicate=False))
-    masks |= {id(buffers[name]): mask for name, mask in held_statistics(plan).items() if name in buffers}
-    everywhere = torch.ones((), dtype=torch.bool)
-    found: dict[int, tuple[str, Entries]] = {}
-    for name, tensor in state.items():
-        mask = masks.get(id(tensor), everywhere.expand(tensor.shape))
-        found.setdefault(id(tensor), (name, Entries(tensor, mask)))
-    return dict(found.values())
-
-
-def fingerprint(entries: Mapping[str, Entries]) -> dict[str, str]:
-    """For every tensor its dtype, shape and the digest of its frozen entries."""
-    return {name: " ".join(_described(*entry)) for name, entry in entries.items()}
-
-
-def _described(tensor: Tensor, movable: Tensor) -> Iterator[str]:
-    yield str(tensor.dtype)
-    yield "x".join(map(str, tensor.shape))
-    if movable.shape == tensor.shape:  # else the plan is another network's, and the shape above says so
-        yield _digest(tensor.detach()[~movable])
-
-
-def _digest(tensor: Tensor) -> str:
-    """Equal digests are equal bits, whatever the type means by them."""
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
-
-
-def _contents(metadata: Mapping[str, str], values: Mapping[str, Tensor]) -> str:
-    """One digest of all that is in the file, except the digest itself: storage can fail silently."""
-    digests = {name: f"{tensor.dtype} {_digest(tensor)}" for name, tensor in values.items()}
-    text = json.dumps([dict(metadata), digests], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def read_delta(path: Path) -> tuple[dict[str, Tensor], TGDPlan, dict[str, str]]:
-    """Values, plan, and the fingerprint of the base.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or no delta.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist, or is not a file.", "Check the path.")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            values = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged, cut off or not a safetensors file.", "Copy it again."
-        ) from error
-    if metadata.get("format") != DELTA_FORMAT:
-        raise CheckpointError(
-            f"{path} is not a delta of format {DELTA_FORMAT}.", "Give what save_delta wrote."
-        )
-    contents = metadata.pop("contents", None)
-    try:
-        if contents == _contents(metadata, values):
-            return values, TGDPlan.from_json(metadata["plan"]), json.loads(metadata["base"])
-    except (PlanError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}).", "Copy it again.") from error
-    raise CheckpointError(f"{path} is damaged: its contents are not what was written.", "Copy it again.")
-
-
-def check_values(entries: Mapping[str, Entries], values: Mapping[str, Tensor], path: Path) -> None:
-    """Raise unless the file has just those entries that its plan lets move: a digest can be made anew."""
-    planned = {name: (int(e.movable.sum()), e.tensor.dtype) for name, e in entries.items() if e.movable.any()}
-    stored = {name: (tensor.numel(), tensor.dtype) for name, tensor in values.items()}
-    for name in {**planned, **stored}:
-        if planned.get(name) != stored.get(name):
-            (wanted, _), (found, _) = planned.get(name, (0, None)), stored.get(name, (0, None))
-            raise CheckpointError(
-                f"{path} is damaged: it has {found} entries of {name!r} where its plan says {wanted}, or others.",
-                "Copy it again, or write it anew with save_delta.",
-            )
-
-
-def check_base(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
-    """Raise unless the base that was found has the fingerprint of the one the delta was made from."""
-    differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    if differing:
-        more = ", ..." if len(differing) > 3 else ""
-        raise CheckpointError(
-            f"{path} was made from another network: {len(differing)} of {len(wanted)} tensors differ in what is "
-            f"frozen ({', '.join(differing[:3])}{more}).",
-            "Give the base that apply_tgd was given, with the same weights and dtype. If it is the same, frozen "
-            "entries moved in training; see verify and guard.",
         )

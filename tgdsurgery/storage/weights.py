@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from tgdsurgery.core.bits import differs
 from tgdsurgery.core.errors import CheckpointError
 
 
@@ -22,7 +23,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: object) 
     """
     try:
         # Not strict: the names come back as lists, after the modules' own renaming of old names.
-        missing, unexpected = model.load_state_dict(with_names(state, model.state_dict()), strict=False)
+        missing, unexpected = model.load_state_dict(bare_names(state, model.state_dict()), strict=False)
         problems = [_listed("missing", missing), _listed("unexpected", unexpected)]
     except RuntimeError as error:
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
@@ -35,16 +36,36 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: object) 
         )
 
 
-def with_names(state: Mapping[str, Tensor], names: Collection[str]) -> Mapping[str, Tensor]:
-    """The state without a prefix (Lightning's `model.`, say) that keeps it from having these names.
+def bare_names(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
+    """The state without a prefix (Lightning's `model.`, say) that keeps its names from being the known ones.
 
-    >>> list(with_names({"model.conv.weight": Tensor()}, ["conv.weight"]))
+    >>> list(bare_names({"model.conv.weight": Tensor()}, ["conv.weight"]))
     ['conv.weight']
     """
     prefix = next(iter(state), "").partition(".")[0] + "."
     bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     wrapped = all(name.startswith(prefix) for name in state)
-    return bare if wrapped and all(name in bare for name in names) else state
+    return bare if wrapped and set(known) <= bare.keys() and not set(known) <= state.keys() else state
+
+
+def tied_name(name: str, known: Iterable[str], states: Sequence[Mapping[str, Tensor]]) -> str | None:
+    """The known name of a tensor that has a second one; None if there is none.
+
+    Some files store tied tensors once for each name. A name that is not known, but has the bits of a known one of the
+    same kind (`weight`) in all states, is taken to be tied to it; not so where all its entries are equal, as in many
+    biases and norms.
+    """
+    kind = name.rpartition(".")[2]
+    alike = (other for other in known if other.rpartition(".")[2] == kind)
+    return next((other for other in alike if all(_same(state, name, other) for state in states)), None)
+
+
+def _same(state: Mapping[str, Tensor], name: str, other: str) -> bool:
+    if name not in state or other not in state:
+        return False
+    one, two = state[name], state[other]
+    flat = one.flatten()
+    return one is two or not (differs(one, two) or bool((flat == flat[:1]).all()))
 
 
 def _listed(what: str, names: Sequence[str], *, shown: int = 3) -> str:

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as SequenceOfDatasets
 
 from tgd_kit.errors import ImageError, printable
+from tgd_kit.imaging.quiet import quiet
 
 EXPORT = "Export the series again with all its tags, or pass a NIfTI file."
 
@@ -65,6 +69,29 @@ def positive(dataset: Dataset, tag: str) -> float:
     if value <= 0:
         raise ImageError(f"{tag} is {value:g}.", EXPORT)
     return value
+
+
+def texts(datasets: Sequence[Dataset]) -> dict[str, str]:
+    """Every tag that has one and the same value in all slices, as text: what a series says of itself.
+
+    By keyword; several values are joined by backslashes, as in DICOM. Sequences, private tags and those that cannot be
+    read are left out.
+    """
+    keywords = filter(None, map(keyword_for_tag, datasets[0].keys()))
+    with quiet():  # a clinical header has faults
+        found = {keyword: {_text(dataset, keyword) for dataset in datasets} for keyword in keywords}
+    alike = {keyword: values.pop() for keyword, values in found.items() if len(values) == 1}
+    return {keyword: value for keyword, value in alike.items() if value is not None}
+
+
+def _text(dataset: Dataset, tag: str) -> str | None:
+    try:
+        value = optional(dataset, tag)
+    except ImageError:  # a faulty tag that nobody asked for
+        return None
+    if value is None or isinstance(value, SequenceOfDatasets):
+        return None
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value).strip()
 
 
 def same(datasets: Sequence[Dataset], *tags: str) -> None:
