@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.certificate.states import denoiser
+from tests.laws.subjects import in_both_forms
 from tgdsurgery import (
     Certificate,
     CheckpointError,
@@ -218,6 +219,34 @@ class TestTasks:
             files.certify(model=files.net, old_task=(lambda net: float("nan"), "<9"))
         with pytest.raises(CheckpointError, match="The base does not fit the model"):
             files.certify(model=nn.Conv2d(1, 1, 1), old_task=(self.sharpness, "<9"))
+
+
+@pytest.mark.parametrize("norm_stats", ["hold", "batch"])
+@in_both_forms
+def test_real_training_of_a_real_network(tmp_path, form, norm_stats):
+    """A U-Net of MONAI, trained by AdamW with weight decay: accepted; trained without TGD it is not."""
+    from monai.networks.nets import UNet
+
+    torch.manual_seed(0)
+    net = UNet(2, 1, 2, (8, 16, 32), (2, 2), num_res_units=1, norm="batch")
+    tgd = apply_tgd(net, torch.rand(2, 1, 32, 32), phi=0.6, form=form, norm_stats=norm_stats)
+    write_state_dict(net.state_dict(), tmp_path / "base.pt")
+    for name, model in (("tuned.pt", tgd), ("full.pt", net)):
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.rand(2, 1, 32, 32)).square().mean().backward()
+            optimizer.step()
+        write_state_dict(model.state_dict(), tmp_path / name)
+    save_delta(tgd, tmp_path / "delta.safetensors")
+    files = [tmp_path / "base.pt", tmp_path / "tuned.pt"]
+    found = certify(*files, tgd.tgd_plan, delta=tmp_path / "delta.safetensors")
+    assert found.findings == ()
+    moved = [drift for drift in found.impact_assessment.comparison.layers if drift.trainable]
+    assert moved
+    assert all(drift.moved == drift.trainable for drift in moved)
+    assert len(certify(files[0], tmp_path / "full.pt", tgd.tgd_plan).findings) > 10
 
 
 def test_many_findings_are_all_in_the_file_and_few_on_the_screen(files):

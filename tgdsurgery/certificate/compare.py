@@ -141,7 +141,7 @@ def _one(name: str, rule: Rule, before: Tensor | None, after: Tensor | None) -> 
 
 
 def _both(name: str, rule: Rule, before: Tensor, after: Tensor) -> tuple[TensorRecord, set[int]]:
-    """The record, and the trainable channels that moved."""
+    """The record, and the channels with an entry that moved and was allowed to."""
     if before.shape != after.shape:
         sizes = f"{_sizes(before)} > {_sizes(after)}"
         count = before.numel()
@@ -236,7 +236,7 @@ def _drift(entry: LayerPlan, tensors: list[TensorRecord], moved: set[int]) -> La
         entry.layer.type,
         entry.layer.channels,
         entry.trainable,
-        len(moved),
+        sum(trains and channel in moved for channel, trains in enumerate(entry.mask)),
         sum(record.frozen_changed for record in tensors),
         None if None in largest else max((value for value in largest if value is not None), default=0.0),
         None
