@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -241,13 +242,18 @@ def test_tied_weights_that_a_file_keeps_twice():
     assert not compare(base, tuned, plan).ok
 
 
-@pytest.mark.parametrize("change", ["missing", "narrower", "unmapped"])
+@pytest.mark.parametrize("change", ["missing", "narrower", "unmapped", "absurd"])
 def test_a_plan_for_another_network_is_refused(pair, change):
     base, tuned, plan = pair
     if change == "missing":
         base = {name.replace("3.", "4."): tensor for name, tensor in base.items()}
     elif change == "narrower":
         base["3.weight"] = base["3.weight"][:, :8]
+    elif change == "absurd":
+        entry = plan.entries[0]
+        rows = replace(entry.layer.parameters[0], shape=(2**40, 16, 1, 1), axis=1)
+        layer = replace(entry.layer, parameters=(rows, *entry.layer.parameters))
+        plan = replace(plan, entries=(replace(entry, layer=layer), *plan.entries[1:]))
     else:
         net = case_of("tied weights")
         plan = plan_tgd(net.model, net.inputs)

@@ -24,6 +24,7 @@ from tgdsurgery.certificate.record import (
     Protocol,
 )
 from tgdsurgery.certificate.rollback import rolled_back
+from tgdsurgery.certificate.rules import names_in
 from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import CheckpointError, PlanError
 from tgdsurgery.core.measuring import measured
@@ -103,10 +104,10 @@ def certify(
     base, tuned = Path(base), Path(tuned)
     change = Path(delta) if delta else tuned if is_delta(tuned) else None
     chosen = _chosen(plan, change)
-    before = bare_names(read_state_dict(base), chosen.parameter_masks())
+    before = bare_names(read_state_dict(base), names_in(chosen))
     adapted = state_with_delta(before, change) if change else None
     whole = change is None or delta is not None  # a tuned checkpoint, which a delta may be given beside
-    after = bare_names(read_state_dict(tuned), chosen.parameter_masks()) if whole else adapted
+    after = bare_names(read_state_dict(tuned), names_in(chosen)) if whole else adapted
     assert after is not None
     files = [file_record("base", base, before), file_record("tuned" if whole else "delta", tuned, after)]
     files += [] if plan is None or isinstance(plan, TGDPlan) else [file_record("plan", Path(plan))]

@@ -9,6 +9,7 @@ import click
 from torch import Tensor, nn
 
 from tgdsurgery import remove_tgd
+from tgdsurgery.certificate.rules import names_in
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
 from tgdsurgery.cli.output import refuse_input, say
@@ -69,7 +70,7 @@ def _state(tuned: Path, base: Path | None) -> Mapping[str, Tensor]:
     if is_delta(tuned):
         if base is None:
             raise ArgumentError(f"{tuned} is a delta.", "Give the checkpoint that it belongs on: --base.")
-        names = plan_of_delta(tuned).parameter_masks()
+        names = names_in(plan_of_delta(tuned))
         return state_with_delta(bare_names(read_state_dict(base), names), tuned)
     if base is not None:
         raise ArgumentError(f"{tuned} is no delta, and needs no base.", "Leave out --base.")

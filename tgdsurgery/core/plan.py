@@ -238,7 +238,12 @@ class TGDPlan:
 def _check_sizes(entry: LayerPlan) -> None:
     """Raise unless scores, mask and parameters have as many channels as the layer says."""
     layer = entry.layer
-    fit = all(0 <= rows.axis < max(len(rows.shape), 1) and rows.groups > 0 for rows in layer.parameters)
+    fit = all(
+        0 <= rows.axis < max(len(rows.shape), 1)
+        and rows.groups > 0
+        and (rows.groups == 1 or (rows.shape and rows.shape[0] >= rows.groups))
+        for rows in layer.parameters
+    )
     counts = {len(entry.scores), len(entry.mask), *(rows.channels for rows in layer.parameters if fit)}
     if not fit or counts != {layer.channels}:
         raise PlanError(
