@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir import tensor_adapters
 from torch import Tensor
 
 from tgdsurgery.core.errors import CheckpointError
@@ -151,6 +152,8 @@ def _branch(node: ir.Node, flat: Flat) -> ir.Graph | None:
 def _computed(node: ir.Node, flat: Flat) -> bool:
     """Compute the node's results if its inputs are constant; whether they were."""
     found = [flat.constant(value) for value in node.inputs if value is not None]
+    if node.op_type == "CastLike" and found[0] is not None and (like := node.inputs[1]) is not None:
+        return _cast(node, flat, found[0], like.dtype)
     op = OPS.get(node.op_type)
     if op is None or node.domain not in ("", "ai.onnx") or None in found or not node.inputs:
         return False
@@ -164,6 +167,16 @@ def _computed(node: ir.Node, flat: Flat) -> bool:
     name = constants[0].name if node.op_type in SAME_TENSOR else ""
     for value, result in zip(node.outputs, results, strict=False):
         flat.constants[value] = replace(computed(result.contiguous(), name), stored=constants[0].stored)
+    return True
+
+
+def _cast(node: ir.Node, flat: Flat, constant: Constant, kind: ir.DataType | None) -> bool:
+    """A constant in the type of a value that is none, whose type is known."""
+    if kind is None:
+        return False
+    dtype = tensor_adapters.to_torch_dtype(kind)
+    read = constant.read if dtype == constant.dtype else lambda: constant.read().to(dtype)
+    flat.constants[node.outputs[0]] = replace(constant, dtype=dtype, read=read)
     return True
 
 

@@ -124,6 +124,10 @@ def _as_it_is(held: dict[str, Constant], _: Mapping[str, Any], __: int) -> dict[
 
 
 def _convolution(held: dict[str, Constant], _: Mapping[str, Any], __: int) -> dict[str, Constant] | None:
+    """torch.onnx writes zeros, at times of two axes, where there is no bias."""
+    bias = held.get("bias")
+    if bias is not None and not bias.stored and not bias.read().any():
+        del held["bias"]
     return held if 3 <= len(held["weight"].shape) <= 5 else None
 
 

@@ -233,3 +233,31 @@ def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
 def size(x: Tensor) -> Tensor:
     """The number of entries of a constant."""
     return torch.tensor(x.numel())
+
+
+@op("SplitToSequence", host=("split",))
+def split_to_sequence(
+    x: Tensor, split: int | Sizes | None = None, *, axis: int = 0, keepdims: int = 1
+) -> tuple[Tensor, ...]:
+    """Cut along an axis, as one value; into single entries by default."""
+    if split is not None:
+        return x.split(split if isinstance(split, int) else list(split), axis)
+    return x.split(1, axis) if keepdims else x.unbind(axis)
+
+
+@op("SequenceConstruct")
+def sequence(*values: Tensor) -> tuple[Tensor, ...]:
+    """Several tensors as one value."""
+    return values
+
+
+@op("SequenceAt", host=("position",))
+def sequence_at(values: tuple[Tensor, ...], position: int | Sizes) -> Tensor:
+    """One of them."""
+    return values[one(position)]
+
+
+@op("ConcatFromSequence")
+def concat_from_sequence(values: tuple[Tensor, ...], *, axis: int, new_axis: int = 0) -> Tensor:
+    """Side by side along an axis, or along a new one."""
+    return torch.stack(values, axis) if new_axis else torch.cat(values, axis)

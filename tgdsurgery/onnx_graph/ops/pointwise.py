@@ -160,9 +160,9 @@ def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Te
 
 
 @op("CastLike")
-def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
+def cast_like(x: Tensor, target: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """In the type of another tensor."""
-    return x.to(like.dtype)
+    return x.to(target.dtype)
 
 
 @op("DequantizeLinear")
