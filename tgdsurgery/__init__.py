@@ -8,7 +8,7 @@ In short::
     net = remove_tgd(net)
 """
 
-from tgdsurgery.api import apply_tgd, plan_tgd
+from tgdsurgery.api import apply_tgd, from_onnx, plan_tgd
 from tgdsurgery.core.errors import (
     CaptureError,
     CheckpointError,
@@ -61,6 +61,7 @@ __all__ = [
     "UnsupportedOpError",
     "apply_tgd",
     "channel_map",
+    "from_onnx",
     "guard",
     "kse",
     "load_delta",

@@ -224,9 +224,8 @@ class Builder:
                     node, f"takes its {name} from data", "Export the model with fixed sizes; shapes may vary."
                 )
             return self._number(value)
-        if name in op.soft and found is not None and found.numel == 1 and len(found.shape) <= 1:
-            if not (found.floating and found.stored and "." in found.name):
-                return scalar(found)
+        if name in op.soft and found is not None and _is_number(found):
+            return scalar(found)
         return self._tensor(value)
 
     def _any_tensor(self) -> fx.Node | None:
@@ -254,7 +253,9 @@ class Builder:
         """A parameter if training could move it; numbers that stand alone are buffers, and so are integers."""
         if value not in self.kept:
             name = self.names.unique(constant.name or value.name or "constant")
-            trainable = constant.floating and (constant.numel > 1 or (constant.stored and "." in constant.name))
+            trainable = constant.floating and (
+                constant.numel > 1 or (constant.stored and "." in constant.name)
+            )
             owner, leaf = _owner(self.root, name)
             if trainable:
                 owner.register_parameter(leaf, self.weights.parameter(constant))
@@ -289,6 +290,12 @@ class Builder:
 
 def _named(node: ir.Node) -> str:
     return shortened(node.name or str(node.outputs[0].name if node.outputs else ""))
+
+
+def _is_number(constant: Constant) -> bool:
+    """One number, which is no parameter of a module."""
+    parameter = constant.floating and constant.stored and "." in constant.name
+    return constant.numel == 1 and len(constant.shape) <= 1 and not parameter
 
 
 def _item(values: tuple[Tensor, ...], place: int) -> Tensor:

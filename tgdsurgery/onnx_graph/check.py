@@ -38,7 +38,7 @@ def example_inputs(model: ir.Model) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _sizes(value: ir.Value) -> Sequence[object]:
-    return [size for size in value.shape] if value.shape is not None else []
+    return list(value.shape) if value.shape is not None else []
 
 
 def _example(value: ir.Value, size: int) -> Tensor:
@@ -112,7 +112,12 @@ def working_inputs(net: fx.GraphModule, model: ir.Model) -> tuple[Tensor, ...]:
     Raises:
         UnsupportedOpError: it takes none of the usual sizes.
     """
-    return _first(model, lambda inputs: run(net, inputs) and inputs)
+
+    def attempt(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        run(net, inputs)
+        return inputs
+
+    return _first(model, attempt)
 
 
 def compare(net: fx.GraphModule, model: ir.Model, path: Path) -> tuple[tuple[Tensor, ...], float]:
@@ -126,7 +131,9 @@ def compare(net: fx.GraphModule, model: ir.Model, path: Path) -> tuple[tuple[Ten
         CheckpointError: their outputs differ.
     """
     expected_of = reference(path)
-    names = [value.name for value in model.graph.inputs if value not in set(model.graph.initializers.values())]
+    names = [
+        value.name for value in model.graph.inputs if value not in set(model.graph.initializers.values())
+    ]
 
     def both(inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[Tensor], list[Any]]:
         found = run(net, inputs)

@@ -19,6 +19,8 @@ from tgdsurgery.onnx_graph.reading import Constant, constant
 
 # Ops of one tensor, whose result is that tensor in other words.
 SAME_TENSOR = ("Transpose", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DequantizeLinear")
+# Layers, also where they see nothing but constants (codes of positions).
+KEPT = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization")
 MOST_ENTRIES = 2**24  # that a computed constant may have, if it is not as large as its inputs
 MOST_NUMBERS = 2**16  # entries of a shape or a list of axes
 
@@ -157,6 +159,8 @@ def _computed(node: ir.Node, flat: Flat) -> bool:
     op = OPS.get(node.op_type)
     if op is None or node.domain not in ("", "ai.onnx") or None in found or not node.inputs:
         return False
+    if node.op_type in KEPT:
+        return False
     constants = [constant for constant in found if constant is not None]
     if node.op_type == "Transpose" and constants[0].floating:
         flat.constants[node.outputs[0]] = _transposed(constants[0], plain_attributes(node).get("perm"))
@@ -202,7 +206,7 @@ def _results(node: ir.Node, op: Op, flat: Flat, constants: list[Constant]) -> li
 
 
 def _arguments(node: ir.Node, op: Op, flat: Flat, device: str) -> tuple[list[Any], dict[str, Any]]:
-    args = []
+    args: list[Any] = []
     for value, name in zip(node.inputs, slots(op, len(node.inputs)), strict=False):
         found = flat.constant(value)
         if found is None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
-import torch
-from torch import Tensor, nn
 
 from tgdsurgery.onnx_graph.flatten import Flat, plain_attributes
 from tgdsurgery.onnx_graph.names import Names, module_name
@@ -83,7 +81,7 @@ def find_layers(flat: Flat) -> Layers:
         held = _held(node, flat)
         if held is None:
             continue
-        adding = _bias_after(node, held["weight"], flat)
+        adding = _bias_after(node, held, flat)
         if adding is not None:
             after, held["bias"] = adding
             found.added[after] = node
@@ -114,7 +112,7 @@ def _held(node: ir.Node, flat: Flat) -> dict[str, Constant] | None:
             if found is None or not found.floating:
                 return None
             held[name] = found
-    if "weight" not in held or not held["weight"].numel or flat.constant(inputs[0]) is not None:
+    if "weight" not in held or not held["weight"].numel:
         return None
     return LAYOUTS.get(node.op_type, _as_it_is)(held, plain_attributes(node), flat.opset)
 
@@ -160,7 +158,11 @@ def _gemm(held: dict[str, Constant], given: Mapping[str, Any], _: int) -> dict[s
     turned = {"weight": held["weight"] if given.get("transB") else _turned(held["weight"])}
     if "bias" in held:
         outputs = turned["weight"].shape[0]
-        if held["bias"].numel != outputs or given.get("beta", 1.0) != 1 or held["bias"].shape[-1:] != (outputs,):
+        if (
+            held["bias"].numel != outputs
+            or given.get("beta", 1.0) != 1
+            or held["bias"].shape[-1:] != (outputs,)
+        ):
             return None
         turned["bias"] = _viewed(held["bias"], (outputs,))
     return turned
@@ -186,12 +188,18 @@ def _viewed(constant: Constant, shape: tuple[int, ...]) -> Constant:
     return replace(constant, shape=shape, read=lambda: constant.read().reshape(shape))
 
 
-def _bias_after(node: ir.Node, weight: Constant, flat: Flat) -> tuple[ir.Node, Constant] | None:
-    """The node that does nothing but add a bias to a MatMul's result, and the bias."""
+def _bias_after(node: ir.Node, held: Mapping[str, Constant], flat: Flat) -> tuple[ir.Node, Constant] | None:
+    """The node that does nothing but add a bias to the result of a filter layer without one, and the bias."""
     output = node.outputs[0]
     uses = [use.node for use in output.uses()]
-    if node.op_type != "MatMul" or len(uses) != 1 or output.is_graph_output() or uses[0].op_type != "Add":
+    if node.op_type not in ("MatMul", "Conv") or "bias" in held or output.is_graph_output():
+        return None
+    if len(uses) != 1 or uses[0].op_type != "Add":
         return None
     others = [flat.constant(value) for value in uses[0].inputs if flat.value(value) is not output]
     bias = others[0] if len(others) == 1 else None
-    return (uses[0], bias) if bias is not None and bias.shape == (weight.shape[0],) else None
+    filters, *kernel = held["weight"].shape
+    space = (1,) * (len(kernel) - 1)  # the axes after that of the channels
+    fits = bias is not None and bias.floating and bias.shape in ((filters, *space), (1, filters, *space))
+    plain = bias is not None and (node.op_type == "Conv" or bias.shape == (filters,))
+    return (uses[0], _viewed(bias, (filters,))) if bias is not None and fits and plain else None

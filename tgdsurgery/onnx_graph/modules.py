@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tgdsurgery.onnx_graph.layers import LayerNode
 from tgdsurgery.onnx_graph.flatten import plain_attributes
+from tgdsurgery.onnx_graph.layers import LayerNode
 from tgdsurgery.onnx_graph.ops.pooling import both_ends
 from tgdsurgery.onnx_graph.reading import Constant
 

@@ -6,7 +6,9 @@ import re
 
 from torch import fx, nn
 
-WEIGHT = re.compile(r"(.+?)[._](weights?|w_0|w|kernel|gamma|scale)")  # conv.weight, conv2d_0.w_0, conv1_bn_scale
+WEIGHT = re.compile(
+    r"(.+?)[._](weights?|w_0|w|kernel|gamma|scale)"
+)  # conv.weight, conv2d_0.w_0, conv1_bn_scale
 # What a module of this name would hide.
 TAKEN = frozenset({*dir(nn.Module()), *dir(fx.GraphModule), "graph", "meta"})
 
@@ -47,6 +49,8 @@ def _valid(name: str) -> str:
     # TensorFlow's converter joins the names of all nodes that it merged.
     parts = [part for part in name.partition(";")[0].split("/") if part]
     # The exporter that traces repeats the path of the module around: /layer1/layer1.0/conv1
-    kept = [part for part, after in zip(parts, [*parts[1:], ""], strict=True) if not after.startswith(f"{part}.")]
-    words = [re.sub(r"\W", "_", word, flags=re.ASCII) for word in ".".join(kept).split(".") if word]
+    kept = [
+        part for part, after in zip(parts, [*parts[1:], ""], strict=True) if not after.startswith(f"{part}.")
+    ]
+    words = [re.sub(r"[^\w-]", "_", word, flags=re.ASCII) for word in ".".join(kept).split(".") if word]
     return ".".join(f"{word}_" if word in TAKEN else word for word in words) or "unnamed"

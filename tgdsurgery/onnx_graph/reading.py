@@ -35,6 +35,7 @@ class Constant:
         read: gives the tensor, on its own memory.
         name: what the file calls it, or the one tensor that it is computed from.
         stored: whether the file keeps it as an initialiser, and not as a number in the graph.
+        outside: bytes of it in another file.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +43,7 @@ class Constant:
     read: Callable[[], Tensor]
     name: str = ""
     stored: bool = False
+    outside: int = 0
 
     @property
     def numel(self) -> int:
@@ -96,7 +98,7 @@ def constant(tensor: ir.TensorProtocol | None, path: Path, name: str, *, stored:
     claimed = math.prod(shape) * dtype.itemsize
     if isinstance(tensor, ir.ExternalTensor):
         place = _place(tensor, path, claimed)
-        return Constant(shape, dtype, lambda: _read_external(*place, shape, dtype), name, stored)
+        return Constant(shape, dtype, lambda: _read_external(*place, shape, dtype), name, stored, claimed)
     return Constant(shape, dtype, lambda: _read_inline(tensor, path, shape, dtype), name, stored)
 
 
@@ -115,7 +117,9 @@ def _place(tensor: ir.ExternalTensor, path: Path, claimed: int) -> tuple[Path, i
         if not file.is_file():
             raise OSError
     except (OSError, ValueError) as error:
-        raise _refusal(tensor, path, f"is in {shortened(str(tensor.location))}, which is not there") from error
+        raise _refusal(
+            tensor, path, f"is in {shortened(str(tensor.location))}, which is not there"
+        ) from error
     if Path(tensor.location).is_absolute() or not file.is_relative_to(folder):
         raise CheckpointError(
             f"{path} keeps {shortened(str(tensor.name))!r} outside of its folder "
@@ -133,9 +137,7 @@ def _read_external(file: Path, offset: int, shape: tuple[int, ...], dtype: torch
     return torch.from_numpy(content).view(dtype).view(shape)
 
 
-def _read_inline(
-    tensor: ir.TensorProtocol, path: Path, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
+def _read_inline(tensor: ir.TensorProtocol, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     try:
         found = np.array(tensor.numpy())  # a copy: the file's own memory is read-only
         if found.shape != shape:

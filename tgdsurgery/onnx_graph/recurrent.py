@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from tgdsurgery.onnx_graph.flatten import Flat, plain_attributes
 
 # torch's gates, by their place in ONNX: input, output, forget, cell; and update, reset, new.
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
-KINDS: dict[str, type[nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU}
+KINDS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU}
 PLAIN = {"activations", "clip", "input_forget", "layout"}  # settings that torch's layers do not have
 
 

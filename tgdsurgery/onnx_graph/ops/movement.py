@@ -63,7 +63,7 @@ def split(
 ) -> tuple[Tensor, ...]:
     """Cut along an axis, into parts of given sizes or as equal as they can be, the last one smaller."""
     size = -(-x.shape[axis] // outputs)
-    return x.split(size if split is None else list(split), axis)
+    return tuple(x.split(size if split is None else list(split), axis))
 
 
 @op("Slice", host=("starts", "ends", "axes", "steps"))
@@ -80,7 +80,9 @@ def slice_(
             size = x.shape[axis]
             chosen = range(*slice(start, end, step).indices(size))
             first = size - 1 - chosen.start
-            x = x.flip(axis)[(slice(None),) * (axis % x.dim()) + (slice(first, first - len(chosen) * step, -step),)]
+            x = x.flip(axis)[
+                (slice(None),) * (axis % x.dim()) + (slice(first, first - len(chosen) * step, -step),)
+            ]
     return x
 
 
@@ -241,8 +243,8 @@ def split_to_sequence(
 ) -> tuple[Tensor, ...]:
     """Cut along an axis, as one value; into single entries by default."""
     if split is not None:
-        return x.split(split if isinstance(split, int) else list(split), axis)
-    return x.split(1, axis) if keepdims else x.unbind(axis)
+        return tuple(x.split(split if isinstance(split, int) else list(split), axis))
+    return tuple(x.split(1, axis) if keepdims else x.unbind(axis))
 
 
 @op("SequenceConstruct")

@@ -88,7 +88,8 @@ def mean_variance_norm(x: Tensor, *, axes: Sequence[int] = (0, 2, 3)) -> Tensor:
 @op("LpNormalization")
 def lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """To a length of 1."""
-    return x / torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / length
 
 
 @op("LRN")

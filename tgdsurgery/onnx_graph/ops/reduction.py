@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from tgdsurgery.onnx_graph.ops.registry import one, op
 
 Axes = Sequence[int] | None
 
-REDUCED = {
+REDUCED: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
     "ReduceMean": lambda x, axes, keep: x.mean(axes, keep),
     "ReduceSum": lambda x, axes, keep: x.sum(axes, keep),
     "ReduceMax": lambda x, axes, keep: x.amax(axes, keep),
@@ -31,7 +31,9 @@ def reduce(
     given = axes is not None and len(axes) > 0
     if noop_with_empty_axes and not given:
         return x
-    return REDUCED[kind](x, tuple(axes) if axes is not None and given else tuple(range(x.dim())), bool(keepdims))
+    return REDUCED[kind](
+        x, tuple(axes) if axes is not None and given else tuple(range(x.dim())), bool(keepdims)
+    )
 
 
 for _name in REDUCED:
@@ -39,9 +41,7 @@ for _name in REDUCED:
 
 
 @op("ReduceProd", host=("axes",))
-def reduce_prod(
-    x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Tensor:
+def reduce_prod(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     """The product along some axes."""
     if noop_with_empty_axes and not axes:
         return x

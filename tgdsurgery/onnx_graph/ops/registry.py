@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 Function = Callable[..., Any]
+FunctionT = TypeVar("FunctionT", bound=Function)
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,18 @@ def op(
     soft: tuple[str, ...] = (),
     several: bool = False,
     **fixed: Any,
-) -> Callable[[Function], Function]:
+) -> Callable[[FunctionT], FunctionT]:
     """Register a function of its own file for the ONNX ops of these names."""
 
-    def register(function: Function) -> Function:
+    def register(function: FunctionT) -> FunctionT:
         parameters = inspect.signature(function).parameters.values()
         inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
         # What is an input in one opset is an attribute in another.
         named = frozenset(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
         for name in names:
-            OPS[name] = Op(function, frozenset(host), frozenset(soft), several, inputs, named - {*fixed}, fixed)
+            OPS[name] = Op(
+                function, frozenset(host), frozenset(soft), several, inputs, named - {*fixed}, fixed
+            )
         return function
 
     return register

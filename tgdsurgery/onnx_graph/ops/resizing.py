@@ -40,7 +40,9 @@ def _place(index: int, scale: float, out: int, size: int, mode: str) -> float:
 @op("Upsample", host=("scales",))
 def upsample(x: Tensor, scales: Sequence[float], *, mode: str = "nearest") -> Tensor:
     """Larger by factors: what Resize replaced."""
-    return resize(x, scales=scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return resize(
+        x, scales=scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
 
 
 @op("Resize", host=("roi", "scales", "sizes"))
@@ -144,7 +146,9 @@ def _linear(x: Tensor, axis: int, places: list[float]) -> Tensor:
     lower = [math.floor(place) for place in inside]
     upper = [min(place + 1, last) for place in lower]
     shape = [-1 if d == axis else 1 for d in range(x.dim())]
-    share = torch.tensor([p - low for p, low in zip(inside, lower, strict=True)], dtype=x.dtype, device=x.device)
+    share = torch.tensor(
+        [p - low for p, low in zip(inside, lower, strict=True)], dtype=x.dtype, device=x.device
+    )
     share = share.view(shape)
     first = x.index_select(axis, torch.tensor(lower, device=x.device))
     second = x.index_select(axis, torch.tensor(upper, device=x.device))
