@@ -135,7 +135,9 @@ def hooked(layer: nn.Module) -> nn.Module:
 
 def stored(state: dict[str, Tensor]) -> TensorFile:
     """These tensors as those of a file."""
-    return TensorFile(Path(), {name: tensor.to("meta") for name, tensor in state.items()}, state.__getitem__, 0)
+    return TensorFile(
+        Path(), {name: tensor.to("meta") for name, tensor in state.items()}, state.__getitem__, 0
+    )
 
 
 @pytest.mark.parametrize("norm", [parametrized, hooked])

@@ -50,6 +50,7 @@ class Builder:
         self.weights, self.names = Weights(), Names()
         self.values: dict[ir.Value, fx.Node] = {}
         self.host: set[fx.Node] = set()  # nodes that give Python's own numbers
+        self.placed: dict[str, str] = {}  # where each layer is in the module
         self.kept: dict[ir.Value, fx.Node] = {}  # constants that are parameters or buffers
         self.current: ir.Node | None = None
         given = Names()
@@ -65,7 +66,7 @@ class Builder:
             with self._at(layer.node):
                 module = make_layer(layer, self._rank(layer.node))
             self.names.unique(name)
-            _put(self.root, name, self.weights.put(module, layer.held))
+            self.placed[name] = _put(self.root, name, self.weights.put(module, layer.held))
 
     def run(self, results: list[ir.Value]) -> fx.GraphModule:
         """The module that computes these values."""
@@ -122,7 +123,7 @@ class Builder:
             x = self._call(pooling.pad_same, (x, *sizes), lower)
         elif kind == "Conv" and ends is not None:
             x = self._call(pooling.pad_space, (x, ends))
-        found = self._run(layer.name, x)
+        found = self._run(self.placed[layer.name], x)
         if kind == "ConvTranspose" and ends is not None:
             return self._call(filters.crop_space, (found, ends))
         return found
@@ -132,12 +133,12 @@ class Builder:
         ratio = self.flat.constant(inputs[1]) if len(inputs) > 1 else None
         share = scalar(ratio) if ratio is not None else plain_attributes(node).get("ratio", 0.5)
         name = self.names.unique(node.name or node.outputs[0].name or "dropout")
-        _put(self.root, name, nn.Dropout(float(share)))
+        name = _put(self.root, name, nn.Dropout(float(share)))
         return self._run(name, self._tensor(node.inputs[0]))
 
     def _recurrent(self, node: ir.Node) -> None:
         name = self.names.unique(node.name or node.outputs[0].name or node.op_type)
-        _put(self.root, name, make_recurrent(node, self.flat))
+        name = _put(self.root, name, make_recurrent(node, self.flat))
         states = [self._tensor(value) for value in self.flat.inputs(node)[5:7] if value is not None]
         args = (self._tensor(node.inputs[0]), states[0] if len(states) == 1 else tuple(states) or None)
         found = self._told(self.graph.call_module(name, args))
@@ -256,7 +257,7 @@ class Builder:
             trainable = constant.floating and (
                 constant.numel > 1 or (constant.stored and "." in constant.name)
             )
-            owner, leaf = _owner(self.root, name)
+            owner, leaf, name = _owner(self.root, name)
             if trainable:
                 owner.register_parameter(leaf, self.weights.parameter(constant))
             else:
@@ -302,8 +303,8 @@ def _item(values: tuple[Tensor, ...], place: int) -> Tensor:
     return values[place]
 
 
-def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that a name is put into, made if there is none, and its last part."""
+def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str, str]:
+    """The module that a name is put into, made if there is none, the last part, and the whole as it is free there."""
     *path, leaf = name.split(".")
     for part in path:
         if part not in root._modules:
@@ -311,12 +312,13 @@ def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
         root = root.get_submodule(part)
     while hasattr(root, leaf):
         leaf += "_"
-    return root, leaf
+    return root, leaf, ".".join([*path, leaf])
 
 
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    owner, leaf = _owner(root, name)
+def _put(root: nn.Module, name: str, module: nn.Module) -> str:
+    owner, leaf, free = _owner(root, name)
     owner.add_module(leaf, module)
+    return free
 
 
 def build(model: ir.Model, path: Path) -> fx.GraphModule:
