@@ -230,12 +230,12 @@ def test_truncated_safetensors(tmp_path):
 
 def test_missing_empty_directory_and_suffix(tmp_path):
     (tmp_path / "empty.pt").touch()
-    (tmp_path / "net.onnx").write_bytes(b"x")
+    (tmp_path / "net.h5").write_bytes(b"x")
     for name, problem in {
         "none.pt": "does not exist",
         "empty.pt": "is empty",
         ".": "is a directory",
-        "net.onnx": r"the suffix of a checkpoint\. Supported are \.safetensors and \.pt, \.pth",
+        "net.h5": r"the suffix of a checkpoint\. Supported are \.safetensors, \.pt, \.pth",
     }.items():
         with pytest.raises(CheckpointError, match=problem):
             read_state_dict(tmp_path / name)

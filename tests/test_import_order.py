@@ -14,7 +14,7 @@ import tgdsurgery
 # A folder imports those of the rows above it; folders in one row do not import each other.
 FLOORS = (
     ("core",),
-    ("settings",),
+    ("settings", "onnx_graph"),
     ("mapping", "surgery"),
     ("scoring", "training"),
     ("storage", "sweep"),
@@ -39,6 +39,15 @@ INSIDE = {
         ("layers",),
         ("mount", "intact"),
         ("remove", "apply"),
+    ),
+    "onnx_graph": (
+        ("reading", "names", "shapes", "ops"),
+        ("flatten",),
+        ("layers", "recurrent"),
+        ("modules",),
+        ("build",),
+        ("check",),
+        ("importing",),
     ),
 }
 ROOT = Path(tgdsurgery.__file__).parent

@@ -15,6 +15,7 @@ NAMES = {
     "plan_tgd",
     "remove_tgd",
     "channel_map",
+    "from_onnx",
     "kse",
     "guard",
     "verify",

@@ -8,7 +8,7 @@ In short::
     net = remove_tgd(net)
 """
 
-from tgdsurgery.api import apply_tgd, plan_tgd
+from tgdsurgery.api import apply_tgd, from_onnx, plan_tgd
 from tgdsurgery.certificate.certify import certify
 from tgdsurgery.certificate.record import Certificate
 from tgdsurgery.core.errors import (
@@ -70,6 +70,7 @@ __all__ = [
     "certify",
     "channel_map",
     "choose_delta",
+    "from_onnx",
     "guard",
     "kse",
     "load_delta",

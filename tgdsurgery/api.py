@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
@@ -17,6 +18,7 @@ from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.scoring.decide import make_plan
 from tgdsurgery.scoring.gather import score
 from tgdsurgery.settings import Form, OnUnknown, TGDSettings, check_choice
+from tgdsurgery.storage.checkpoints import check_readable
 from tgdsurgery.surgery.apply import compact_form, layers_form
 from tgdsurgery.training.optimizers import watch
 from tgdsurgery.training.ranks import agree_on
@@ -197,3 +199,45 @@ def _refuse_settings(settings: TGDSettings) -> None:
             f"plan and {', '.join(other)} are both given.",
             "Give one: the plan has its settings; plan.override changes single layers.",
         )
+
+
+def from_onnx(path: str | Path, *, check: bool = True) -> nn.Module:
+    """The network in an ONNX file, as a torch module that TGD can be applied to.
+
+    Convolutions, linear layers and norms become torch's layers, named after the weights in the file; all other ops
+    become torch functions in a `torch.fx` graph. The forward takes the graph's inputs, in their order. Floating-point
+    tensors of the file are Parameters, whether it calls them so or not; freeze what training must not move with
+    `overrides`. The network is in evaluation mode.
+
+    Args:
+        path: an .onnx file of opset 7 or newer; its external data lies in the same folder. No code in it is run.
+        check: run the file (in onnxruntime where it is installed, and else in onnx's reference evaluator) and the
+            network on the same random inputs. How far they are apart is `meta["largest_difference"]`.
+
+    Returns:
+        a `torch.fx.GraphModule`; `meta["example_inputs"]` are inputs that it takes, and that `apply_tgd`,
+        `plan_tgd` and `channel_map` use if no others are given.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or the network computes something else.
+        UnsupportedOpError: an op that torch has nothing for here; it is named with its node.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from tgdsurgery import channel_map
+        >>> file = Path(tempfile.mkdtemp()) / "net.onnx"
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3)).eval()
+        >>> _ = torch.onnx.export(net, (torch.zeros(1, 1, 8, 8),), file, dynamo=True, verbose=False)
+        >>> found = from_onnx(file)
+        >>> channel_map(found).consumers
+        ('0', '2')
+        >>> torch.equal(found.get_submodule("0").weight, net[0].weight)
+        True
+    """
+    # The onnx package is slow to import, and most do without.
+    from tgdsurgery.onnx_graph.importing import import_onnx  # noqa: PLC0415
+
+    path = Path(path)
+    check_readable(path)
+    return import_onnx(path, check=check)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from tgdsurgery import kse, plan_tgd
 from tgdsurgery.cli.layer_rows import weights_in
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.storage.checkpoints import write_state_dict
+from tgdsurgery.storage.tensor_file import TensorFile
 
 
 class Payload:
@@ -132,6 +133,13 @@ def hooked(layer: nn.Module) -> nn.Module:
         return nn.utils.weight_norm(layer)
 
 
+def stored(state: dict[str, Tensor]) -> TensorFile:
+    """These tensors as those of a file."""
+    return TensorFile(
+        Path(), {name: tensor.to("meta") for name, tensor in state.items()}, state.__getitem__, 0
+    )
+
+
 @pytest.mark.parametrize("norm", [parametrized, hooked])
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(3, 4, 3), nn.ConvTranspose1d(3, 2, 2), nn.Linear(3, 5)], ids=repr
@@ -142,21 +150,21 @@ def test_weight_norm_counts_as_the_weight_it_makes(norm, layer):
         magnitude = next(p for name, p in layer.named_parameters() if name.endswith(("_g", "original0")))
         magnitude *= torch.rand_like(magnitude) + 1
     before = {f"net.{name}": tensor.clone() for name, tensor in layer.state_dict().items()}
-    found = weights_in(before)
+    found = weights_in(stored(before))
     assert found.keys() == {"net"}
     layer(torch.ones(1, 3, *(4,) * (layer.weight.ndim - 2)))  # the hook makes the weight anew
-    torch.testing.assert_close(found["net"], layer.weight)  # the same product in another order
+    torch.testing.assert_close(found["net"].read(), layer.weight)  # the same product in another order
     assert all(torch.equal(before[f"net.{name}"], tensor) for name, tensor in layer.state_dict().items())
 
 
 def test_spectral_norm_counts_as_a_weight():
     layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
-    assert weights_in({f"net.{k}": v for k, v in layer.state_dict().items()}).keys() == {"net"}
+    assert weights_in(stored({f"net.{k}": v for k, v in layer.state_dict().items()})).keys() == {"net"}
 
 
 def test_what_is_no_kernel():
     state = {"steps": torch.ones(2, 2, dtype=torch.long), "bias": torch.ones(3), "empty": torch.ones(0, 3)}
-    assert weights_in({**state, "table": torch.ones(2, 3)}).keys() == {"table"}
+    assert weights_in(stored({**state, "table": torch.ones(2, 3)})).keys() == {"table"}
 
 
 def test_with_a_model_the_scores_are_those_of_the_plan(folder, network, tgd):
@@ -204,7 +212,7 @@ def test_bad_files(folder, assert_refused):
         ".": ". is a directory.",
         "cut.pt": "cut.pt is damaged or cut off.",
         "text.pt": "text.pt is not a checkpoint.",
-        "net.onnx": "Supported are .safetensors and .pt",
+        "net.onnx": "net.onnx is damaged, cut off or not an ONNX model.",
         "flat.pt": "flat.pt holds no weights of filters",
         "none.pt": "none.pt holds no tensors by name.",
         "nan.pt": "Layer conv: KSE cannot score weights that are infinite or NaN.",
@@ -269,7 +277,7 @@ def test_a_weight_with_several_names_counts_once(folder, layers):
     ],
 )
 def test_tables_are_not_scored(name, is_a_table):
-    assert (weights_in({name: torch.rand(4, 6)}) == {}) == is_a_table
+    assert (weights_in(stored({name: torch.rand(4, 6)})) == {}) == is_a_table
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])

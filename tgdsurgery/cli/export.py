@@ -15,7 +15,7 @@ from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_optio
 from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.export.export import Exported, export_network
 from tgdsurgery.export.formats import FORMATS, check_suffix
-from tgdsurgery.mapping.example_inputs import find_inputs
+from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
 from tgdsurgery.storage.weights import bare_names, load_weights
@@ -59,9 +59,7 @@ def export_command(
         raise ArgumentError(f"{form} needs the network itself.", "Give --model MODULE:FACTORY.")
     else:
         net = _network(model, state, tuned)
-        inputs = example_inputs(net, input_shape)
-        if inputs is None:
-            inputs = find_inputs(net).args
+        inputs = arguments_for(net, example_inputs(net, input_shape)).args
         say(_report(export_network(net, inputs, output, form)))
     click.echo(f"Written to {output}.", err=True)
 

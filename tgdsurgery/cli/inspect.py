@@ -12,19 +12,20 @@ import click
 from rich.text import Text
 
 from tgdsurgery import plan_tgd
-from tgdsurgery.cli.layer_rows import BINS, SORTS, LayerRow, chosen, plan_rows, weight_row, weights_in
+from tgdsurgery.cli.layer_rows import BINS, SORTS, LayerRow, chosen, open_weights, plan_rows, weight_row
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.options import MODEL, InputShape, debug_option, input_shape_option, is_onnx
 from tgdsurgery.cli.output import progress, say, show
 from tgdsurgery.core import tables
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.plan import TGDPlan
-from tgdsurgery.storage.checkpoints import read_state_dict
+
+GUESSED = " Every weight is taken as (filters, inputs, ...); for transposed and grouped convs give --model."
 
 
 @click.command("inspect")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--model", metavar="MODULE:FACTORY", help=MODEL)
+@click.option("--model", metavar="MODEL", help=MODEL)
 @input_shape_option
 @click.option("--phi", type=float, default=0.3, show_default=True, help="Threshold of the scores.")
 @click.option("--layer", "layers", multiple=True, help="Only this layer, prefix or pattern; repeatable.")
@@ -46,7 +47,8 @@ def inspect_command(
 ) -> None:
     """Score the kernels in CHECKPOINT (KSE), layer by layer.
 
-    CHECKPOINT is a state_dict or a whole checkpoint written by torch.save, or a .safetensors file. Each
+    CHECKPOINT is a state_dict or a whole checkpoint written by torch.save, a .safetensors file or the index of
+    several, a .pt2 archive of torch.export, or an .onnx file, whose graph says what kind each layer is. Each
     layer's input channels are scored from its own kernels. With --model, the channel map carries the scores
     over to the filters that make those channels, and the plan is shown.
     """
@@ -68,7 +70,7 @@ def inspect_command(
 
 
 def _rows_of_checkpoint(checkpoint: Path, layers: Sequence[str], phi: float) -> list[LayerRow]:
-    weights = weights_in(read_state_dict(checkpoint))
+    weights = open_weights(checkpoint)
     if not weights:
         raise CheckpointError(
             f"{checkpoint} holds no weights of filters, only tensors of one axis.", "Name another file."
@@ -108,8 +110,8 @@ def _show(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan 
     share = _percent(sum(row.below for row in rows) / scored if scored else None)
     if plan is None:
         notes = (
-            f"{share} of the {scored:,} input channels score below {phi:g}. "
-            "Every weight is taken as (filters, inputs, ...); for transposed and grouped convs give --model."
+            f"{share} of the {scored:,} input channels score below {phi:g}."
+            f"{'' if is_onnx(checkpoint) else GUESSED}"
         )
     else:
         notes = (

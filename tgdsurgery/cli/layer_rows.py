@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tgdsurgery.cli.options import ArgumentError, nearest
+from tgdsurgery.cli.options import ArgumentError, is_onnx, nearest
 from tgdsurgery.core.errors import CheckpointError, PlanError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.scoring.kse import kse
+from tgdsurgery.storage.checkpoints import check_readable, open_tensors
+from tgdsurgery.storage.tensor_file import StoredWeight, TensorFile
 
 BINS = 10
 # Weight norm keeps a direction and a magnitude in place of the weight: as hooks, as parametrizations.
@@ -66,32 +70,54 @@ class LayerRow:
         return {**asdict(self), "share": self.share, "histogram": self.histogram}
 
 
-def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def open_weights(path: Path) -> dict[str, StoredWeight]:
+    """The weights of a checkpoint, by layer; an ONNX file says which are grouped or transposed."""
+    if is_onnx(path):
+        # The onnx package is slow to import, and most do without.
+        from tgdsurgery.storage.onnx_files import onnx_filters  # noqa: PLC0415
+
+        check_readable(path)
+        return onnx_filters(path)
+    return weights_in(open_tensors(path))
+
+
+def weights_in(file: TensorFile) -> dict[str, StoredWeight]:
     """The weights among the tensors of a checkpoint, by layer: floating-point and of two axes or more.
 
     Weight norm's two tensors become the one weight that they stand for, and so do a pruned weight and its mask.
     A tensor under several names counts once, under the first. Tables of positions and embeddings are left out:
-    they have no kernels.
+    they have no kernels. None is read before it is asked for.
     """
-    first = {id(tensor): name for name, tensor in reversed([*state.items()])}
-    found = {
+    first = {id(tensor): name for name, tensor in reversed([*file.tensors.items()])}
+    kept = {
         name: tensor
-        for name, tensor in state.items()
+        for name, tensor in file.tensors.items()
         if tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel()
         if first[id(tensor)] == name and not is_table(name)
     }
+    found = {name: StoredWeight(tuple(like.shape), partial(file.read, name)) for name, like in kept.items()}
     for name in [name for name in found if name.endswith(PRUNED)]:
         mask = found.pop(name.removesuffix(PRUNED) + MASK, None)
         if mask is not None and mask.shape == found[name].shape:
-            found[name] = found[name] * mask
+            found[name] = replace(found[name], read=partial(_masked, found[name], mask))
     for direction, magnitude in WEIGHT_NORM:
         for name in [name for name in found if name.endswith(direction)]:
             size = found.pop(name.removesuffix(direction) + magnitude, None)
             if size is not None:
-                axes = [axis for axis, entries in enumerate(size.shape) if entries == 1]
-                length = torch.linalg.vector_norm(found[name], dim=axes, keepdim=True)
-                found[name] = found[name] * (size / length)
-    return {WEIGHT_NAME.sub("", name): tensor for name, tensor in found.items()}
+                found[name] = replace(found[name], read=partial(_normed, found[name], size))
+    return {WEIGHT_NAME.sub("", name): weight for name, weight in found.items()}
+
+
+def _masked(weight: StoredWeight, mask: StoredWeight) -> Tensor:
+    return weight.read() * mask.read()
+
+
+def _normed(direction: StoredWeight, magnitude: StoredWeight) -> Tensor:
+    axes = [axis for axis, entries in enumerate(magnitude.shape) if entries == 1]
+    weight = direction.read()
+    length = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+    found: Tensor = weight * (magnitude.read() / length)
+    return found
 
 
 def is_table(name: str) -> bool:
@@ -100,14 +126,15 @@ def is_table(name: str) -> bool:
     return bool(TABLE.search(module if leaf == "weight" else leaf))
 
 
-def weight_row(layer: str, weight: Tensor, phi: float) -> LayerRow:
+def weight_row(layer: str, weight: StoredWeight, phi: float) -> LayerRow:
     """The scores of the input channels that a weight (N, C, *K) reads."""
     try:
-        scores = tuple(kse(weight).tolist())
+        scores = tuple(kse(weight.read(), groups=weight.groups, transposed=weight.transposed).tolist())
     except PlanError as error:
         raise CheckpointError(f"Layer {layer}: {error.problem}", error.remedy) from error
-    filters, inputs = weight.shape[:2]
-    return LayerRow(layer, tuple(weight.shape), filters, inputs, scores, _below(scores, phi))
+    first, second = weight.shape[0], weight.shape[1] * weight.groups
+    filters, inputs = (second, first) if weight.transposed else (first, second)
+    return LayerRow(layer, weight.shape, filters, inputs, scores, _below(scores, phi))
 
 
 def plan_rows(plan: TGDPlan) -> list[LayerRow]:

@@ -13,7 +13,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from tgdsurgery.cli.options import ArgumentError, InputShape, nearest
+from tgdsurgery import from_onnx
+from tgdsurgery.cli.libraries import LIBRARIES, make_named
+from tgdsurgery.cli.options import ArgumentError, InputShape, is_onnx, nearest
 from tgdsurgery.core.errors import TGDError
 from tgdsurgery.storage.checkpoints import read_state_dict
 from tgdsurgery.storage.weights import load_weights
@@ -34,17 +36,29 @@ def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
 
     Args:
         factory: `package.module:name` or `path/to/file.py:name`; the name of a module, or of something that
-            returns one when called without arguments.
+            returns one when called without arguments. An .onnx file. `torchvision:name`, `timm:name` or
+            `monai:name`.
         checkpoint: its weights; every name and shape has to fit.
 
     Raises:
         FactoryError: it cannot be imported, has no such name, fails, or makes no module.
-        CheckpointError: the checkpoint cannot be read or does not fit.
+        LibraryError: the library does not have it.
+        CheckpointError: the checkpoint cannot be read or does not fit; so for an .onnx file.
+        UnsupportedOpError: an .onnx file with an op that cannot be read.
     """
-    model = _make(factory, _named(factory, "model", FORM))
+    model = _model(factory)
     if checkpoint is not None:
         load_weights(model, read_state_dict(checkpoint), checkpoint)
     return model
+
+
+def _model(factory: str) -> nn.Module:
+    library, _, name = factory.partition(":")
+    if is_onnx(factory):
+        return from_onnx(factory)
+    if library in LIBRARIES and name:
+        return make_named(library, name)
+    return _make(factory, _named(factory, "model", FORM))
 
 
 def load_function(reference: str) -> Callable[..., object]:
@@ -77,7 +91,7 @@ def call_evaluation(reference: str, evaluate: Callable[[nn.Module], object], net
 
 
 def example_inputs(model: nn.Module, shapes: Sequence[InputShape]) -> tuple[Tensor, ...] | None:
-    """Inputs of these shapes where the model's parameters are; None (to be found) without shapes.
+    """Inputs of these shapes where the model's parameters are; None (to be found, or the model's own) without.
 
     Random numbers, or zeros where whole numbers are asked for: 0 is an index into any table.
     """

@@ -14,11 +14,19 @@ from tgdsurgery.core.errors import TGDError
 from tgdsurgery.core.plan import Override
 
 _DEBUG = "tgdsurgery.debug"
-MODEL = "The network: package.module:factory or path/to/file.py:factory, called without arguments."
+MODEL = (
+    "The network: package.module:factory or path/to/file.py:factory, called without arguments; an .onnx file; "
+    "torchvision:NAME, timm:NAME or monai:NAME, without pretrained weights."
+)
 
 
 class ArgumentError(TGDError):
     """An argument of a command that does not fit."""
+
+
+def is_onnx(path: str | Path) -> bool:
+    """Whether a file is one of ONNX, by its name."""
+    return Path(path).suffix.lower() == ".onnx"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -89,7 +97,7 @@ input_shape_option = click.option(
     multiple=True,
     help="Shape of the model's input, batch first; repeat for several inputs. Found by trial if not given.",
 )
-model_option = click.option("--model", required=True, metavar="MODULE:FACTORY", help=MODEL)
+model_option = click.option("--model", required=True, metavar="MODEL", help=MODEL)
 checkpoint_option = click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),

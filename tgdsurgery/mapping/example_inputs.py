@@ -36,7 +36,10 @@ _RANKS = {
 
 
 def arguments_for(model: nn.Module, example_inputs: object) -> Arguments:
-    """The arguments to call `model` with: those given, or found if None."""
+    """The arguments to call `model` with: those given, or those that it came with (`from_onnx`), or found if None."""
+    if example_inputs is None and (kept := getattr(model, "meta", {}).get("example_inputs")):
+        like = next(model.parameters(), torch.empty(0))
+        return as_arguments(tuple(x.to(like) if x.is_floating_point() else x.to(like.device) for x in kept))
     return find_inputs(model) if example_inputs is None else as_arguments(example_inputs)
 
 

@@ -1,0 +1,1 @@
+"""ONNX files: their weights, and their graph as a torch module."""
