@@ -270,6 +270,10 @@ class TestPlanFiles:
             (("entries", 0, "layer", "parameters", 0, "shape"), [2**40, 1, 3, 3]),
             (("entries", 0, "layer", "parameters", 0, "axis"), 9),
             (("entries", 0, "layer", "parameters", 0, "groups"), 0),
+            (
+                ("entries", 0, "layer", "parameters", 0),
+                {"name": "0.0.weight", "shape": [4, 1, 3, 3], "axis": 1, "groups": 8, "requires_grad": True},
+            ),
             (("entries", 0, "layer", "name"), ["0"]),
         ],
         ids=str,

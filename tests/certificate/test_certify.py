@@ -22,9 +22,11 @@ from tgdsurgery import (
     TGDPlan,
     apply_tgd,
     certify,
+    from_onnx,
     remove_tgd,
     save_delta,
 )
+from tgdsurgery.export.export import export_network
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_state import is_delta, state_with_delta
 
@@ -104,6 +106,40 @@ def test_any_pair_of_formats(files, base, tuned):
     found = files.certify(base, tuned)
     assert found.findings[0] == "3.weight: 1 of 144 frozen entries changed, in channels 0."
     assert found.files[1].contents != same.files[1].contents
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+def test_programs_of_torch_export(files):
+    for name, state in (("base", files.base), ("tuned", files.tuned)):
+        files.net.load_state_dict(state)
+        program = torch.export.export(files.net, (torch.rand(2, 1, 8, 8),))
+        torch.export.save(program, files[f"{name}.pt2"])
+    found, same = files.certify("base.pt2", "tuned.pt2"), files.certify()
+    assert found.ok
+    assert [file.contents for file in found.files] == [file.contents for file in same.files]
+    assert files.certify("base.pt2", "tuned.pt").ok
+
+
+def test_a_network_that_came_as_onnx(tmp_path):
+    """Its plan, its training and its certificate need no other file of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 3, padding=1))
+    export_network(net, (torch.rand(2, 1, 8, 8),), tmp_path / "base.onnx", "onnx")
+    tgd = apply_tgd(from_onnx(tmp_path / "base.onnx"), torch.rand(2, 1, 8, 8), phi=0.5)
+    with torch.no_grad():
+        for parameter in tgd.parameters():
+            parameter.add_(0.125)
+    state = remove_tgd(tgd).state_dict()
+    write_state_dict(state, tmp_path / "tuned.pt")
+    save_delta(tgd, tmp_path / "delta.safetensors")
+    for tuned in ("tuned.pt", "delta.safetensors"):
+        assert certify(tmp_path / "base.onnx", tmp_path / tuned, tgd.tgd_plan).ok
+    weight = next(name for name in state if name.endswith("weight") and len(state[name]) == 1)
+    state[weight][0, 5] *= -1
+    write_state_dict(state, tmp_path / "tuned.pt")
+    found = certify(tmp_path / "base.onnx", tmp_path / "tuned.pt", tgd.tgd_plan)
+    assert found.findings[0] == f"{weight}: 9 of 144 frozen entries changed, in channels 0."
 
 
 def test_a_whole_checkpoint_with_prefixes(files):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tgdsurgery.certificate.record import Rollback
-from tgdsurgery.certificate.rules import rule_for, rules_of
+from tgdsurgery.certificate.rules import Rule, rule_for, rules_of
 from tgdsurgery.core.bits import differs
 from tgdsurgery.core.plan import TGDPlan
 
@@ -31,17 +31,9 @@ def rolled_back(
         PlanError: the plan was made for another network than the base.
     """
     rules = rules_of(plan, base)
-    restored: dict[str, Tensor] = {}
-    for name in {**base, **tuned}:
-        rule, before, after = rule_for(name, rules, base, tuned), base.get(name), tuned.get(name)
-        if rule.kind == "counter":
-            after = before  # older files have none
-        elif before is not None and after is not None and _alike(before, after):
-            after = torch.where(rule.movable, before, after)
-        if after is not None:
-            restored[name] = after
-    unlike = _unlike(restored, base)
-    other = _unlike(adapted, tuned) if adapted is not None else []
+    names = list({**base, **tuned})
+    unlike = [name for name in names if not _restored(name, rules, base, tuned)]
+    other = [] if adapted is None else [name for name in names if _unlike(adapted.get(name), tuned.get(name))]
     return Rollback(
         restores_base=not unlike,
         delta_makes_tuned=None if adapted is None else not other,
@@ -49,14 +41,22 @@ def rolled_back(
     )
 
 
-def _unlike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that are not the same in both, bit for bit."""
-    return [
-        name
-        for name in {**other, **one}
-        if name not in one or name not in other or differs(one[name], other[name])
-    ]
+def _restored(
+    name: str, rules: Mapping[str, Rule], base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]
+) -> bool:
+    """Whether a tensor of the tuned network with the base's values where it may move is the base's, bit for bit."""
+    rule, before, after = rule_for(name, rules, base, tuned), base.get(name), tuned.get(name)
+    if rule.kind == "counter":
+        return True  # put back whole, or left out where older files have none
+    if (
+        before is not None
+        and after is not None
+        and before.shape == after.shape
+        and before.dtype == after.dtype
+    ):
+        after = torch.where(rule.movable, before, after)
+    return not _unlike(after, before)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype
+def _unlike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is None or other is None or differs(one, other)
