@@ -43,12 +43,14 @@ def export_command(
     model: str | None,
     input_shape: Sequence[InputShape],
 ) -> None:
-    """Write the network in TUNED, a checkpoint or a delta, for other programs.
+    r"""Write the network in TUNED, a checkpoint or a delta, for other programs.
 
     ONNX files are checked and run in onnxruntime, torch.export archives (pt2) are loaded and run again, and the
     largest difference from PyTorch is shown. Batch and space may have other sizes where the network allows it.
 
-    Example: tgd export tuned.pt --model net.py:denoiser --format onnx -o tuned.onnx
+    \b
+    Example:
+      tgd export tuned.pt --model net.py:denoiser --format onnx -o tuned.onnx
     """
     refuse_input(output, tuned, base, model)
     state = _state(tuned, base)
