@@ -11,6 +11,21 @@ from tgdsurgery.core.errors import PlanError
 RecordT = TypeVar("RecordT")
 
 
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping in JSON (`object_pairs_hook`), unless it has a name twice: readers would not agree on which counts.
+
+    Raises:
+        ValueError: it has.
+
+    >>> json.loads('{"a": 1, "b": 2}', object_pairs_hook=distinct)
+    {'a': 1, 'b': 2}
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
 def read_record(
     kind: type[RecordT], text: str, form: str, what: str, remedy: str, *, derived: Collection[str] = ()
 ) -> RecordT:
@@ -30,7 +45,7 @@ def read_record(
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 (slow, and seldom needed)
 
     try:
-        data: dict[str, Any] = json.loads(text)
+        data: dict[str, Any] = json.loads(text, object_pairs_hook=distinct)
         if data.pop("format", None) != form:
             raise ValueError("unknown format")
         data = {name: value for name, value in data.items() if name not in derived}

@@ -101,7 +101,8 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | Path) -> None:
             if path.suffix.lower() == ".safetensors":
                 safetensors.torch.save_file(own, temporary, metadata={"format": "pt"})
             else:
-                torch.save(own, temporary)
+                with temporary.open("wb") as file:  # given a path, torch would write its name into the file
+                    torch.save(own, file)
         except (SafetensorError, RuntimeError, KeyError) as error:  # a full disk, a dtype safetensors lacks
             raise CheckpointError(
                 f"{path} cannot be written: {error}.", "Check the disk, or save as .pt."

@@ -28,6 +28,7 @@ from tgdsurgery.core.errors import CheckpointError, PlanError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.tables import shortened
 from tgdsurgery.storage.delta_entries import digest
+from tgdsurgery.storage.safetensors_files import check_header
 
 FORMATS = ("tgdsurgery-delta-1", "tgdsurgery-delta-2")  # the first has no conditions and no old values
 SUFFIX = ".safetensors"
@@ -120,6 +121,7 @@ def read_delta(path: Path) -> Delta:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, or is not a file.", "Check the path.")
+    check_header(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}

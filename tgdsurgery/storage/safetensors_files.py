@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.core.reading import distinct
 from tgdsurgery.core.tables import shortened
 from tgdsurgery.storage.tensor_file import AGAIN, TensorFile, described
 
@@ -30,6 +31,7 @@ def open_safetensors(path: Path) -> TensorFile:
     Raises:
         CheckpointError: it is damaged.
     """
+    check_header(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             names: list[str] = file.offset_keys() if hasattr(file, "offset_keys") else list(file.keys())
@@ -37,6 +39,24 @@ def open_safetensors(path: Path) -> TensorFile:
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is damaged, cut off or not a safetensors file.", AGAIN) from error
     return TensorFile(path, tensors, lambda name: _read(path, name), path.stat().st_size)
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file with a name twice: the library would take the last one without a word.
+
+    Raises:
+        CheckpointError: there is one, or the header is none.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            json.loads(file.read(length), object_pairs_hook=distinct)
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, cut off or not a safetensors file ({error}).", AGAIN
+        ) from error
 
 
 def _described(entry: object, path: Path, name: str) -> Tensor:
@@ -79,7 +99,7 @@ def open_sharded(path: Path) -> TensorFile:
 
 def _index(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)["weight_map"]
         if not (
             isinstance(found, dict) and found and all(isinstance(shard, str) for shard in found.values())
         ):
