@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-zoo bench-step clean
+.PHONY: demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-ct-study bench-zoo bench-step clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -55,6 +55,11 @@ bench-pet: $(VENV)/.installed
 # docs/pet.md says how long it takes; interrupted, it goes on where it stopped.
 bench-pet-study: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pet_study
+
+# docs/ct_study.md says how long it takes; interrupted, it goes on where it stopped.
+bench-ct-study: export OMP_NUM_THREADS ?= 1
+bench-ct-study: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.ct_study
 
 bench-zoo: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.zoo
