@@ -243,7 +243,7 @@ class Train(OfTask):
 
 @dataclass(frozen=True)
 class Retrain(OfTask):
-    """Train the first segmenter at the low dose instead of denoising."""
+    """Train the first segmenter on at the low dose, instead of denoising."""
 
     dose: float
     seed: int
@@ -254,10 +254,9 @@ class Retrain(OfTask):
         return self.folder(str(self.seed), RETRAINED) / NETWORK
 
     def do(self) -> None:
-        """As many steps as on normal dose."""
-        first = self.settings.architectures[0]
-        schedule = replace(self.settings.pretraining[first], seed=self.seed)
-        network = new_segmenter(self.seed, first, self.settings.segmenter_width)
+        """From the one of normal dose."""
+        schedule = replace(self.settings.retraining, seed=self.seed)
+        network = self.segmenter(self.settings.architectures[0])
         cases = self.training_cases()
         train_segmenter(network, cases, self.task, self.path.parent, schedule, dose=self.dose, progress=False)
 
