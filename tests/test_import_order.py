@@ -18,6 +18,7 @@ FLOORS = (
     ("mapping", "surgery"),
     ("scoring", "training"),
     ("storage", "sweep"),
+    ("report",),
     ("api",),
     ("cli",),
 )

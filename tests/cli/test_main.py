@@ -37,7 +37,7 @@ def test_version(tgd):
 def test_help_lists_commands_and_adapters(tgd):
     text = tgd("--help").output
     listed = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
-    assert listed == ["inspect", "plan", "map", "sweep", "ct", "pet"]
+    assert listed == ["inspect", "plan", "map", "sweep", "report", "plot", "ct", "pet"]
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

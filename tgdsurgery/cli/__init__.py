@@ -22,6 +22,8 @@ COMMANDS = {
     "plan": "Decide which channels of a model are retrained.",
     "map": "Show which filters feed each input channel of a layer.",
     "sweep": "Measure which threshold costs the old task next to nothing.",
+    "report": "Write one HTML page on a network: scores, wiring, plan, what moved.",
+    "plot": "Draw a figure of the scores for a paper.",
 }
 ADAPTER_GROUP = "tgdsurgery.adapters"
 
