@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-ct-study bench-zoo bench-step clean
+.PHONY: docs demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-ct-study bench-zoo bench-step clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -68,4 +68,7 @@ bench-step: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.step
 
 clean:
-	rm -rf $(VENV) $(ZOO) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ZOO) runs site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --site-dir site
