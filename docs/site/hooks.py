@@ -1,4 +1,4 @@
-"""What the site needs beyond the pages in docs/: files from outside it, and a check that every public name has a place."""
+"""What the site needs beyond docs/: files from outside it, and a check that every public name has a place."""
 
 from __future__ import annotations
 
