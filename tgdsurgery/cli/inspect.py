@@ -49,6 +49,10 @@ def inspect_command(
     CHECKPOINT is a state_dict or a whole checkpoint written by torch.save, or a .safetensors file. Each
     layer's input channels are scored from its own kernels. With --model, the channel map carries the scores
     over to the filters that make those channels, and the plan is shown.
+
+    \b
+    Example:
+        tgd inspect pretrained.pt --layer "layer4.*" --sort share
     """
     plan = None
     if model is None:

@@ -48,7 +48,13 @@ def adapt_command(
     patch: int,
     **rest: Any,
 ) -> None:
-    """Adapt a trained denoiser NETWORK to the CASES of a folder; its useful filters stay as they are."""
+    """Adapt a trained denoiser NETWORK to the CASES of a folder; its useful filters stay as they are.
+
+    \b
+    Example:
+        tgd ct adapt tod/network.safetensors patients/few \\
+            --out adapted --dose 0.02
+    """
     weights, schedule = losses(rest), Schedule(patch=patch, **rest)
     tuned = adapt(
         load_generator(network),

@@ -51,6 +51,10 @@ def pretrain_command(
 
     An extractor is trained to return the images of normal dose. CASES is a folder of `tgd ct simulate` or of
     `tgd ct prepare`.
+
+    \b
+    Example:
+        tgd ct pretrain patients/train --out unet
     """
     schedule = Schedule(patch=patch, **rest)
     if architecture == AUTOENCODER:

@@ -63,8 +63,14 @@ def train_command(
 ) -> None:
     """Train a denoiser on the CASES of a folder: images at --dose in, images at normal dose out.
 
-    TOD-Net is trained in two steps: by MSE first, then from there with critic and task loss at a tenth of the rate,
-    as in `tgd ct train CASES --start mse/network.safetensors --gan 1e-3 --task-loss 1e-3 --rate 1e-4 --segmenter ...`.
+    TOD-Net is trained in two steps: by MSE first, then from there with critic and task loss at a tenth of the rate.
+
+    \b
+    Example:
+        tgd ct train patients/train --out mse --dose 0.05
+        tgd ct train patients/train --out tod --dose 0.05 \\
+            --start mse/network.safetensors --rate 1e-4 --gan 1e-3 \\
+            --task-loss 1e-2 --segmenter unet/network.safetensors
     """
     weights, schedule = losses(rest), Schedule(patch=patch, **rest)
     network = (

@@ -102,7 +102,9 @@ class Settings:
     @property
     def schedules(self) -> dict[str, Schedule]:
         """All schedules by name."""
-        named = {name: getattr(self, name) for name in ("training", "hybrid", "retraining", "tuning", "extraction")}
+        named = {
+            name: getattr(self, name) for name in ("training", "hybrid", "retraining", "tuning", "extraction")
+        }
         return {**named, **{f"pretraining of {name}": one for name, one in self.pretraining.items()}}
 
 
