@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-zoo bench-step bench-delta clean
+.PHONY: docs demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-ct-study bench-zoo bench-step bench-delta clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -56,6 +56,11 @@ bench-pet: $(VENV)/.installed
 bench-pet-study: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pet_study
 
+# docs/ct_study.md says how long it takes; interrupted, it goes on where it stopped.
+bench-ct-study: export OMP_NUM_THREADS ?= 1
+bench-ct-study: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.ct_study
+
 bench-zoo: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.zoo
 
@@ -66,4 +71,7 @@ bench-delta: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.delta_switch
 
 clean:
-	rm -rf $(VENV) $(ZOO) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ZOO) runs site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --site-dir site

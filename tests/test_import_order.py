@@ -18,7 +18,7 @@ FLOORS = (
     ("mapping", "surgery"),
     ("scoring", "training"),
     ("storage", "sweep"),
-    ("certificate", "export"),
+    ("certificate", "export", "report"),
     ("api",),
     ("cli",),
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from click.shell_completion import ShellComplete
 
 from tgdsurgery import cli
 
@@ -37,7 +40,8 @@ def test_version(tgd):
 def test_help_lists_commands_and_adapters(tgd):
     text = tgd("--help").output
     listed = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
-    assert listed == ["inspect", "plan", "map", "sweep", "delta", "verify", "export", "ct", "pet"]
+    built_in = ["inspect", "plan", "map", "sweep", "delta", "verify", "export", "report", "plot"]
+    assert listed == [*built_in, "ct", "pet"]
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -138,3 +142,35 @@ def test_an_adapter_never_hides_a_command(adapter, monkeypatch, tgd):
     monkeypatch.setattr(cli, "entry_points", lambda group: [entry])
     assert tgd("inspect", "--help").output.startswith("Usage: tgd inspect [OPTIONS] CHECKPOINT")
     assert tgd("--help").output.count("\n  inspect ") == 1
+
+
+def commands(group, *names):
+    """Every command, of adapters too, with the words that lead to it."""
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            loaded = command.entry.load() if isinstance(command, cli.LazyCommand) else command
+            if isinstance(loaded, click.Group):
+                yield from commands(loaded, *names, name)
+            else:
+                yield (*names, name), command
+
+
+@pytest.mark.parametrize(("words", "command"), [*commands(cli.main)])
+def test_every_command_shows_an_example_that_it_takes(tgd, words, command):
+    text = tgd(*words, "--help").output
+    _, found, examples = text.partition("Example:\n")
+    assert found, words
+    examples = examples.partition("\n\n")[0].replace("\\\n", " ")
+    for line in examples.splitlines():
+        program, *given = shlex.split(line)
+        assert (program, *given[: len(words)]) == ("tgd", *words)
+        with click.Context(cli.main) as context:
+            command.make_context(words[-1], given[len(words) :], context)
+
+
+def test_a_shell_completes_names_and_options():
+    for typed, expected in (("tgd ins", "inspect"), ("tgd plan --bud", "--budget"), ("tgd ct tr", "train")):
+        found = ShellComplete(cli.main, {}, "tgd", "_TGD_COMPLETE")
+        *args, incomplete = typed.split()[1:]
+        assert expected in [item.value for item in found.get_completions(args, incomplete)]

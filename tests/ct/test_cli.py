@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from tgd_ct.cli import ct
@@ -112,6 +113,52 @@ def test_from_pretraining_to_adaptation(patients: Path, tmp_path: Path) -> None:
     assert "TOD" in shown
     assert "normal dose" in shown
     assert json.loads(record.read_text())["patients"].keys() == {"as it is", "TOD", "normal dose"}
+
+
+def test_a_perceptual_loss_takes_an_autoencoder(patients: Path, tmp_path: Path) -> None:
+    said(
+        "pretrain",
+        patients,
+        "--out",
+        tmp_path / "auto",
+        "--architecture",
+        "autoencoder",
+        "--width",
+        4,
+        *QUICK,
+    )
+    extractor = tmp_path / "auto" / "network.safetensors"
+    losses = ("--perceptual", 1e4, "--extractor", extractor)
+    said("train", patients, "--out", tmp_path / "mse", *WIDTHS, *QUICK)
+    said("train", patients, "--out", tmp_path / "both", *losses, *WIDTHS, *QUICK)
+    first, other = (load_generator(tmp_path / name / "network.safetensors") for name in ("mse", "both"))
+    assert not torch.equal(first.convolutions[-1].weight, other.convolutions[-1].weight)
+    wrong = run("train", patients, "--out", tmp_path / "no", "--perceptual", 1, *WIDTHS, *QUICK)
+    assert isinstance(wrong.exception, RunError)
+    wrong = run(
+        "train",
+        patients,
+        "--out",
+        tmp_path / "no",
+        *losses[:3],
+        tmp_path / "mse" / "network.safetensors",
+        *QUICK,
+    )
+    assert isinstance(wrong.exception, CheckpointError)
+
+
+def test_a_joint_training_moves_both(patients: Path, tmp_path: Path) -> None:
+    said("pretrain", patients, "--out", tmp_path / "unet", "--width", 4, *QUICK)
+    before = tmp_path / "unet" / "network.safetensors"
+    given = ("--joint", "--task-loss", 0.1, "--segmenter", before)
+    said("train", patients, "--out", tmp_path / "both", *given, *WIDTHS, *QUICK)
+    load_generator(tmp_path / "both" / "denoiser" / "network.safetensors")
+    moved = load_segmenter(tmp_path / "both" / "segmenter" / "network.safetensors").state_dict()
+    pairs = [(value, moved[name]) for name, value in load_segmenter(before).state_dict().items()]
+    assert not all(torch.equal(old, new) for old, new in pairs)
+    wrong = run("train", patients, "--out", tmp_path / "no", *given, "--gan", 1, *WIDTHS, *QUICK)
+    assert isinstance(wrong.exception, RunError)
+    assert not (tmp_path / "no").exists()
 
 
 def test_task_loss_without_a_segmenter_is_refused(patients: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from benchmarks.ct_study import publish
 from tgd_ct.cli import ct
 from tgd_ct.experiment.choices import Choice, check_segmenter, choose_dose, choose_weight
 from tgd_ct.experiment.jobs import OfTask, Validate, Weigh
@@ -18,7 +19,9 @@ from tgd_ct.experiment.recipes import JOINT, LOW, MSE, MSE_WGAN, NORMAL_DOSE, RE
 from tgd_ct.experiment.run import Study, run_study
 from tgd_ct.experiment.settings import PROFILES, read_settings, settings_from
 from tgd_ct.report.claims import claims
-from tgd_ct.report.results import StudyResults, gather
+from tgd_ct.report.page import page
+from tgd_ct.report.results import StudyResults, gather, read_results
+from tgd_ct.training.adapting import METHODS
 from tgd_kit.errors import RunError
 from tgd_kit.runs.files import write_json
 
@@ -63,7 +66,7 @@ def test_rows_without_a_network_are_measured_once(folder: Path) -> None:
 
 
 def test_the_page_has_every_table_and_figure(folder: Path) -> None:
-    page = (folder / "report" / "ct_study.md").read_text()
+    text = (folder / "report" / "ct_study.md").read_text()
     for words in (
         "Head-room",
         "Image quality",
@@ -72,12 +75,35 @@ def test_the_page_has_every_table_and_figure(folder: Path) -> None:
         "not shown",
         "liver, U-Net",
     ):
-        assert words in page
-    for name in ("ct_headroom.png", "ct_denoisers.png"):
-        assert f"images/{name}" in page
+        assert words in text
+    for name in ("ct_headroom.png", "ct_denoisers_liver.png", "ct_denoisers_kidney.png"):
+        assert f"images/{name}" in text
         assert (folder / "report" / "images" / name).stat().st_size > 10_000
     record = json.loads((folder / "report" / "results.json").read_text())
-    assert len(record["claims"]) == page.count("| paper |") + page.count("| reader |")
+    assert len(record["claims"]) == text.count("| paper |") + text.count("| reader |")
+
+
+def test_the_page_can_be_made_from_the_numbers_on_file(folder: Path) -> None:
+    read = read_results(folder / "report" / "results.json")
+    assert read.settings == TINY
+    assert page(read, "tiny") == (folder / "report" / "ct_study.md").read_text(encoding="utf-8")
+
+
+def test_a_step_of_every_way_of_adapting_was_timed(results: StudyResults) -> None:
+    assert set(results.step_costs) == set(METHODS)
+    assert all(ratio > 0 for ratio in results.step_costs.values())
+
+
+def test_a_report_is_put_where_it_belongs(folder: Path, tmp_path: Path) -> None:
+    for name in ("docs", "benchmarks/results"):
+        (tmp_path / name).mkdir(parents=True)
+    publish(folder / "report", tmp_path)
+    for source, target in {
+        "ct_study.md": "docs/ct_study.md",
+        "results.json": "benchmarks/results/ct.json",
+    }.items():
+        assert (tmp_path / target).read_bytes() == (folder / "report" / source).read_bytes()
+    assert len(list((tmp_path / "docs" / "images").glob("ct_*.png"))) == 1 + len(TINY.tasks)
 
 
 def test_the_same_command_continues_and_trains_nothing_again(folder: Path) -> None:

@@ -25,6 +25,8 @@ COMMANDS = {
     "delta": "Save, apply, compare and merge the retrained rows of checkpoints.",
     "verify": "Prove that training changed what the plan allows, and nothing else.",
     "export": "Write an adapted network as ONNX, torch.export archive or safetensors.",
+    "report": "Write one HTML page on a network: scores, wiring, plan, what moved.",
+    "plot": "Draw a figure of the scores for a paper.",
 }
 ADAPTER_GROUP = "tgdsurgery.adapters"
 

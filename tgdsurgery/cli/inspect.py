@@ -51,6 +51,10 @@ def inspect_command(
     several, a .pt2 archive of torch.export, or an .onnx file, whose graph says what kind each layer is. Each
     layer's input channels are scored from its own kernels. With --model, the channel map carries the scores
     over to the filters that make those channels, and the plan is shown.
+
+    \b
+    Example:
+        tgd inspect pretrained.pt --layer "layer4.*" --sort share
     """
     plan = None
     if model is None:

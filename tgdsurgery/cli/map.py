@@ -70,6 +70,11 @@ def map_command(*, model: str, input_shape: Sequence[InputShape], layer: str, as
 
     Filters reach the layer without passing another filter; channel layers (norms, PReLU, layer scale) are what
     they pass on the way.
+
+    \b
+    Example:
+        tgd map --model torchvision.models:resnet18 \\
+            --layer layer2.0.conv1
     """
     net = load_model(model)
     found = channel_map(net, example_inputs(net, input_shape))

@@ -62,7 +62,13 @@ def plan_command(
     norm_stats: NormStats,
     output: Path | None,
 ) -> None:
-    """Decide which channels of a model are retrained, and show or write the plan."""
+    """Decide which channels of a model are retrained, and show or write the plan.
+
+    \b
+    Example:
+        tgd plan --model torchvision.models:resnet18 \\
+            --checkpoint pretrained.pt --budget 0.25 -o plan.json
+    """
     if phi is not None and budget is not None:
         raise ArgumentError("--phi and --budget are both given.", "Give one; the budget finds its own phi.")
     settings: dict[str, Any] = {} if phi is None else {"phi": phi}

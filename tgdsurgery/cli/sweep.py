@@ -73,7 +73,13 @@ def sweep_command(
     output: Path | None,
     plot: Path | None,
 ) -> None:
-    """Leave out the channels below each phi, see what the old task says, and propose the largest harmless phi."""
+    """Leave out the channels below each phi, see what the old task says, and propose the largest harmless phi.
+
+    \b
+    Example:
+        tgd sweep --model net.py:denoiser --checkpoint pretrained.pt \\
+            --evaluate task.py:error
+    """
     for written in (output, plot):
         refuse_input(written, checkpoint, model, evaluation)
     net, evaluate = load_model(model, checkpoint), load_function(evaluation)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from tgd_ct.case import Task
-from tgd_ct.cli.shared import PATCH, SEGMENTER, TASK, dose_option, judges, loss_options, losses
+from tgd_ct.cli.shared import EXTRACTOR, PATCH, SEGMENTER, TASK, dose_option, judges, loss_options, losses
 from tgd_ct.loading import load_cases
 from tgd_ct.networks.files import load_generator
 from tgd_ct.training.adapting import METHODS, Method, adapt
@@ -30,6 +30,7 @@ from tgd_kit.training.tgd import PHI, Flow
     "--flow", type=click.Choice(get_args(Flow)), default="masked", help="Whether gradients pass frozen maps."
 )
 @SEGMENTER
+@EXTRACTOR
 @loss_options(mse=1.0, gan=0.0, task=0.0)
 @PATCH
 @schedule_options(rate=3e-4, batch=4)
@@ -43,10 +44,17 @@ def adapt_command(
     phi: float,
     flow: Flow,
     segmenter: Path | None,
+    extractor: Path | None,
     patch: int,
     **rest: Any,
 ) -> None:
-    """Adapt a trained denoiser NETWORK to the CASES of a folder; its useful filters stay as they are."""
+    """Adapt a trained denoiser NETWORK to the CASES of a folder; its useful filters stay as they are.
+
+    \b
+    Example:
+        tgd ct adapt tod/network.safetensors patients/few \\
+            --out adapted --dose 0.02
+    """
     weights, schedule = losses(rest), Schedule(patch=patch, **rest)
     tuned = adapt(
         load_generator(network),
@@ -56,7 +64,7 @@ def adapt_command(
         out,
         schedule,
         weights=weights,
-        judges=judges(segmenter),
+        judges=judges(segmenter, extractor),
         method=method,
         phi=phi,
         flow=flow,

@@ -20,6 +20,10 @@ def demo_command(out: Path, seed: int, profile: str) -> None:
     """Simulate, train a segmenter, train TOD-Net with its loss, adapt it to a lower dose in three ways, and compare.
 
     "quick" takes minutes on two cores; "tiny" takes seconds, and its networks learn nothing useful.
+
+    \b
+    Example:
+        tgd ct demo
     """
     results = run_demo(out, PROFILES[profile], seed=seed)
     Console().print(results.table())

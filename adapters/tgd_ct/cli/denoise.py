@@ -26,6 +26,11 @@ def denoise_command(source: Path, out: Path, network: Path, series: str | None) 
 
     IN is a folder or a zip of DICOM CT slices, or a NIfTI file in HU. OUT is a NIfTI file in HU (.nii, .nii.gz), or a
     new folder for a derived DICOM series.
+
+    \b
+    Example:
+        tgd ct denoise scan/ denoised.nii.gz \\
+            --network tod/network.safetensors
     """
     check_output(out, source)
     model = load_generator(network).to(best_device())

@@ -36,6 +36,12 @@ def evaluate_command(
     """Measure denoisers on the CASES of a folder: image quality, and Dice of segmenters on what they make.
 
     The image itself is measured as well, and, for Dice, the one of normal dose.
+
+    \b
+    Example:
+        tgd ct evaluate patients/test --dose 0.05 \\
+            --network TOD=tod/network.safetensors \\
+            --segmenter U-Net=unet/network.safetensors
     """
     device = best_device()
     denoisers = {name: load_generator(path).to(device) for name, path in _named(network)}

@@ -43,6 +43,10 @@ def insert_command(
     IN is a folder or a zip of DICOM CT slices, or a NIfTI file in HU. OUT is a NIfTI file in HU (.nii, .nii.gz), or a
     new folder for a derived DICOM series. The noise that the lower dose has, and the normal one has not, is added;
     the image itself is not reconstructed again.
+
+    \b
+    Example:
+        tgd ct insert scan/ low.nii.gz --dose 0.05
     """
     check_output(out, source)
     image = HU.read(source, series=series)

@@ -40,6 +40,10 @@ def prepare_command(
 
     --low 0.05=lits_5 adds the images that `tgd ct insert --dose 0.05` made, under the same names in lits_5. Patients
     that are there already are kept.
+
+    \b
+    Example:
+        tgd ct prepare lits cases --layout lits --low 0.05=lits_5
     """
     chosen, doses = LAYOUTS[layout], dict(_low(one) for one in low)
     asked = {

@@ -27,7 +27,13 @@ from tgd_kit.progress import progress
 @click.option("--network", type=FILE, required=True, help="network.safetensors of a `tgd ct pretrain` run.")
 @click.option("--series", help="Number, description or UID of the DICOM series, where IN has several.")
 def segment_command(source: Path, out: Path, network: Path, series: str | None) -> None:
-    """Segment IN and write OUT, a NIfTI label map on the grid of IN: 0, organ 1, tumour 2."""
+    """Segment IN and write OUT, a NIfTI label map on the grid of IN: 0, organ 1, tumour 2.
+
+    \b
+    Example:
+        tgd ct segment denoised.nii.gz labels.nii.gz \\
+            --network unet/network.safetensors
+    """
     if not is_nifti(out):
         raise ImageError(f"{out} is not a NIfTI name.", "Let it end with .nii or .nii.gz.")
     if not is_nifti(out):

@@ -11,7 +11,7 @@ from torch import nn
 
 from tgd_ct.case import TASKS
 from tgd_ct.inference import denoise
-from tgd_ct.networks.files import load_segmenter
+from tgd_ct.networks.files import load_extractor, load_segmenter
 from tgd_ct.training.denoiser import Judges
 from tgd_ct.training.losses import Weights
 from tgd_kit.arrays import FloatArray
@@ -23,6 +23,11 @@ TASK = click.option(
 )
 PATCH = click.option(
     "--patch", type=click.IntRange(16, 2**12), default=128, help="Edge of a sample, in pixels."
+)
+EXTRACTOR = click.option(
+    "--extractor",
+    type=FILE,
+    help="Of the perceptual loss: torchvision's file of VGG-19, or network.safetensors of an autoencoder's run.",
 )
 SEGMENTER = click.option(
     "--segmenter", type=FILE, help="Of the task loss: network.safetensors of a `tgd ct pretrain` run."
@@ -48,6 +53,7 @@ def loss_options(
         click.option("--mse", type=weight, default=mse, help="Weight of the MSE, in (400 HU)^2."),
         click.option("--gan", type=weight, default=gan, help="Weight of the critic; 0 for none."),
         click.option("--task-loss", type=weight, default=task, help="Weight of 1 - Dice of the segmenter."),
+        click.option("--perceptual", type=weight, default=0.0, help="Weight of the extractor's features."),
         click.option(
             "--lipschitz",
             type=click.Choice(["clip", "penalty"]),
@@ -72,10 +78,13 @@ def denoise_with_progress(network: nn.Module, volume: FloatArray) -> FloatArray:
 
 def losses(options: dict[str, Any]) -> Weights:
     """The weights that `loss_options` gave, taken out of all options."""
-    names = {"mse": "mse", "gan": "gan", "task_loss": "task", "lipschitz": "lipschitz"}
+    same = {name: name for name in ("mse", "gan", "perceptual", "lipschitz")}
+    names = {**same, "task_loss": "task"}
     return Weights(**{name: options.pop(option) for option, name in names.items()})
 
 
-def judges(segmenter: Path | None) -> Judges:
+def judges(segmenter: Path | None, extractor: Path | None) -> Judges:
     """The fixed networks of the losses."""
-    return Judges(load_segmenter(segmenter) if segmenter else None)
+    return Judges(
+        load_segmenter(segmenter) if segmenter else None, load_extractor(extractor) if extractor else None
+    )

@@ -45,7 +45,12 @@ def simulate_command(
     body_size: BodySize,
     workers: int,
 ) -> None:
-    """Simulate patients with tumours in liver and kidneys into FOLDER, each scanned at 100 to 1 % of the dose."""
+    """Simulate patients with tumours in liver and kidneys into FOLDER, each scanned at 100 to 1 % of the dose.
+
+    \b
+    Example:
+        tgd ct simulate patients/train --patients 40
+    """
     config = SIZES[size]()
     config = replace(config, scanner=replace(config.scanner, kernel=kernel), body_size=body_size)
     paths = simulate_set(folder, part_seeds(part, seed, patients), config, workers=workers)

@@ -29,6 +29,10 @@ def study_command(config: str, out: Path) -> None:
 
     "quick" is for two cores; "tiny" is for tests (its networks learn nothing useful); "full" has the published sizes,
     is meant for a GPU, and has not been run. Every step leaves a file: the same command continues an interrupted study.
+
+    \b
+    Example:
+        tgd ct study --config tiny -o runs/ct
     """
     settings = read_settings(PROFILES / f"{config}.yaml" if config in SHIPPED else Path(config))
     study = run_study(out, settings)

@@ -29,7 +29,9 @@ from tgd_ct.training.denoiser import Judges, train_denoiser
 from tgd_ct.training.extractor import train_extractor
 from tgd_ct.training.joint import Joint, train_jointly
 from tgd_ct.training.losses import Weights
+from tgd_ct.training.samples import SampleSource
 from tgd_ct.training.segmenter import train_segmenter
+from tgd_ct.training.step_cost import step_costs
 from tgd_kit.arrays import FloatArray
 from tgd_kit.training.fit import NETWORK
 from tgd_kit.training.weights import read_weights
@@ -241,7 +243,7 @@ class Train(OfTask):
 
 @dataclass(frozen=True)
 class Retrain(OfTask):
-    """Train the first segmenter at the low dose instead of denoising."""
+    """Train the first segmenter on at the low dose, instead of denoising."""
 
     dose: float
     seed: int
@@ -252,10 +254,9 @@ class Retrain(OfTask):
         return self.folder(str(self.seed), RETRAINED) / NETWORK
 
     def do(self) -> None:
-        """As many steps as on normal dose."""
-        first = self.settings.architectures[0]
-        schedule = replace(self.settings.pretraining[first], seed=self.seed)
-        network = new_segmenter(self.seed, first, self.settings.segmenter_width)
+        """From the one of normal dose."""
+        schedule = replace(self.settings.retraining, seed=self.seed)
+        network = self.segmenter(self.settings.architectures[0])
         cases = self.training_cases()
         train_segmenter(network, cases, self.task, self.path.parent, schedule, dose=self.dose, progress=False)
 
@@ -409,6 +410,28 @@ class Adapt(OfTask):
         new = _measured(of_change, network, load(self.out, measured(settings, change.kernel)), change.dose)
         old = _measured(self, network, load(self.out, measured(settings)), self.dose)
         return {**outcome, "new": new, "old": old}
+
+
+@dataclass(frozen=True)
+class TimeSteps(OfTask):
+    """Time a training step of TOD-Net in each way of adapting, on patients to adapt to."""
+
+    dose: float
+    weights: Weights
+
+    @property
+    def path(self) -> Path:
+        """Method to the time of its step over that of full fine-tuning."""
+        return self.out / "step costs.json"
+
+    def do(self) -> dict[str, float]:
+        """On one batch, in one process."""
+        settings, seed = self.settings, self.settings.seeds[0]
+        network = load_generator(self.folder(str(seed), TOD) / NETWORK)
+        cases = load(self.out, adaptation(settings, [seed]))
+        source = SampleSource(cases, settings.kind, self.dose, self.task, settings.tuning)
+        sample = next(iter(source.train_dataloader()))
+        return step_costs(network, sample, self.weights, self.judges(), phi=settings.phi)
 
 
 def _measured(job: OfTask, network: Generator, cases: Sequence[Case], dose: float) -> list[dict[str, Any]]:

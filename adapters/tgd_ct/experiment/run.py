@@ -14,6 +14,7 @@ ended. A folder holds:
 `validation/<task>/`                          Dice at each dose, and with each weight of the task loss
 `measures/<task>/<seed>/<name>.json`          the measures of each test patient
 `adapted/<seed>/<change>/<method>.json`       those of the adapted networks
+`step costs.json`                             the time of a training step of each method
 ============================================  ===============================================================
 """
 
@@ -34,6 +35,7 @@ from tgd_ct.experiment.jobs import (
     OfTask,
     Pretrain,
     Retrain,
+    TimeSteps,
     Train,
     TrainJointly,
     Validate,
@@ -135,6 +137,12 @@ class Study:
             for seed, change, method in wanted
         ]
 
+    def step_timing(self) -> TimeSteps:
+        """Of TOD-Net of the first task."""
+        first = self.settings.tasks[0]
+        weights = recipes(self.settings, self.weight(first))[-1].weights
+        return TimeSteps(*self._at_dose(first), weights)
+
     def _at_dose(self, task: Task) -> tuple[Path, Settings, Task, float]:
         """What all jobs of a task begin with, once its dose is chosen."""
         return self.out, self.settings, task, self.choice(task).dose
@@ -162,4 +170,5 @@ def run_study(out: Path, settings: Settings, *, progress: bool = True) -> Study:
     run("training denoisers", study.trainings())
     run("measuring", study.measurings())
     run("adapting", study.adaptations())
+    run_stage(out, "timing steps", [study.step_timing()], workers=1, progress=progress)
     return study

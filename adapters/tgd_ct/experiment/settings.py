@@ -47,6 +47,7 @@ class Settings:
         widths: output channels of their first four convolutions.
         training: schedule of the denoisers by MSE, from which all others start.
         hybrid: schedule of all denoisers from there on.
+        retraining: schedule of the first segmenter at the low dose, from the one of normal dose on.
         tuning: schedule of every adaptation.
         gan: weight of the critic.
         lipschitz: how the critic is kept smooth.
@@ -78,6 +79,7 @@ class Settings:
     widths: Annotated[tuple[Count, ...], Field(min_length=2, max_length=8)]
     training: Schedule
     hybrid: Schedule
+    retraining: Schedule
     tuning: Schedule
     gan: Positive
     lipschitz: Lipschitz
@@ -100,7 +102,9 @@ class Settings:
     @property
     def schedules(self) -> dict[str, Schedule]:
         """All schedules by name."""
-        named = {name: getattr(self, name) for name in ("training", "hybrid", "tuning", "extraction")}
+        named = {
+            name: getattr(self, name) for name in ("training", "hybrid", "retraining", "tuning", "extraction")
+        }
         return {**named, **{f"pretraining of {name}": one for name, one in self.pretraining.items()}}
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from tgd_ct.networks.extractors import load_vgg, new_autoencoder
 from tgd_ct.networks.generator import SLICES, Generator, Kind
 from tgd_ct.networks.segmenters import ARCHITECTURES, Segmenter
 from tgd_kit.errors import printable
@@ -17,6 +18,7 @@ from tgd_kit.training.weights import check_finite, read_weights
 from tgdsurgery import CheckpointError
 
 GENERATOR = "Pass the network.safetensors of a `tgd ct train`, `adapt` or `demo` run."
+EXTRACTOR = "Pass the network.safetensors of a `tgd ct pretrain --architecture autoencoder` run."
 SEGMENTER = "Pass the network.safetensors of a `tgd ct pretrain` run."
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -57,6 +59,21 @@ def load_segmenter(path: Path) -> Segmenter:
     if shapes != {name: value.shape for name, value in weights.items()}:
         raise _other(path, "segmenter", SEGMENTER)
     return _filled(Segmenter(found[0], first.shape[0]), weights, path, "segmenter", SEGMENTER)
+
+
+def load_extractor(path: Path) -> nn.Module:
+    """The network of a perceptual loss, in eval mode: a trained autoencoder (.safetensors), or else VGG-19.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds something else.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return load_vgg(path)
+    weights = read_weights(path, EXTRACTOR)
+    first = weights.get("encoder.0.weight")
+    if first is None or first.ndim != 4 or not 0 < first.shape[0] <= 1024:
+        raise _other(path, "autoencoder", EXTRACTOR)
+    return _filled(new_autoencoder(0, first.shape[0]), weights, path, "autoencoder", EXTRACTOR)
 
 
 def _filled(network: Network, weights: Mapping[str, Tensor], path: Path, what: str, remedy: str) -> Network:

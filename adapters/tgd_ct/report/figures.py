@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tgd_ct.case import NORMAL, TUMOUR
+from tgd_ct.case import NORMAL, TUMOUR, Task
 from tgd_ct.evaluation.measures import WINDOW
 from tgd_ct.experiment.choices import PARTS, mean_dice
 from tgd_ct.experiment.jobs import OfTask
 from tgd_ct.experiment.patients import load, measured
 from tgd_ct.experiment.recipes import LOW, MSE, NORMAL_DOSE, recipes
-from tgd_ct.inference import denoise
+from tgd_ct.inference import denoise, segment
 from tgd_ct.networks.files import load_generator
 from tgd_ct.report.results import StudyResults
 from tgd_kit.report.pictures import draw_comparison, new_figure, save_figure
 from tgd_kit.training.fit import NETWORK
+
+FOUND, TRUE = "tab:red", "tab:green"  # colours of contours
 
 
 def draw_figures(out: Path, results: StudyResults, folder: Path) -> None:
@@ -25,10 +28,11 @@ def draw_figures(out: Path, results: StudyResults, folder: Path) -> None:
     Args:
         out: folder of the study.
         results: of the study.
-        folder: gets `ct_headroom.png` and `ct_denoisers.png`.
+        folder: gets `ct_headroom.png`, and for each task `ct_denoisers_<task>.png`.
     """
     _draw_headroom(results, folder / "ct_headroom.png")
-    _draw_denoisers(out, results, folder / "ct_denoisers.png")
+    for task in results.settings.tasks:
+        _draw_denoisers(out, results, task, folder / f"ct_denoisers_{task}.png")
 
 
 def _draw_headroom(results: StudyResults, path: Path) -> None:
@@ -50,10 +54,10 @@ def _draw_headroom(results: StudyResults, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_denoisers(out: Path, results: StudyResults, path: Path) -> None:
-    """The slice of the test patients with the largest section of tumours, denoised in each way."""
-    settings, task = results.settings, results.settings.tasks[0]
-    dose, job = results.choices[task].dose, OfTask(out, settings, task)
+def _draw_denoisers(out: Path, results: StudyResults, task: Task, path: Path) -> None:
+    """The slice of the test patients with the largest section of tumours, denoised in each way and segmented."""
+    settings, dose = results.settings, results.choices[task].dose
+    job = OfTask(out, settings, task)
     cases = load(out, measured(settings))
     sections = [(case.target(task) == TUMOUR).sum(axis=(1, 2)) for case in cases]
     number = int(np.argmax([section.max() for section in sections]))
@@ -63,4 +67,14 @@ def _draw_denoisers(out: Path, results: StudyResults, path: Path) -> None:
         network = load_generator(job.folder(str(settings.seeds[0]), recipe.name) / NETWORK)
         slices[recipe.name] = denoise(network, case.image(dose))[z]
     slices[NORMAL_DOSE] = case.image(NORMAL)[z]
-    draw_comparison(slices, NORMAL_DOSE, path, unit="HU", window=WINDOW, span=100.0)
+    segmenter, truth = job.segmenter(settings.architectures[0]), case.target(task)[z]
+    contours = {
+        title: [*_outlines(segment(segmenter, image[None])[0], FOUND), *_outlines(truth, TRUE)]
+        for title, image in slices.items()
+    }
+    draw_comparison(slices, NORMAL_DOSE, path, unit="HU", window=WINDOW, span=100.0, contours=contours)
+
+
+def _outlines(labels: NDArray[np.uint8], colour: str) -> list[tuple[NDArray[np.bool_], str]]:
+    """Of the organ with its tumours, and of the tumours."""
+    return [(labels > 0, colour), (labels == TUMOUR, colour)]

@@ -72,7 +72,9 @@ def page(results: StudyResults, profile: str) -> str:
         "Against normal dose; ± is the standard deviation over the seeds. PSNR and SSIM in the window of -160 to 240 "
         "HU. ROI: the organ with its tumours.\n",
         *(quality_table(results, task) + "\n" for task in settings.tasks),
-        f"![One slice, denoised in each way]({IMAGES}/ct_denoisers.png)\n",
+        "One slice of a test patient for each task. Contours: what the first segmenter finds there (red), and the "
+        "truth (green), of the organ with its tumours and of the tumours. Below, the error.\n",
+        *(f"![{task}, denoised in each way]({IMAGES}/ct_denoisers_{task}.png)\n" for task in settings.tasks),
         "## Segmentation of low-dose images\n",
         "Dice per patient. The last two rows have a segmenter of their own.\n",
         *(dice_table(results, task, "low") + "\n" for task in settings.tasks),
@@ -82,8 +84,9 @@ def page(results: StudyResults, profile: str) -> str:
         *_observer(results),
         "## TOD-Net adapted\n",
         f"{TOD} of the {settings.tasks[0]} at {percent(results.choices[settings.tasks[0]].dose)}, adapted on "
-        f"{settings.adapt} patients per seed. Old: what it was trained for. Trained: share of the parameters. Kept: "
-        "whether all others are the same bit for bit.\n",
+        f"{settings.adapt} patients per seed. Old: what it was trained for. Trained: share of the parameters. Step: "
+        "time of a training step over that of full fine-tuning, by one process. Kept: whether all others are the same "
+        "bit for bit.\n",
         *(adaptation_table(results, change) + "\n" for change in results.changes),
         "## Time\n",
         _times(results),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from tgd_ct.experiment.recipes import JOINT, LOW, NLM, NORMAL_DOSE, RETRAINED, T
 from tgd_ct.experiment.run import Study
 from tgd_ct.experiment.settings import Settings
 from tgd_kit.report.statistics import Difference, Summary, column, compare, summarise
+from tgd_kit.runs.files import read_json
 from tgd_kit.runs.record import study_record
-from tgd_kit.runs.settings import read_record
+from tgd_kit.runs.settings import checked, read_record
 
 Table = npt.NDArray[np.float64]  # (seed, patient)
 WITHOUT_SEED = (LOW, NLM, NORMAL_DOSE)  # measured once
@@ -55,6 +57,7 @@ class StudyResults:
         weighed: task to weight to Dice and RMSE of each validation patient.
         measures: task to seed to row of the tables to `Measured`.
         adapted: seed to change to method to `Adapted`.
+        step_costs: method of adapting to the time of its step over that of full fine-tuning.
         run: how long each stage took, on how many cores, with which versions.
     """
 
@@ -65,6 +68,7 @@ class StudyResults:
     weighed: Mapping[Task, Mapping[float, Any]]
     measures: Mapping[Task, Mapping[int, Mapping[str, Any]]]
     adapted: Mapping[int, Mapping[str, Mapping[str, Any]]]
+    step_costs: Mapping[str, float]
     run: Mapping[str, Any]
 
     @property
@@ -150,8 +154,22 @@ def gather(study: Study) -> StudyResults:
         },
         measures=_measures(study.measurings()),
         adapted=_adapted(study.adaptations()),
+        step_costs=read_record(study.step_timing().path, dict[str, float], AGAIN),
         run=study_record(out),
     )
+
+
+def read_results(path: Path) -> StudyResults:
+    """The results in the `results.json` of a report.
+
+    Raises:
+        RunError: the file is missing, damaged, or holds something else.
+    """
+    remedy = "Pass a results.json of a study."
+    given = checked(dict[str, Any], read_json(path, remedy), str(path), remedy)
+    given.pop("claims", None)
+    found: StudyResults = checked(StudyResults, given, str(path), remedy)
+    return found
 
 
 def _measures(jobs: Sequence[Measure]) -> dict[Task, dict[int, dict[str, Any]]]:

@@ -133,6 +133,7 @@ def adaptation_table(results: StudyResults, change: str) -> str:
             for key, form in keys
         ]
         kept = {None: "", True: "yes", False: "NO"}[results.kept(change, method)]
-        rows.append([METHODS.get(method, method), *cells, f"{results.share(change, method):.1%}", kept])
+        step = f"{results.step_costs[method]:.2f}" if method in results.step_costs else ""
+        rows.append([METHODS.get(method, method), *cells, f"{results.share(change, method):.1%}", step, kept])
     titles = [f"{name} {images}" for images in ("new", "old") for name in ("RMSE HU", *PARTS)]
-    return markdown([change, *titles, "trained", "kept"], rows)
+    return markdown([change, *titles, "trained", "step", "kept"], rows)

@@ -10,7 +10,7 @@ from tgd_ct.experiment.run import Study
 from tgd_ct.report.claims import claims
 from tgd_ct.report.figures import draw_figures
 from tgd_ct.report.page import IMAGES, page
-from tgd_ct.report.results import gather
+from tgd_ct.report.results import gather, read_results
 from tgd_kit.report.record import plain
 from tgd_kit.runs.files import write_text
 
@@ -32,5 +32,6 @@ def write_report(study: Study, profile: str) -> Path:
     text = json.dumps(plain(whole), separators=(",", ":"), allow_nan=False)
     write_text(report / "results.json", text + "\n")
     draw_figures(study.out, results, report / IMAGES)
-    write_text(report / "ct_study.md", page(results, profile))
+    # Of the numbers as they are written, so that the page can be made from them again.
+    write_text(report / "ct_study.md", page(read_results(report / "results.json"), profile))
     return report / "ct_study.md"

@@ -60,22 +60,42 @@ def adapt(
         cases=cases,
         dose=dose,
         task=task,
+        folder=folder / "adapters" if method == "lora" else folder,
         schedule=schedule,
         weights=weights,
         judges=judges,
         progress=progress,
     )
-    if method == "tgd":
-        return _tgd(network, phi, flow, partial(train, folder=folder))
+    tuned = adapted_by(method, network, train, phi=phi, flow=flow)
     if method == "lora":
-        merged, share = lora(network, partial(_lora, train, folder / "adapters"))
-        rank_zero_only(save_weights)(merged, folder / NETWORK)
-        return Tuned(merged, share)
+        rank_zero_only(save_weights)(tuned.network, folder / NETWORK)
+    return tuned
+
+
+def adapted_by(
+    method: Method, network: Generator, train: Callable[..., None], *, phi: float = PHI, flow: Flow = "masked"
+) -> Tuned[Generator]:
+    """Let `train` move a copy of `network`, as a method allows it.
+
+    Args:
+        method: see `adapt`.
+        network: stays as it is.
+        train: takes the network to train, what it is for (`purpose`), and where they are needed modules to keep in
+            eval mode (`held`) and Lightning's callbacks (`callbacks`).
+        phi: threshold of TGD.
+        flow: of TGD.
+    """
+    if method == "tgd":
+        rewritten = with_tgd(network, example(network), phi, flow)
+        train(rewritten, purpose=f"TGD, phi {phi:g}, flow {flow}", callbacks=[Guarded()])
+        return without_tgd(network, rewritten)
+    if method == "lora":
+        return Tuned(*lora(network, partial(_lora, train)))
     tuned = copy.deepcopy(network)
     if method == "full":
-        train(tuned, folder=folder, purpose="full fine-tuning")
+        train(tuned, purpose="full fine-tuning")
         return Tuned(tuned, share=1.0)
-    return _last(network, tuned, partial(train, folder=folder))
+    return _last(network, tuned, train)
 
 
 def example(network: Generator) -> Tensor:
@@ -84,14 +104,8 @@ def example(network: Generator) -> Tensor:
     return torch.zeros(1, SLICES[network.kind], *depth, 32, 32)
 
 
-def _tgd(network: Generator, phi: float, flow: Flow, train: Callable[..., None]) -> Tuned[Generator]:
-    rewritten = with_tgd(network, example(network), phi, flow)
-    train(rewritten, purpose=f"TGD, phi {phi:g}, flow {flow}", callbacks=[Guarded()])
-    return without_tgd(network, rewritten)
-
-
-def _lora(train: Callable[..., None], folder: Path, network: nn.Module, held: Sequence[nn.Module]) -> None:
-    train(network, folder=folder, purpose=f"LoRA of rank {RANK}", held=held)
+def _lora(train: Callable[..., None], network: nn.Module, held: Sequence[nn.Module]) -> None:
+    train(network, purpose=f"LoRA of rank {RANK}", held=held)
 
 
 def _last(network: Generator, tuned: Generator, train: Callable[..., None]) -> Tuned[Generator]:

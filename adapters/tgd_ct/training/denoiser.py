@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +49,32 @@ class Judges:
     def digests(self) -> list[str]:
         """Of their weights."""
         return [digest(network) for network in self.all]
+
+
+def loss_parts(
+    weights: Weights, judges: Judges, denoised: Tensor, clean: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The parts of a denoiser's loss but the critic's, by the names of their weights; those of weight 0 are left out.
+
+    Args:
+        weights: of the loss.
+        judges: the networks that its parts need.
+        denoised: (B, 1, H, W) or (B, 1, D, H, W) in HU.
+        clean: of the same shape.
+        labels: of the same shape.
+    """
+    found = {"mse": mse_loss(denoised, clean)}
+    if weights.task and judges.segmenter is not None:
+        found["task"] = task_loss(judges.segmenter, denoised, labels)
+    if weights.perceptual and judges.extractor is not None:
+        found["perceptual"] = perceptual_loss(judges.extractor, denoised, clean)
+    return found
+
+
+def weighted(weights: Weights, parts: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the parts, each times its weight."""
+    total: Tensor = reduce(torch.add, (getattr(weights, name) * part for name, part in parts.items()))
+    return total
 
 
 def train_denoiser(
@@ -138,16 +165,11 @@ class Denoising(NetworkTraining):
 
     def error(self, denoised: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """All parts of the loss but the critic's."""
-        weights, squares = self.weights, mse_loss(denoised, clean)
-        loss = weights.mse * squares
-        self.log("RMSE", HU_SCALE * squares.detach().sqrt(), on_step=False, on_epoch=True)
-        if weights.task and self.judges.segmenter is not None:
-            missed = task_loss(self.judges.segmenter, denoised, labels)
-            self.log("task loss", missed.detach(), on_step=False, on_epoch=True)
-            loss = loss + weights.task * missed
-        if weights.perceptual and self.judges.extractor is not None:
-            loss = loss + weights.perceptual * perceptual_loss(self.judges.extractor, denoised, clean)
-        return loss
+        parts = loss_parts(self.weights, self.judges, denoised, clean, labels)
+        self.log("RMSE", HU_SCALE * parts["mse"].detach().sqrt(), on_step=False, on_epoch=True)
+        if "task" in parts:
+            self.log("task loss", parts["task"].detach(), on_step=False, on_epoch=True)
+        return weighted(self.weights, parts)
 
 
 class Adversarial(Denoising):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tgd_kit.arrays import FloatArray
+from tgd_kit.arrays import FloatArray, Mask
 from tgd_kit.runs.files import replacing
 
 
@@ -34,6 +34,7 @@ def draw_comparison(
     window: tuple[float, float],
     span: float,
     colours: str = "gray",
+    contours: Mapping[str, Sequence[tuple[Mask, str]]] | None = None,
 ) -> None:
     """Draw slices side by side, above their difference from the target.
 
@@ -45,6 +46,7 @@ def draw_comparison(
         window: lowest and highest value shown.
         span: difference drawn in full colour.
         colours: matplotlib's name of the colours, such as "gray_r" for dark where values are high.
+        contours: title to (y, x) regions to outline, each with its colour; later ones are drawn on top.
     """
     rows, columns = slices[target].shape
     figure = new_figure(2.7 * len(slices) + 0.9, 2 * 2.7 * rows / columns + 0.6, dpi=120)
@@ -52,6 +54,9 @@ def draw_comparison(
     for (title, values), image, difference in zip(slices.items(), *axes, strict=True):
         shown = image.imshow(values, cmap=colours, vmin=window[0], vmax=window[1])
         image.set_title(title)
+        for region, colour in (contours or {}).get(title, ()):
+            if region.any() and not region.all():  # else there is no outline, and matplotlib warns
+                image.contour(region, levels=[0.5], colors=colour, linewidths=0.8)
         compared = difference.imshow(values - slices[target], cmap="RdBu_r", vmin=-span, vmax=span)
         for axis in (image, difference):
             axis.set_axis_off()

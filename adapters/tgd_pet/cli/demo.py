@@ -21,6 +21,10 @@ def demo_command(out: Path, seed: int, profile: str) -> None:
 
     "quick" takes minutes on two cores, with networks half as wide as the paper's; "tiny" takes seconds, and its
     networks learn nothing useful.
+
+    \b
+    Example:
+        tgd pet demo
     """
     results = run_demo(out, PROFILES[profile], seed=seed)
     Console().print(results.table())

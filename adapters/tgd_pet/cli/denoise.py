@@ -41,6 +41,11 @@ def denoise_command(
     IN is a folder or a zip of DICOM PET slices, converted to SUV by body weight (g/mL), or a NIfTI file, which
     is taken to be in SUV already. OUT is a NIfTI file in SUV (.nii, .nii.gz), or a new folder for a derived
     DICOM series in the units of IN.
+
+    \b
+    Example:
+        tgd pet denoise scan/ denoised.nii.gz \\
+            --network adapted/network.safetensors
     """
     check_output(out, source)
     if rows and deltas:

@@ -31,7 +31,13 @@ from tgd_pet.training.finetuning import METHODS, finetune
 def finetune_command(
     network: Path, patients: Path, out: Path, method: Any, phi: float, flow: Any, images: str, **schedule: Any
 ) -> None:
-    """Adapt a trained NETWORK to the simulated PATIENTS of a folder."""
+    """Adapt a trained NETWORK to the simulated PATIENTS of a folder.
+
+    \b
+    Example:
+        tgd pet finetune v1/network.safetensors patients/few \\
+            --out adapted
+    """
     given, scans = load_network(network), load_set(patients)
     tuned = finetune(given, scans, images, out, Schedule(**schedule), method=method, phi=phi, flow=flow)
     say_tuned(tuned, out)

@@ -70,6 +70,11 @@ def online_command(
     or zip of DICOM. Each is input once and target once (noise2noise); only the filters that the network hardly
     uses are retrained, or all with --method full. A slab of slices in the middle decides when to stop. The same
     command continues an interrupted run.
+
+    \b
+    Example:
+        tgd pet online half_a.nii.gz half_b.nii.gz --checkpoint v1/network.safetensors \\
+            --out denoised.nii.gz
     """
     _check_paths(scan_a, scan_b, full, out)
     network = load_network(checkpoint)

@@ -23,7 +23,12 @@ from tgd_pet.simulation.files import simulate_set
 @click.option("--realisations", type=click.IntRange(min=0), default=0, help="Repeated short scans of each.")
 @click.option("--workers", type=COUNT, default=2, help="Processes.")
 def simulate_command(folder: Path, patients: int, seed: int, workers: int, **drawn: Any) -> None:
-    """Simulate patients and their scans into FOLDER, each reconstructed as v1 and as v2 images."""
+    """Simulate patients and their scans into FOLDER, each reconstructed as v1 and as v2 images.
+
+    \b
+    Example:
+        tgd pet simulate patients/train --patients 20
+    """
     config = replace(PatientConfig.demo(), **drawn)
     paths = simulate_set(folder, range(seed, seed + patients), config, workers=workers)
     say(f"{len(paths)} patients in {folder}")

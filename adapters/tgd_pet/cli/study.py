@@ -30,6 +30,10 @@ def study_command(config: str, out: Path) -> None:
     "quick" is what docs/pet.md shows, which says how long it took; "tiny" is for tests (its networks learn nothing
     useful); "full" has the paper's widths and has not been run. Every step leaves a file: the same command continues
     an interrupted study.
+
+    \b
+    Example:
+        tgd pet study --config tiny -o runs/pet
     """
     settings = read_settings(PROFILES / f"{config}.yaml" if config in SHIPPED else Path(config))
     run_study(out, settings)

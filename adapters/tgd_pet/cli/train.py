@@ -25,7 +25,12 @@ from tgd_pet.training.fit import fit
 @click.option("--validation", type=FOLDER, help="Patients whose error is shown after each epoch.")
 @schedule_options(rate=1e-3)
 def train_command(patients: Path, out: Path, images: str, validation: Path | None, **schedule: Any) -> None:
-    """Train a new network on the simulated PATIENTS of a folder."""
+    """Train a new network on the simulated PATIENTS of a folder.
+
+    \b
+    Example:
+        tgd pet train patients/train --out v1
+    """
     watched = load_set(validation) if validation else ()
     network = new_network(schedule["seed"])
     fit(network, load_set(patients), images, out, Schedule(**schedule), validation=watched)

@@ -1,0 +1,155 @@
+"""`tgd report`: one offline HTML page on a network or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+from torch import Tensor, nn
+
+from tgdsurgery import channel_map, plan_tgd
+from tgdsurgery.cli.layer_rows import weight_row, weights_in
+from tgdsurgery.cli.map import fold
+from tgdsurgery.cli.models import example_inputs, load_model
+from tgdsurgery.cli.options import (
+    InputShape,
+    checkpoint_option,
+    debug_option,
+    input_shape_option,
+    override_option,
+)
+from tgdsurgery.cli.output import progress, refuse_input
+from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.core.plan import Override, TGDPlan, check_share
+from tgdsurgery.core.records import ChannelMap
+from tgdsurgery.report.content import Content, Feed, ReportLayer, from_plan, moved_filters
+from tgdsurgery.report.render import write_page
+from tgdsurgery.storage.checkpoints import read_state_dict
+
+
+@click.command("report")
+@click.argument("target", metavar="MODEL|CHECKPOINT")
+@checkpoint_option
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Another checkpoint of the network: show what moved from it.",
+)
+@input_shape_option
+@click.option("--phi", type=float, default=0.3, show_default=True, help="The threshold to begin with.")
+@override_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page.",
+)
+@debug_option
+def report_command(
+    target: str,
+    *,
+    checkpoint: Path | None,
+    against: Path | None,
+    input_shape: Sequence[InputShape],
+    phi: float,
+    overrides: Sequence[tuple[str, Override]],
+    output: Path,
+) -> None:
+    """Write one HTML page on a network: scores, wiring, plan, and what moved. It works without a network connection.
+
+    MODEL is package.module:factory or path/to/file.py:factory, called without arguments. For a CHECKPOINT alone the
+    page shows the scores of each layer's input channels; wiring and plan need the model.
+
+    \b
+    Example:
+        tgd report torchvision.models:resnet18 --checkpoint tuned.pt --against base.pt -o report.html
+    """
+    refuse_input(output, checkpoint, against, Path(target) if Path(target).is_file() else target)
+    check_share("phi", phi)
+    content = content_of(target, checkpoint, against, input_shape, phi, dict(overrides))
+    write_page(content, output)
+    click.echo(f"Written to {output}.", err=True)
+
+
+def content_of(
+    target: str,
+    checkpoint: Path | None,
+    against: Path | None,
+    shapes: Sequence[InputShape],
+    phi: float,
+    overrides: Mapping[str, Override],
+) -> Content:
+    """What a report or a figure shows of a model (`module:factory`) or a checkpoint file."""
+    base = read_state_dict(against) if against else {}
+    named = f"{against.name}" if against else ""
+    if Path(target).is_file():
+        return _of_checkpoint(Path(target), base, named, phi)
+    net = load_model(target, checkpoint)
+    inputs = example_inputs(net, shapes)
+    plan, wiring = plan_tgd(net, inputs, phi=phi, overrides=overrides), channel_map(net, inputs)
+    title = target if checkpoint is None else f"{target} with {checkpoint.name}"
+    moved = _moved(plan, base, net) if against else {}
+    return from_plan(title, plan, wiring, _feeds(wiring), moved, named)
+
+
+def _of_checkpoint(path: Path, base: Mapping[str, Tensor], against: str, phi: float) -> Content:
+    state = read_state_dict(path)
+    weights = weights_in(state)
+    if not weights:
+        raise CheckpointError(f"{path} holds no weights of filters.", "Name another file.")
+    before = weights_in(base)
+    layers = []
+    for name in progress([*weights], "Scoring"):
+        row = weight_row(name, weights[name], phi)
+        moved = moved_filters(before, weights, name) if against else ()
+        layers.append(
+            ReportLayer(
+                name,
+                "",
+                row.shape,
+                "filter",
+                row.scores,
+                weights[name].numel() / row.inputs,
+                moved=tuple(moved),
+            )
+        )
+    note = "Scores are those of input channels: wiring and plan need the model"
+    total = sum(tensor.numel() for tensor in state.values())
+    return Content(path.name, "inputs", phi, tuple(layers), total, against, (note,))
+
+
+def _moved(plan: TGDPlan, base: Mapping[str, Tensor], net: nn.Module) -> dict[str, list[float]]:
+    state = net.state_dict()
+    found = {}
+    for entry in plan.entries:
+        rows = entry.layer.parameters[:1]
+        if entry.layer.role == "filter" and rows and rows[0].groups == 1:
+            found[entry.layer.name] = moved_filters(base, state, rows[0].name, rows[0].axis)
+    return found
+
+
+def _feeds(wiring: ChannelMap) -> dict[str, list[Feed]]:
+    """Layer to what feeds its input channels, folded as `tgd map` does."""
+    found = {}
+    for name in wiring.consumers:
+        pairs = zip(wiring.producers(name), wiring.channel_layers(name), strict=True)
+        found[name] = [
+            Feed(
+                run.channels,
+                tuple(
+                    run.writers(n)
+                    for n in wiring.layers
+                    if n in run.first and wiring.layers[n].role == "filter"
+                ),
+                tuple(
+                    run.writers(n)
+                    for n in wiring.layers
+                    if n in run.first and wiring.layers[n].role == "channel"
+                ),
+            )
+            for run in fold(filters | channel_layers for filters, channel_layers in pairs)
+        ]
+    return found

@@ -1,0 +1,1 @@
+"""What people look at: one HTML page on a network, and figures for papers."""
