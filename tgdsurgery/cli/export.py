@@ -49,6 +49,7 @@ def export_command(
     largest difference from PyTorch is shown. Batch and space may have other sizes where the network allows it.
 
     \b
+    \b
     Example:
       tgd export tuned.pt --model net.py:denoiser --format onnx -o tuned.onnx
     """

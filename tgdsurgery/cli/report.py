@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
-from torch import Tensor, nn
+from torch import Tensor
 
 from tgdsurgery import channel_map, plan_tgd
-from tgdsurgery.cli.layer_rows import weight_row, weights_in
+from tgdsurgery.cli.layer_rows import open_weights, weight_row
 from tgdsurgery.cli.map import fold
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import (
@@ -25,7 +27,9 @@ from tgdsurgery.core.plan import Override, TGDPlan, check_share
 from tgdsurgery.core.records import ChannelMap
 from tgdsurgery.report.content import Content, Feed, ReportLayer, from_plan, moved_filters
 from tgdsurgery.report.render import write_page
-from tgdsurgery.storage.checkpoints import read_state_dict
+from tgdsurgery.storage.checkpoints import open_tensors, read_state_dict
+
+Found = TypeVar("Found")
 
 
 @click.command("report")
@@ -83,52 +87,55 @@ def content_of(
     overrides: Mapping[str, Override],
 ) -> Content:
     """What a report or a figure shows of a model (`module:factory`) or a checkpoint file."""
-    base = read_state_dict(against) if against else {}
-    named = f"{against.name}" if against else ""
-    if Path(target).is_file():
-        return _of_checkpoint(Path(target), base, named, phi)
+    named = against.name if against else ""
+    if Path(target).is_file() and Path(target).suffix != ".onnx":
+        return _of_checkpoint(Path(target), against, phi)
     net = load_model(target, checkpoint)
     inputs = example_inputs(net, shapes)
     plan, wiring = plan_tgd(net, inputs, phi=phi, overrides=overrides), channel_map(net, inputs)
     title = target if checkpoint is None else f"{target} with {checkpoint.name}"
-    moved = _moved(plan, base, net) if against else {}
+    moved = _moved(plan, read_state_dict(against), net.state_dict()) if against else {}
     return from_plan(title, plan, wiring, _feeds(wiring), moved, named)
 
 
-def _of_checkpoint(path: Path, base: Mapping[str, Tensor], against: str, phi: float) -> Content:
-    state = read_state_dict(path)
-    weights = weights_in(state)
+def _of_checkpoint(path: Path, against: Path | None, phi: float) -> Content:
+    """Layer by layer: a checkpoint may be larger than the memory."""
+    weights = open_weights(path)
     if not weights:
         raise CheckpointError(f"{path} holds no weights of filters.", "Name another file.")
-    before = weights_in(base)
+    before = open_weights(against) if against else {}
     layers = []
     for name in progress([*weights], "Scoring"):
-        row = weight_row(name, weights[name], phi)
-        moved = moved_filters(before, weights, name) if against else ()
-        layers.append(
-            ReportLayer(
-                name,
-                "",
-                row.shape,
-                "filter",
-                row.scores,
-                weights[name].numel() / row.inputs,
-                moved=tuple(moved),
-            )
-        )
+        weight, row = weights[name], weight_row(name, weights[name], phi)
+        moved: list[float] = []
+        if against:
+            axis = 1 if weight.transposed else 0
+            moved = moved_filters(_there(before, name, against).read(), weight.read(), axis)
+        entries = math.prod(weight.shape) / row.inputs
+        layers.append(ReportLayer(name, "", row.shape, "filter", row.scores, entries, moved=tuple(moved)))
     note = "Scores are those of input channels: wiring and plan need the model"
-    total = sum(tensor.numel() for tensor in state.values())
-    return Content(path.name, "inputs", phi, tuple(layers), total, against, (note,))
+    total = sum(tensor.numel() for tensor in open_tensors(path).tensors.values())
+    return Content(path.name, "inputs", phi, tuple(layers), total, against.name if against else "", (note,))
 
 
-def _moved(plan: TGDPlan, base: Mapping[str, Tensor], net: nn.Module) -> dict[str, list[float]]:
-    state = net.state_dict()
+def _moved(
+    plan: TGDPlan, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> dict[str, list[float]]:
     found = {}
     for entry in plan.entries:
         rows = entry.layer.parameters[:1]
         if entry.layer.role == "filter" and rows and rows[0].groups == 1:
-            found[entry.layer.name] = moved_filters(base, state, rows[0].name, rows[0].axis)
+            name, axis = rows[0].name, rows[0].axis
+            found[entry.layer.name] = moved_filters(
+                _there(before, name, "the other network"), after[name], axis
+            )
     return found
+
+
+def _there(known: Mapping[str, Found], name: str, where: object) -> Found:
+    if name not in known:
+        raise CheckpointError(f"{where} has no weight {name!r}.", "Compare two states of one network.")
+    return known[name]
 
 
 def _feeds(wiring: ChannelMap) -> dict[str, list[Feed]]:

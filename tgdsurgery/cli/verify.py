@@ -80,6 +80,7 @@ def verify_command(
     and 2 if the check could not be made.
 
     \b
+    \b
     Example:
       tgd verify base.pt tuned.pt --plan plan.json -o certificate.json
     """

@@ -134,31 +134,28 @@ def _producers(wiring: ChannelMap, name: str) -> tuple[str, ...]:
     return tuple(layer for layer in wiring.layers if layer in reached)
 
 
-def moved_filters(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], name: str, axis: int = 0
-) -> list[float]:
+def moved_filters(before: Tensor, after: Tensor, axis: int = 0) -> list[float]:
     """For each filter of a weight, the norm of its change over the norm it had before (1 where it was zero).
 
     Args:
-        before: tensors by name.
-        after: tensors by name.
-        name: of the weight.
+        before: a weight.
+        after: of the same shape.
         axis: that counts the filters.
 
     Raises:
-        CheckpointError: one of the two lacks the weight, or has another shape.
+        CheckpointError: the shapes differ.
 
     Example:
-        >>> moved_filters({"w": torch.ones(2, 1)}, {"w": torch.tensor([[1.0], [1.5]])}, "w")
+        >>> moved_filters(torch.ones(2, 1), torch.tensor([[1.0], [1.5]]))
         [0.0, 0.5]
     """
-    if name not in before or name not in after or before[name].shape != after[name].shape:
+    if before.shape != after.shape:
+        sizes = ["x".join(map(str, weight.shape)) for weight in (before, after)]
         raise CheckpointError(
-            f"The two networks do not both have {name!r} in one shape.", "Compare two states of one network."
+            f"A layer's weight is {sizes[0]} in one network and {sizes[1]} in the other.",
+            "Compare two states of one network.",
         )
-    old, new = (
-        state[name].detach().to(torch.float64).movedim(axis, 0).flatten(1) for state in (before, after)
-    )
+    old, new = (weight.detach().to(torch.float64).movedim(axis, 0).flatten(1) for weight in (before, after))
     norms, change = old.norm(dim=1), (new - old).norm(dim=1)
     relative = torch.where(norms > 0, change / norms, (change > 0).to(norms))
     return [round(value, 6) for value in relative.tolist()]

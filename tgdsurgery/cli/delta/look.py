@@ -37,7 +37,9 @@ def size(delta: Delta, path: Path) -> str:
 def show_command(*, delta: Path, as_json: bool) -> None:
     """Show what DELTA retrains, its size, and when it is chosen.
 
-    Example: tgd delta show patient.safetensors
+    \b
+    Example:
+        tgd delta show patient.safetensors
     """
     found = read_delta(delta)
     layers = [entry for entry in found.plan.entries if entry.trainable]
@@ -102,7 +104,9 @@ class LayerDiff:
 def diff_command(*, first: Path, second: Path, as_json: bool) -> None:
     """Show which rows two deltas share, and how far apart they are.
 
-    Example: tgd delta diff patient_a.safetensors patient_b.safetensors
+    \b
+    Example:
+        tgd delta diff patient_a.safetensors patient_b.safetensors
     """
     a, b = read_delta(first), read_delta(second)
     if _shapes(a) != _shapes(b):

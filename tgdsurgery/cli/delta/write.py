@@ -66,7 +66,9 @@ def save_command(
 
     Refused if anything that the plan freezes differs between the two.
 
-    Example: tgd delta save base.pt tuned.pt --plan plan.json -o patient.safetensors
+    \b
+    Example:
+        tgd delta save base.pt tuned.pt --plan plan.json -o patient.safetensors
     """
     refuse_input(output, base, tuned, plan_file)
     plan = _plan(plan_file)
@@ -96,7 +98,9 @@ def save_command(
 def apply_command(*, base: Path, delta: Path, output: Path, scale: float) -> None:
     """Write the checkpoint that DELTA makes of BASE; bit for bit the one that was saved.
 
-    Example: tgd delta apply base.pt patient.safetensors -o tuned.pt
+    \b
+    Example:
+        tgd delta apply base.pt patient.safetensors -o tuned.pt
     """
     refuse_input(output, base, delta)
     check_share("--scale", scale)
@@ -117,7 +121,9 @@ def remove_command(*, tuned: Path, delta: Path, output: Path) -> None:
 
     Needs a delta saved with --reversible, and a checkpoint with just its rows.
 
-    Example: tgd delta remove tuned.pt patient.safetensors -o base.pt
+    \b
+    Example:
+        tgd delta remove tuned.pt patient.safetensors -o base.pt
     """
     refuse_input(output, tuned, delta)
     found = read_delta(delta)
@@ -142,7 +148,9 @@ def remove_command(*, tuned: Path, delta: Path, output: Path) -> None:
 def merge_command(*, base: Path, deltas: Sequence[Path], output: Path, overlap: Overlap) -> None:
     """Write one delta that does what all DELTAS over BASE do.
 
-    Example: tgd delta merge base.pt scanner.safetensors patient.safetensors -o both.safetensors
+    \b
+    Example:
+        tgd delta merge base.pt scanner.safetensors patient.safetensors -o both.safetensors
     """
     refuse_input(output, base, *deltas)
     found = {path: read_delta(path) for path in deltas}
