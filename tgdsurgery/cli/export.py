@@ -43,12 +43,11 @@ def export_command(
     model: str | None,
     input_shape: Sequence[InputShape],
 ) -> None:
-    r"""Write the network in TUNED, a checkpoint or a delta, for other programs.
+    """Write the network in TUNED, a checkpoint or a delta, for other programs.
 
     ONNX files are checked and run in onnxruntime, torch.export archives (pt2) are loaded and run again, and the
     largest difference from PyTorch is shown. Batch and space may have other sizes where the network allows it.
 
-    \b
     \b
     Example:
       tgd export tuned.pt --model net.py:denoiser --format onnx -o tuned.onnx

@@ -73,13 +73,12 @@ def verify_command(
     html: Path | None,
     key: Path | None,
 ) -> None:
-    r"""Prove that training changed in BASE what the plan allows, and nothing else.
+    """Prove that training changed in BASE what the plan allows, and nothing else.
 
     BASE and TUNED are checkpoints, of any formats; TUNED may be a delta. They are compared bit for bit, without
     the model's code. The exit code is 0 if TUNED is accepted, 1 if something frozen moved or a limit is missed,
     and 2 if the check could not be made.
 
-    \b
     \b
     Example:
       tgd verify base.pt tuned.pt --plan plan.json -o certificate.json
