@@ -403,6 +403,30 @@ def test_a_delta_is_checked_against_its_own_plan_also_where_its_digest_was_made_
         load_delta(base(), path)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"base": json.dumps(["0.weight"])},
+        {"base": json.dumps({"0.weight": 3})},
+        {"when": json.dumps({"PatientID": 7})},
+        {"when": json.dumps({"Patient ID": "7"})},
+        {"when": "[" * 100_000},
+        {"reversible": "true"},
+        {"reversible": "maybe"},
+    ],
+    ids=str,
+)
+def test_metadata_are_checked_also_where_the_digest_was_made_anew(saved, forged):
+    path = saved[1]
+    values, metadata = stored(path)
+    metadata |= forged
+    del metadata["contents"]
+    metadata["contents"] = delta_file.contents(metadata, values)
+    safetensors.torch.save_file(values, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_delta(base(), path)
+
+
 @given(seed=st.integers(0, 2**16))
 def test_any_number_of_entries_but_the_right_one_is_refused(intact, seed):
     """Of every tensor, in files whose digest is right."""

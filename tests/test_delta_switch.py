@@ -234,6 +234,18 @@ def test_memory_layouts_stay(files):
     assert [parameter.stride() for parameter in net.parameters()] == strides
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rows_are_where_the_network_is(files):
+    net = base().cuda()
+    before, deltas = bits(net.state_dict()), DeltaSwitch(net, files)
+    for name, path in files.items():
+        with deltas(name):
+            assert bits(net.state_dict()) == bits(load_delta(base(), path).state_dict())
+        assert bits(net.state_dict()) == before
+    half = load_delta(net, files["one"], 0.5)
+    assert bits(half.state_dict()) == bits(load_delta(base(), files["one"], 0.5).state_dict())
+
+
 def test_memory_is_that_of_the_rows(files):
     """The base's rows and buffers once, the rows of each delta, and indices of rows once for each plan."""
     one = DeltaSwitch(base(), {"one": files["one"]}).nbytes
