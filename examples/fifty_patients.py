@@ -18,7 +18,10 @@ from tgd_pet.simulation.config import PatientConfig
 from tgd_pet.simulation.patient import SimulatedPatient, simulate_patient
 from tgdsurgery import DeltaSwitch, apply_tgd, choose_delta, plan_tgd, remove_tgd, save_delta, verify
 
-NORMAL = replace(PatientConfig.tiny(), slices=3, fractions=(0.5,), realisations=1)  # of all counts
+TINY = PatientConfig.tiny()
+GRID = replace(TINY.scanner.geometry, size=32, voxel_mm=13.0, angles=36, bins=32, bin_mm=13.0)
+SCANNER = replace(TINY.scanner, geometry=GRID, slice_mm=13.0)
+NORMAL = replace(TINY, scanner=SCANNER, slices=3, fractions=(0.5,), realisations=1)  # half of all counts
 SHORT = replace(NORMAL, fractions=(0.02,))
 
 
@@ -48,12 +51,12 @@ base = new_network(0, (24, 24, 24, 3))
 train(base, [(one.low("v1")[0], one.full("v1")) for one in population[1:]], steps=250, rate=3e-3)
 stranger, folder = population[0], Path(tempfile.mkdtemp())
 old_task = error(base, stranger)
-plan = plan_tgd(base, torch.zeros(2, 3, 48, 48), phi=0.5, flow="full")
+plan = plan_tgd(base, torch.zeros(2, 3, 32, 32), phi=0.5, flow="full")
 print(plan)
 patients, kept = {f"P{seed:02d}": simulate_patient(seed, SHORT) for seed in range(50)}, []
 for name, patient in patients.items():
     half, other = patient.halves("v1")  # noise2noise: each half is the other one's target
-    tgd = apply_tgd(base, torch.zeros(2, 3, 48, 48), plan=plan)
+    tgd = apply_tgd(base, torch.zeros(2, 3, 32, 32), plan=plan)
     train(tgd, [(half, other), (other, half)], steps=30, rate=5e-3)
     save_delta(tgd, folder / f"{name}.safetensors", when={"PatientID": name})
     kept.append(verify(base, remove_tgd(tgd), plan).ok)

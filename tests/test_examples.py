@@ -11,7 +11,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MOST_LINES = 80
 # The error on the new task over that before: one noisy scan, its own target, teaches less than data with a truth.
-MOST_LEFT = {"fifty_patients.py": 0.85}
+MOST_LEFT = {"fifty_patients.py": 0.95}
 # timm needs a torchvision of the same torch: tests/zoo/test_examples.py runs its example.
 NEEDS = {"segmenter_second_scanner.py": "monai", "timm_classifier.py": "timm"}
 
