@@ -48,7 +48,7 @@ def error(net: DnCNN, patient: SimulatedPatient) -> float:
 torch.manual_seed(0)
 population = [simulate_patient(1000 + seed, NORMAL) for seed in range(9)]
 base = new_network(0, (24, 24, 24, 3))
-train(base, [(one.low("v1")[0], one.full("v1")) for one in population[1:]], steps=250, rate=3e-3)
+train(base, [(one.low("v1")[0], one.full("v1")) for one in population[1:]], steps=200, rate=3e-3)
 stranger, folder = population[0], Path(tempfile.mkdtemp())
 old_task = error(base, stranger)
 plan = plan_tgd(base, torch.zeros(2, 3, 32, 32), phi=0.5, flow="full")
@@ -57,7 +57,7 @@ patients, kept = {f"P{seed:02d}": simulate_patient(seed, SHORT) for seed in rang
 for name, patient in patients.items():
     half, other = patient.halves("v1")  # noise2noise: each half is the other one's target
     tgd = apply_tgd(base, torch.zeros(2, 3, 32, 32), plan=plan)
-    train(tgd, [(half, other), (other, half)], steps=30, rate=5e-3)
+    train(tgd, [(half, other), (other, half)], steps=20, rate=7e-3)
     save_delta(tgd, folder / f"{name}.safetensors", when={"PatientID": name})
     kept.append(verify(base, remove_tgd(tgd), plan).ok)
 

@@ -16,7 +16,7 @@ MOST_LEFT = {"fifty_patients.py": 0.95}
 NEEDS = {"segmenter_second_scanner.py": "monai", "timm_classifier.py": "timm"}
 
 
-def assert_adapts(example: str, seconds: float = 300) -> None:
+def assert_adapts(example: str, seconds: float = 600) -> None:
     """Run an example in a process of its own; warnings are errors."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
