@@ -125,6 +125,15 @@ def test_told_how_the_first_or_the_last_counts(files, tmp_path):
     assert bits(expected(CASE, files)) != bits(expected(CASE, files[::-1]))
 
 
+def test_there_is_no_mean_and_no_merge_of_nothing(files, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"overlap='mean'\. Give one or more, and one of refuse, first, last"
+    ):
+        merge_deltas(base(), files, tmp_path / "merged.safetensors", overlap="mean")
+    with pytest.raises(CheckpointError, match="0 deltas cannot be merged"):
+        merge_deltas(base(), [], tmp_path / "merged.safetensors")
+
+
 def test_equal_values_are_no_conflict(files, tmp_path):
     shutil.copy(files[0], tmp_path / "copy.safetensors")
     merge_deltas(base(), [files[0], tmp_path / "copy.safetensors"], tmp_path / "merged.safetensors")

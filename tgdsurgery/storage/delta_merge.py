@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,11 @@ def merged(
         overlap: what happens where they overlap.
         named: see `entries_of`; can be read more than once.
     """
+    if not files or overlap not in get_args(Overlap):
+        raise CheckpointError(
+            f"{len(files)} deltas cannot be merged with overlap={overlap!r}.",
+            f"Give one or more, and one of {', '.join(get_args(Overlap))}.",
+        )
     plan = merged_plan([delta.plan for delta in files.values()])
     before = entries_of(state, plan, named)
     after = {name: tensor.detach().clone() for name, (tensor, _) in before.items()}
