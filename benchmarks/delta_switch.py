@@ -11,7 +11,7 @@ One ResNet-18 with several adaptations in memory at once, in two ways:
 All of them take turns, once in each round, and the medians are given; memory is that of the tensors held. *Error*: how
 far the convolutions' weights are from the base's after all of it, at most.
 
-Run `make bench-delta`; the table goes into docs/deltas.md.
+Run `make bench-delta`; it puts the table into docs/deltas.md.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import RESULTS, markdown, print_table, setting, write_json
 from tgdsurgery import DeltaSwitch, TGDPlan, apply_tgd, load_delta, plan_tgd, save_delta
 
+PAGE = Path(__file__).parent.parent / "docs" / "deltas.md"
 RESULT = RESULTS / "delta_switch.json"
 SHARES = (0.05, 0.25)
 RANK = 8
@@ -237,6 +238,15 @@ def caption(result: Mapping[str, Any]) -> str:
     )
 
 
+def write_page() -> None:
+    """Put the table in the place of the last one; all else on the page is written by hand."""
+    text, made = PAGE.read_text(encoding="utf-8"), table(json.loads(RESULT.read_text(encoding="utf-8")))
+    start = text.index(f"| {COLUMNS[0]} | {COLUMNS[1]} |")
+    end = text.index("\n\n", text.index("\n\n", start) + 2)
+    PAGE.write_text(text[:start] + made + text[end:], encoding="utf-8")
+    print(f"Written: {PAGE}")
+
+
 @click.command()
 @click.option("--adaptations", default=5, show_default=True, help="How many are in memory at once.")
 @click.option("--rounds", default=51, show_default=True, help="How often each way switches.")
@@ -249,7 +259,7 @@ def main(adaptations: int, rounds: int) -> None:
     }
     write_json(RESULT, result)
     print_table("A switch", COLUMNS, rows(result), caption(result))
-    print(table(json.loads(RESULT.read_text(encoding="utf-8"))))
+    write_page()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,16 @@ from tests.laws.subjects import (
 from tests.laws.test_law8_leaks import snapshot
 from tests.strategies import Case, call, cases, leaves, scalar_loss
 from tests.topologies import case_of
-from tgdsurgery import CheckpointError, RewriteError, apply_tgd, load_delta, remove_tgd, save_delta, verify
+from tgdsurgery import (
+    CheckpointError,
+    RewriteError,
+    TGDPlan,
+    apply_tgd,
+    load_delta,
+    remove_tgd,
+    save_delta,
+    verify,
+)
 from tgdsurgery.storage import delta_file
 
 IMAGES = torch.linspace(-1, 1, 512).view(2, 1, 16, 16)
@@ -116,7 +125,7 @@ def test_the_file_holds_what_may_move_and_nothing_else(saved):
         wanted |= dict.fromkeys(entry.layer.statistics, entry.trainable)
     wanted |= {"1.num_batches_tracked": 1, "4.num_batches_tracked": 1}
     assert {name: tensor.numel() for name, tensor in values.items()} == {n: c for n, c in wanted.items() if c}
-    assert metadata["plan"] == plan.to_json()
+    assert TGDPlan.from_json(metadata["plan"]) == plan
     assert "6.weight" not in values  # the output layer is frozen
     assert (
         len(torch.cat([tensor.flatten() for tensor in values.values()]))
@@ -391,6 +400,30 @@ def test_a_delta_is_checked_against_its_own_plan_also_where_its_digest_was_made_
     with pytest.raises(
         CheckpointError, match=r"is damaged: it has \d+ entries of .* where its plan says \d+"
     ):
+        load_delta(base(), path)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"base": json.dumps(["0.weight"])},
+        {"base": json.dumps({"0.weight": 3})},
+        {"when": json.dumps({"PatientID": 7})},
+        {"when": json.dumps({"Patient ID": "7"})},
+        {"when": "[" * 100_000},
+        {"reversible": "true"},
+        {"reversible": "maybe"},
+    ],
+    ids=str,
+)
+def test_metadata_are_checked_also_where_the_digest_was_made_anew(saved, forged):
+    path = saved[1]
+    values, metadata = stored(path)
+    metadata |= forged
+    del metadata["contents"]
+    metadata["contents"] = delta_file.contents(metadata, values)
+    safetensors.torch.save_file(values, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="is damaged"):
         load_delta(base(), path)
 
 

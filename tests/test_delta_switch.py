@@ -18,6 +18,7 @@ from tests.laws.subjects import Method, in_both_forms, methods, on_every_topolog
 from tests.strategies import Case, call, cases, leaves
 from tests.test_delta import IMAGES, base
 from tests.topologies import case_of
+from tgd_pet.network import new_network
 from tgdsurgery import (
     CheckpointError,
     DeltaSwitch,
@@ -71,6 +72,28 @@ def test_random_networks(case, one, other, tmp_path_factory):
 @in_both_forms
 def test_catalogue(name, form, tmp_path):
     assert_switches(case_of(name), tmp_path, Method(form=form), Method(phi=0.5, form=form))
+
+
+def unet() -> Case:
+    nets = pytest.importorskip(
+        "monai.networks.nets", reason="needs `pip install monai`", exc_type=ImportError
+    )
+    torch.manual_seed(0)
+    return Case(nets.UNet(2, 1, 2, (8, 16, 32), (2, 2), num_res_units=1).eval(), torch.rand(2, 1, 32, 32))
+
+
+def dncnn() -> Case:
+    net = new_network(0)
+    torch.nn.init.normal_(net.convolutions[-1].weight)
+    return Case(net.eval(), torch.rand(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("real", [unet, dncnn], ids=["MONAI U-Net", "DnCNN of the paper"])
+def test_networks_that_people_use(real, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        case = real()
+    assert_switches(case, tmp_path, Method(phi=0.3), Method(phi=0.6, norm_stats="batch"))
+    assert_scales(case, Method(phi=0.6), 0.25, tmp_path)
 
 
 def test_the_output_is_that_of_the_adapted_network(files):
@@ -232,6 +255,18 @@ def test_memory_layouts_stay(files):
     with DeltaSwitch(net, files)("three"):
         assert bits(net.state_dict()) == bits(load_delta(base(), files["three"]).state_dict())
     assert [parameter.stride() for parameter in net.parameters()] == strides
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rows_are_where_the_network_is(files):
+    net = base().cuda()
+    before, deltas = bits(net.state_dict()), DeltaSwitch(net, files)
+    for name, path in files.items():
+        with deltas(name):
+            assert bits(net.state_dict()) == bits(load_delta(base(), path).state_dict())
+        assert bits(net.state_dict()) == before
+    half = load_delta(net, files["one"], 0.5)
+    assert bits(half.state_dict()) == bits(load_delta(base(), files["one"], 0.5).state_dict())
 
 
 def test_memory_is_that_of_the_rows(files):

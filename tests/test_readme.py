@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import ct_noise, step_page, zoo_page
+from benchmarks import ct_noise, delta_switch, step_page, zoo_page
 from benchmarks.measuring import RESULTS, markdown
 from tgdsurgery.cli import main
 
@@ -211,6 +211,19 @@ def test_the_page_on_networks_has_the_figures_of_the_last_runs() -> None:
 def test_the_page_on_ct_has_the_noise_of_the_last_run() -> None:
     table = markdown(ct_noise.COLUMNS, ct_noise.table(results("ct_noise")["rows"]))
     assert table in (ROOT / "docs" / "ct.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_deltas_has_the_figures_of_the_last_run() -> None:
+    found = results("delta_switch")
+    assert delta_switch.table(found) in (ROOT / "docs" / "deltas.md").read_text(encoding="utf-8")
+    ways = found["ways"]
+    ours = [way for way in ways if way.startswith("DeltaSwitch")]
+    few, many = (ways[way] for way in ours)
+    flags, merged = (ways[way] for way in ways if way not in ours)
+    assert few["switch_seconds"] < 1.5 * flags["switch_seconds"] < 1.5 * many["switch_seconds"]
+    assert merged["switch_seconds"] > 5 * many["switch_seconds"]
+    assert flags["forward_ratio"] > 1.1 > max(way["forward_ratio"] for way in (few, many, merged))
+    assert few["error"] == many["error"] == flags["error"] == 0 < merged["error"]
 
 
 def results(name: str) -> Any:

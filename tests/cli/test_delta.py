@@ -57,6 +57,16 @@ def test_save_is_that_of_the_api(work, tgd, network):
     )
 
 
+def test_the_plan_can_be_that_of_another_delta(work, tgd):
+    """To give a file conditions, say."""
+    done(tgd(*SAVE))
+    again = [*SAVE[:5], "delta.safetensors", "-o", "again.safetensors", "--when", "PatientID=7"]
+    done(tgd(*again))
+    one, other = (read_delta(work / f"{name}.safetensors") for name in ("delta", "again"))
+    assert other.when == {"PatientID": "7"}
+    assert (one.plan, one.base) == (other.plan, other.base)
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_there_and_back_bit_for_bit(work, tgd, suffix):
     done(tgd(*SAVE, "--reversible"))

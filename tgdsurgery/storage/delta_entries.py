@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tgdsurgery.core.bits import differing
 from tgdsurgery.core.errors import CheckpointError, RewriteError
+from tgdsurgery.core.masking import collapsed
 from tgdsurgery.core.norm_statistics import held_statistics
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.surgery.tgd_network import unwrapped
@@ -165,7 +166,7 @@ def check_values(entries: Mapping[str, Entries], values: Mapping[str, Tensor], p
     planned = {
         name: (int(movable.sum()) if movable.shape == tensor.shape else -1, tensor.dtype)
         for name, (tensor, movable) in entries.items()
-        if movable.any()
+        if collapsed(movable).any()  # a mask may claim more entries than can be counted
     }
     stored = {name: (tensor.numel(), tensor.dtype) for name, tensor in values.items()}
     for name in {**planned, **stored}:

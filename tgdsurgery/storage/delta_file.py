@@ -90,7 +90,9 @@ def write_delta(delta: Delta, path: Path) -> None:
         tensors = {name: torch.stack([new, delta.before[name]]) for name, new in tensors.items()}
     metadata = {
         "format": FORMATS[-1],
-        "plan": delta.plan.to_json(),
+        "plan": json.dumps(
+            json.loads(delta.plan.to_json()), separators=(",", ":")
+        ),  # a small network's is most of it
         "base": json.dumps(dict(delta.base)),
         "when": json.dumps(dict(delta.when)),
         "reversible": json.dumps(delta.before is not None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -99,35 +100,32 @@ class DeltaSwitch:
         self._deltas: dict[str, dict[int, Rows]] = {}
         self._base: dict[int, Rows] = {}
         with torch.no_grad():
-            self._place(state, {name: Path(path) for name, path in deltas.items()})
+            self._load(state, {name: Path(path) for name, path in deltas.items()})
         self._stamps = {key: _stamp(tensor) for key, tensor in self._tensors.items()}
 
-    def _place(self, state: Mapping[str, Tensor], files: Mapping[str, Path]) -> None:
-        """Check and load all deltas, and keep what the base has at any entry that one of them writes."""
-        plans: dict[str, tuple[dict[str, Entries], dict[str, str], dict[str, Index]]] = {}
-        everywhere = {
-            id(t): torch.tensor(True).expand(t.shape) for t in self._tensors.values() if _is_buffer(t)
-        }
-        union = dict(everywhere)
+    def _load(self, state: Mapping[str, Tensor], files: Mapping[str, Path]) -> None:
+        """Check and read all deltas, and keep what the base has where one of them writes, and in buffers."""
+        buffers = [tensor for tensor in self._tensors.values() if _is_buffer(tensor)]
+        union = {id(tensor): torch.tensor(True).expand(tensor.shape) for tensor in buffers}
+        plans: dict[str, _Places] = {}
         for name, path in files.items():
             delta = read_delta(path)
-            if (made_by := delta.plan.digest) not in plans:  # patients share a plan, mostly
-                entries = entries_of(state, delta.plan, named_in(self._net))
-                plans[made_by] = entries, fingerprint(entries), _indices(entries)
-            entries, found, indices = plans[made_by]
-            check_base(found, delta.base, path)
-            check_values(entries, delta.values, path)
+            if delta.plan.digest not in plans:  # patients share a plan, mostly
+                plans[delta.plan.digest] = _Places(entries_of(state, delta.plan, named_in(self._net)))
+            places = plans[delta.plan.digest]
+            check_base(places.found, delta.base, path)
+            check_values(places.entries, delta.values, path)
             self._deltas[name] = {
-                id(entries[entry].tensor): _rows(entries[entry].tensor, indices[entry], values)
-                for entry, values in delta.values.items()
+                id(tensor): Rows(index, delta.values[entry].to(tensor.device).view(tensor[index].shape))
+                for entry, (tensor, index) in places.indices.items()
             }
-            for tensor, movable in entries.values():
-                if movable.any() and id(tensor) not in everywhere:
-                    union[id(tensor)] = union.get(id(tensor), movable) | movable
+            for entry, (tensor, _) in places.indices.items():
+                movable = places.entries[entry].movable
+                union[id(tensor)] = union.get(id(tensor), movable) | movable
         for key, movable in union.items():
             tensor = self._tensors[key]
-            places = _index(movable, tensor.device)
-            self._base[key] = Rows(places, tensor[places].clone())
+            index = _index(movable, tensor.device)
+            self._base[key] = Rows(index, tensor[index].clone())
 
     @property
     def active(self) -> str | None:
@@ -200,10 +198,20 @@ class DeltaSwitch:
             )
 
 
-def _indices(entries: Mapping[str, Entries]) -> dict[str, Index]:
-    return {
-        name: _index(movable, tensor.device) for name, (tensor, movable) in entries.items() if movable.any()
-    }
+class _Places:
+    """Where a plan lets a network's tensors move."""
+
+    def __init__(self, entries: Mapping[str, Entries]) -> None:
+        self.entries, self.found = entries, fingerprint(entries)
+
+    @cached_property
+    def indices(self) -> dict[str, tuple[Tensor, Index]]:
+        """By name each tensor that may move, and where; only to be asked for once a delta was checked."""
+        return {
+            name: (tensor, _index(movable, tensor.device))
+            for name, (tensor, movable) in self.entries.items()
+            if movable.any()
+        }
 
 
 def _index(movable: Tensor, device: torch.device) -> Index:
@@ -215,10 +223,6 @@ def _index(movable: Tensor, device: torch.device) -> Index:
         if torch.equal(rows.any(1), rows.all(1)):
             return (*[slice(None)] * axis, rows.any(1).nonzero().flatten().to(device))
     return tuple(places.to(device) for places in movable.nonzero(as_tuple=True))
-
-
-def _rows(tensor: Tensor, index: Index, values: Tensor) -> Rows:
-    return Rows(index, values.to(tensor.device).view(tensor[index].shape))
 
 
 def _is_buffer(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ from tgdsurgery.core.errors import PlanError
 from tgdsurgery.core.plan import TGDPlan, check_share
 from tgdsurgery.storage.delta import checked, made, taken_off
 from tgdsurgery.storage.delta_entries import entries_of, with_values
-from tgdsurgery.storage.delta_file import read_delta, write_delta
+from tgdsurgery.storage.delta_file import SUFFIX, read_delta, write_delta
 from tgdsurgery.storage.delta_merge import Overlap, merged
 
 FILE = click.Path(path_type=Path)
@@ -39,7 +39,13 @@ def _output(name: str, text: str) -> Callable[[click.decorators.FC], click.decor
 @click.command("save")
 @click.argument("base", type=FILE)
 @click.argument("tuned", type=FILE)
-@click.option("--plan", "plan_file", type=FILE, required=True, help="What was trained: JSON of `tgd plan`.")
+@click.option(
+    "--plan",
+    "plan_file",
+    type=FILE,
+    required=True,
+    help="What was trained: JSON of `tgd plan`, or a delta, whose plan is taken.",
+)
 @_output("DELTA", "The delta, a .safetensors file.")
 @click.option(
     "--when",
@@ -154,6 +160,8 @@ def merge_command(*, base: Path, deltas: Sequence[Path], output: Path, overlap: 
 
 
 def _plan(path: Path) -> TGDPlan:
+    if path.suffix.lower() == SUFFIX:
+        return read_delta(path).plan
     try:
         return TGDPlan.from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
