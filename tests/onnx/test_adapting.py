@@ -12,6 +12,8 @@ from tests.onnx.graphs import drawn, node, save
 from tgdsurgery import apply_tgd, from_onnx, remove_tgd, verify
 
 
+# torch's exporter copies a deprecated class.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.parametrize("form", ["compact", "layers"])
 def test_in_and_out(tmp_path, form):
     norm = "n.weight n.bias n.running_mean n.running_var"
