@@ -170,6 +170,8 @@ def test_a_delta_that_does_not_make_the_tuned_network(files):
 def test_a_delta_of_another_plan_or_base_is_refused(files):
     with pytest.raises(CheckpointError, match="was made with another plan"):
         files.certify(plan=files.plan.override({"0": "freeze"}), delta=files["delta.safetensors"])
+    with pytest.raises(CheckpointError, match="is a delta itself"):
+        files.certify(tuned="delta.safetensors", delta=files["delta.safetensors"])
     files.base["3.weight"] = files.base["3.weight"] + 1
     files.write("base.pt", files.base)
     with pytest.raises(CheckpointError, match="was made from another network"):

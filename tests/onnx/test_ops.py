@@ -93,6 +93,7 @@ CASES: dict[str, tuple[Any, Any, Any, int]] = {
     ),
     "Gather": ([node("Gather", "x i", axis=1)], X, {"i": np.array([[3, 0], [-1, 2]])}, 17),
     "Gather one": ([node("Gather", "x i", axis=1)], X, {"i": np.array(-1)}, 17),
+    "Gather a list of one": ([node("Gather", "x i", axis=1)], X, {"i": ints(2)}, 17),
     "GatherElements": (
         [node("GatherElements", "x i", axis=0)],
         X,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from tgdsurgery.certificate.hashing import file_record
 from tgdsurgery.certificate.limits import Limit
 from tgdsurgery.certificate.record import (
     Certificate,
+    FileRecord,
     Impact,
     Measurement,
     Modifications,
@@ -101,17 +102,7 @@ def certify(
     limits = tuple(Limit(name, _name_of(evaluate), text) for name, (evaluate, text) in tasks.items())
     if tasks and model is None:
         raise PlanError("There is no network to measure.", "Give the model that the checkpoints are for.")
-    base, tuned = Path(base), Path(tuned)
-    change = Path(delta) if delta else tuned if is_delta(tuned) else None
-    chosen = _chosen(plan, change)
-    before = bare_names(read_state_dict(base), names_in(chosen))
-    adapted = state_with_delta(before, change) if change else None
-    whole = change is None or delta is not None  # a tuned checkpoint, which a delta may be given beside
-    after = bare_names(read_state_dict(tuned), names_in(chosen)) if whole else adapted
-    assert after is not None
-    files = [file_record("base", base, before), file_record("tuned" if whole else "delta", tuned, after)]
-    files += [] if plan is None or isinstance(plan, TGDPlan) else [file_record("plan", Path(plan))]
-    files += [file_record("delta", change)] if whole and change else []
+    given = _read(Path(base), Path(tuned), plan, Path(delta) if delta else None)
     return Certificate(
         made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions={
@@ -119,19 +110,48 @@ def certify(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        files=tuple(files),
-        description_of_modifications=_modifications(chosen),
-        modification_protocol=Protocol(_rules(chosen), limits),
+        files=given.files,
+        description_of_modifications=_modifications(given.plan),
+        modification_protocol=Protocol(_rules(given.plan), limits),
         impact_assessment=Impact(
-            compare(before, after, chosen),
-            rolled_back(before, after, chosen, adapted if whole else None),
+            compare(given.base, given.tuned, given.plan),
+            rolled_back(given.base, given.tuned, given.plan, given.adapted),
             tuple(
-                _measured(limit, evaluate, model, before, after)
+                _measured(limit, evaluate, model, given.base, given.tuned)
                 for limit, (evaluate, _) in zip(limits, tasks.values(), strict=True)
                 if model is not None
             ),
         ),
     )
+
+
+class _Given(NamedTuple):
+    """What was read: the plan, the two states, what base and delta make if that is to be checked, and the files."""
+
+    plan: TGDPlan
+    base: Mapping[str, Tensor]
+    tuned: Mapping[str, Tensor]
+    adapted: Mapping[str, Tensor] | None
+    files: tuple[FileRecord, ...]
+
+
+def _read(base: Path, tuned: Path, plan: TGDPlan | str | Path | None, delta: Path | None) -> _Given:
+    alone = is_delta(tuned)
+    if alone and delta is not None:
+        raise CheckpointError(
+            f"{tuned} is a delta itself.", "Give a checkpoint beside a delta, or one delta."
+        )
+    change = tuned if alone else delta
+    chosen = _chosen(plan, change)
+    before = bare_names(read_state_dict(base), names_in(chosen))
+    made = None if change is None else state_with_delta(before, change)
+    after = made if alone and made is not None else bare_names(read_state_dict(tuned), names_in(chosen))
+    files = [file_record("base", base, before), file_record("delta" if alone else "tuned", tuned, after)]
+    if isinstance(plan, str | Path):
+        files.append(file_record("plan", Path(plan)))
+    if delta is not None:
+        files.append(file_record("delta", delta))
+    return _Given(chosen, before, after, None if alone else made, tuple(files))
 
 
 def _chosen(plan: TGDPlan | str | Path | None, delta: Path | None) -> TGDPlan:

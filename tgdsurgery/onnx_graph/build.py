@@ -225,7 +225,7 @@ class Builder:
                     node, f"takes its {name} from data", "Export the model with fixed sizes; shapes may vary."
                 )
             return self._number(value)
-        if name in op.soft and found is not None and _is_number(found):
+        if name in op.soft and found is not None and not found.shape and _is_number(found):
             return scalar(found)
         return self._tensor(value)
 

@@ -142,8 +142,9 @@ def compare(net: fx.GraphModule, model: ir.Model, path: Path) -> tuple[tuple[Ten
 
     inputs, found, expected = _first(model, both)
     outputs = [value.name for value in model.graph.outputs]
+    tolerance = max(TOLERANCE.get(tensor.dtype, STRICT) for tensor in (*found, *net.parameters()))
     differences = [
-        _difference(path, str(name), a, torch.from_numpy(np.asarray(b)))
+        _difference(path, str(name), a, torch.from_numpy(np.asarray(b)), tolerance)
         for name, a, b in zip(outputs, found, expected, strict=True)
     ]
     return inputs, max(differences, default=0.0)
@@ -165,7 +166,7 @@ def _first(model: ir.Model, attempt: Callable[[tuple[Tensor, ...]], T]) -> T:
     ) from failure
 
 
-def _difference(path: Path, name: str, found: Tensor, expected: Tensor) -> float:
+def _difference(path: Path, name: str, found: Tensor, expected: Tensor, tolerance: float) -> float:
     """The largest difference of one output."""
     if found.shape != expected.shape:
         raise CheckpointError(
@@ -179,7 +180,7 @@ def _difference(path: Path, name: str, found: Tensor, expected: Tensor) -> float
     same = (a == b) | (a.isnan() & b.isnan())
     difference = torch.where(same, 0.0, (a - b).abs()).max().item()
     scale = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 0.0
-    if not difference <= TOLERANCE.get(found.dtype, STRICT) * scale + SIGMOID:
+    if not difference <= tolerance * scale + SIGMOID:
         raise CheckpointError(
             f"{path} was read wrongly: its output {name!r} is up to {scale:.3g}, and in torch off by "
             f"{difference:.3g}.",
