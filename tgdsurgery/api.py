@@ -224,11 +224,14 @@ def from_onnx(path: str | Path, *, check: bool = True) -> nn.Module:
 
     Example:
         >>> import tempfile
+        >>> import warnings
         >>> import torch
         >>> from tgdsurgery import channel_map
         >>> file = Path(tempfile.mkdtemp()) / "net.onnx"
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3)).eval()
-        >>> _ = torch.onnx.export(net, (torch.zeros(1, 1, 8, 8),), file, dynamo=True, verbose=False)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")  # what torch says about its own exporter
+        ...     _ = torch.onnx.export(net, (torch.zeros(1, 1, 8, 8),), file, dynamo=True, verbose=False)
         >>> found = from_onnx(file)
         >>> channel_map(found).consumers
         ('0', '2')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import onnx
 import torch
 import yaml
 from click.testing import CliRunner
 from torch import nn
 
 from tests.ct import scans
+from tests.onnx.graphs import drawn, node, save
 from tests.pet import dicoms
 from tests.pet.scans import RandomScans
 from tests.pet.test_training import StopAfter
@@ -40,7 +43,7 @@ from tgd_pet.simulation.config import PatientConfig
 from tgd_pet.simulation.files import load_patient, save_patient
 from tgd_pet.simulation.patient import simulate_patient
 from tgd_pet.training.fit import fit
-from tgdsurgery import SweepResult, SweepRow, TGDError, TGDPlan, apply_tgd, load_delta, save_delta
+from tgdsurgery import SweepResult, SweepRow, TGDError, TGDPlan, apply_tgd, from_onnx, load_delta, save_delta
 from tgdsurgery.cli import main
 
 WIDTHS = (4, 4, 4, 3)
@@ -168,6 +171,34 @@ def _tgd() -> nn.Module:
     return apply_tgd(_base(), torch.zeros(1, 1, 9, 9), phi=0.5)
 
 
+def _onnx(folder: Path, *, outside: bool) -> None:
+    """With its weights in the file, or in another one beside it."""
+    weights = {f"{name}.weight": drawn(4, 4, 3, 3) for name in ("a", "b")}
+    nodes = [node("Conv", "x a.weight", "h"), node("Relu", "h", "r"), node("Conv", "r b.weight", group=1)]
+    save(folder / "net.onnx", nodes, {"x": (1, 4, 9, 9)}, weights)
+    if outside:
+        model = onnx.load(folder / "net.onnx")
+        onnx.save(
+            model, folder / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0
+        )
+
+
+def _import(path: Path) -> None:
+    from_onnx(path, check=False)
+
+
+def _exported(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says about its own export
+        torch.export.save(torch.export.export(_base(), (torch.zeros(1, 1, 9, 9),)), folder / "net.pt2")
+
+
+def _sharded(folder: Path) -> None:
+    save_weights(_base(), folder / "net.safetensors")
+    places = dict.fromkeys(_base().state_dict(), "net.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
 def _inspect(path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(path)])
     if result.exit_code == 2:
@@ -229,6 +260,21 @@ FORMATS = {
         "net.safetensors",
         lambda folder: save_weights(_base(), folder / "net.safetensors"),
         lambda folder: _inspect(folder / "net.safetensors"),
+    ),
+    ".onnx": Format(
+        "net.onnx", lambda folder: _onnx(folder, outside=False), lambda folder: _inspect(folder / "net.onnx")
+    ),
+    ".onnx, as a network": Format(
+        "net.onnx", lambda folder: _onnx(folder, outside=False), lambda folder: _import(folder / "net.onnx")
+    ),
+    ".onnx, external data": Format(
+        "net.onnx", lambda folder: _onnx(folder, outside=True), lambda folder: _inspect(folder / "net.onnx")
+    ),
+    ".pt2": Format("net.pt2", _exported, lambda folder: _inspect(folder / "net.pt2")),
+    "sharded .safetensors": Format(
+        "model.safetensors.index.json",
+        _sharded,
+        lambda folder: _inspect(folder / "model.safetensors.index.json"),
     ),
     "delta": Format(
         "rows.safetensors",
