@@ -143,6 +143,25 @@ def test_one_row_is_used_as_ever_among_its_like():
     assert all((p != q).any() for p, q in zip(tgd.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("flow", ["masked", "full"])
+@pytest.mark.parametrize("shape", [(2, 1, 3, 3), (2, 2)], ids=["convolution", "linear"])
+def test_an_activation_may_have_the_shape_of_the_weight(shape, flow):
+    """The backward multiplies it with the rows, and broadcasts nothing."""
+    torch.manual_seed(0)
+    layers = (
+        (nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 1))
+        if len(shape) == 4
+        else (nn.Linear(2, 2), nn.Linear(2, 3))
+    )
+    net = nn.Sequential(layers[0], nn.Tanh(), layers[1])
+    x = torch.rand(shape, requires_grad=True)
+    assert net[0].weight.shape == x.shape
+    tgd = apply_tgd(net, x, phi=0.5, flow=flow)
+    assert any(len(rows) == 1 for rows in tgd.parameters())
+    tgd(x).square().mean().backward()
+    assert x.grad.any()
+
+
 class FrozenBatchNorm(nn.Module):
     """As torchvision, timm and detectors have it: the values of a batch norm, as buffers."""
 

@@ -13,6 +13,10 @@ from tgdsurgery.surgery.compact.weight_cache import Rows
 
 # What takes rows for what they are, whatever the shapes of its other arguments: functions of torch, and ATen ops.
 BY_ROW = frozenset({"index_copy", "index_copy_", "index_put_", "custom_function_call"})
+# Sums of products, which broadcast nothing: an activation may happen to have the whole weight's shape.
+PRODUCTS = frozenset(
+    {"convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm", "matmul", "linear"}
+)
 
 
 class AmbiguousRows(Rows):
@@ -34,7 +38,7 @@ class AmbiguousRows(Rows):
 
 def _refuse_whole(call: str, args: Any) -> None:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    for rows in tensors if call not in BY_ROW else ():
+    for rows in tensors if call not in BY_ROW | PRODUCTS else ():
         if isinstance(rows, AmbiguousRows) and any(other.shape == rows.whole for other in tensors):
             raise RowsError(
                 f"In a call of {call!r}, {tuple(rows.shape)} met {tuple(rows.whole)}: the Parameters of a TGD network "
