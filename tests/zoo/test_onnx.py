@@ -159,6 +159,6 @@ def test_files_of_wheels(package, path, consumers):
 )
 def test_branches_over_data_are_refused_by_name(name):
     path = _installed("silero_vad", f"data/{name}.onnx")
-    with pytest.raises(UnsupportedOpError, match="the op If .*condition is not constant"):
+    with pytest.raises(UnsupportedOpError, match=r"the op If .*condition is not constant"):
         from_onnx(path)
     assert sum(tensor.ndim == 3 for tensor in read_state_dict(path).values()) >= 6  # its convolutions
