@@ -63,7 +63,7 @@ FILES = {f"torchvision/{name}": size for name, size in FILES.items()} | {
                 "repvit_m0_9",
                 "regnetx_002",
             ),
-            *("regnety_002", "starnet_s1", "ghostnetv2_100", "legacy_seresnet18", "dpn68", "efficientnet_es"),
+            *("regnety_002", "starnet_s1", "legacy_seresnet18", "dpn68", "efficientnet_es"),
         )
     },
     **{
@@ -87,6 +87,7 @@ FILES = {f"torchvision/{name}": size for name, size in FILES.items()} | {
     },
     **{f"smp/{name}-resnet18": 32 for name in ("Unet", "FPN", "Linknet", "DeepLabV3Plus", "DeepLabV3")},
     "timm/edgenext_xx_small": 64,
+    "timm/ghostnetv2_100": 64,
 }
 
 
