@@ -19,6 +19,7 @@ from tgd_kit.report.claims import Claim, Origin
 from tgd_kit.report.statistics import PAIRS, compare
 
 HARMLESS_RISE = 0.05  # of the error on old images: a smaller rise counts as no harm
+LEAST_DICE = 0.1  # of a segmenter at normal dose, for a comparison with it to mean anything
 RMSE, DICE = "+.2f", "+.3f"
 
 
@@ -44,6 +45,7 @@ def _about_denoisers(results: StudyResults, task: Task) -> list[Claim]:
         *,
         images: str = "low",
         form: str = DICE,
+        idle: str = idle,
     ) -> Claim:
         found = tuple(results.difference(task, pair, images, key, over) for over in PAIRS)
         what = f"{title}: {pair[0]} minus {pair[1]}"
@@ -51,6 +53,11 @@ def _about_denoisers(results: StudyResults, task: Task) -> list[Claim]:
 
     def dice(name: str) -> tuple[str, str]:
         return f"dice.{name}.{part}", f"Dice of {TITLES[name]}, {part}"
+
+    def blind(name: str) -> str:
+        """Why nothing can be shown with a segmenter that finds next to nothing at normal dose."""
+        found = results.summary(task, NORMAL_DOSE, "low", dice(name)[0]).mean
+        return f"{TITLES[name]} finds none at normal dose" if found < LEAST_DICE else ""
 
     image, roi = ("quality.image.rmse", "RMSE in HU"), ("quality.ROI.rmse", "RMSE in HU in the organ")
     rivals = MSE_WGAN, perceptual_wgan(settings), SA_WGAN
@@ -73,7 +80,12 @@ def _about_denoisers(results: StudyResults, task: Task) -> list[Claim]:
         ),
         *(
             claim(
-                "paper", f"... {TITLES[name]}, which it was not trained with", (TOD, MSE_WGAN), *dice(name), 1
+                "paper",
+                f"... {TITLES[name]}, which it was not trained with",
+                (TOD, MSE_WGAN),
+                *dice(name),
+                1,
+                idle=idle or blind(name),
             )
             for name in others
         ),

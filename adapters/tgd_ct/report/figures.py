@@ -19,6 +19,7 @@ from tgd_ct.report.results import StudyResults
 from tgd_kit.report.pictures import draw_comparison, new_figure, save_figure
 from tgd_kit.training.fit import NETWORK
 
+MARGIN = 4  # pixels around the body
 FOUND, TRUE = "tab:red", "tab:green"  # colours of contours
 
 
@@ -62,6 +63,7 @@ def _draw_denoisers(out: Path, results: StudyResults, task: Task, path: Path) ->
     sections = [(case.target(task) == TUMOUR).sum(axis=(1, 2)) for case in cases]
     number = int(np.argmax([section.max() for section in sections]))
     case, z = cases[number], int(sections[number].argmax())
+    shown = _around(case.body[z])
     slices = {LOW: case.image(dose)[z]}
     for recipe in recipes(settings, results.weights[task]):
         network = load_generator(job.folder(str(settings.seeds[0]), recipe.name) / NETWORK)
@@ -72,7 +74,24 @@ def _draw_denoisers(out: Path, results: StudyResults, task: Task, path: Path) ->
         title: [*_outlines(segment(segmenter, image[None])[0], FOUND), *_outlines(truth, TRUE)]
         for title, image in slices.items()
     }
-    draw_comparison(slices, NORMAL_DOSE, path, unit="HU", window=WINDOW, span=100.0, contours=contours)
+    draw_comparison(
+        {title: image[shown] for title, image in slices.items()},
+        NORMAL_DOSE,
+        path,
+        unit="HU",
+        window=WINDOW,
+        span=100.0,
+        contours={
+            title: [(area[shown], colour) for area, colour in several] for title, several in contours.items()
+        },
+    )
+
+
+def _around(body: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The part of a slice with the body in it."""
+    found = [np.flatnonzero(body.any(axis=axis)) for axis in (1, 0)]
+    rows, columns = (slice(max(int(one[0]) - MARGIN, 0), int(one[-1]) + MARGIN + 1) for one in found)
+    return rows, columns
 
 
 def _outlines(labels: NDArray[np.uint8], colour: str) -> list[tuple[NDArray[np.bool_], str]]:

@@ -17,7 +17,7 @@ from tgd_ct.report.tables import (
     segmenter_table,
     weight_table,
 )
-from tgd_kit.report.claims import claims_table
+from tgd_kit.report.claims import Verdict, claims_table
 
 IMAGES = "images"
 HEAD = """# The CT study
@@ -51,7 +51,8 @@ def page(results: StudyResults, profile: str) -> str:
     settings = results.settings
     found = claims(results)
     counts = Counter(claim.verdict for claim in found)
-    verdicts = ", ".join(f"{counts[word]} {word}" for word in ("holds", "does not hold", "not shown"))
+    words: dict[Verdict, str] = {"holds": "hold", "does not hold": "do not", "not shown": "are not shown"}
+    verdicts = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items())
     parts = [
         HEAD.format(profile=profile),
         "## What was done\n",

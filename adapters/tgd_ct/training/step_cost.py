@@ -19,7 +19,7 @@ from tgd_ct.training.samples import Sample
 from tgd_kit.training.tgd import PHI, Flow
 
 WARM_UP = 3  # steps before the clock counts
-RUNS = 15  # steps of each network
+RUNS = 40  # steps of each network
 
 
 def step_costs(
