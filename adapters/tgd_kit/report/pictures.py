@@ -61,5 +61,5 @@ def draw_comparison(
         for axis in (image, difference):
             axis.set_axis_off()
     figure.colorbar(shown, ax=axes[0], label=f"{unit}, {window[0]:g} to {window[1]:g}", pad=0.01)
-    figure.colorbar(compared, ax=axes[1], label=f"difference from {target} ({unit})", pad=0.01)
+    figure.colorbar(compared, ax=axes[1], label=f"difference ({unit})", pad=0.01)
     save_figure(figure, path)
