@@ -382,3 +382,16 @@ def test_names_are_there_before_entries(tmp_path):
     assert file.size > 600 * 2**20
     assert all(tensor.is_meta and tensor.shape == (2, ENTRIES // 2) for tensor in file.tensors.values())
     assert not file.read("l3.weight").any()
+
+
+def test_the_cache_of_hugging_face_is_read(tmp_path: Path) -> None:
+    """Its names are links to files with other names in one folder, the index's among them."""
+    blobs, names = tmp_path / "blobs", tmp_path / "snapshots" / "1234"
+    blobs.mkdir()
+    names.mkdir(parents=True)
+    safetensors.torch.save_file({"c.weight": torch.arange(4.0).view(2, 2)}, blobs / "a1")
+    (blobs / "b2").write_text(json.dumps({"weight_map": {"c.weight": "model-1.safetensors"}}))
+    (names / "model-1.safetensors").symlink_to("../../blobs/a1")
+    (names / "model.safetensors.index.json").symlink_to("../../blobs/b2")
+    found = read_state_dict(names / "model.safetensors.index.json")
+    assert torch.equal(found["c.weight"], torch.arange(4.0).view(2, 2))

@@ -18,6 +18,7 @@ from onnx_ir import tensor_adapters
 from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
+from tgdsurgery.core.beside import beside
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.tables import shortened
 
@@ -111,16 +112,13 @@ def _shape(tensor: ir.TensorProtocol, path: Path) -> tuple[int, ...]:
 
 def _place(tensor: ir.ExternalTensor, path: Path, claimed: int) -> tuple[Path, int]:
     """The file and offset of external data, which lies in the model's folder and is as large as it claims."""
-    folder = path.resolve().parent
     try:
-        file = (folder / tensor.location).resolve(strict=True)
-        if not file.is_file():
-            raise OSError
-    except (OSError, ValueError) as error:
+        file = beside(path, str(tensor.location))
+    except FileNotFoundError as error:
         raise _refusal(
             tensor, path, f"is in {shortened(str(tensor.location))}, which is not there"
         ) from error
-    if Path(tensor.location).is_absolute() or not file.is_relative_to(folder):
+    if file is None:
         raise CheckpointError(
             f"{path} keeps {shortened(str(tensor.name))!r} outside of its folder "
             f"({shortened(str(tensor.location))}).",

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from tgdsurgery.core.beside import beside
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.reading import distinct
 from tgdsurgery.core.tables import shortened
@@ -110,20 +111,15 @@ def _index(path: Path) -> dict[str, str]:
 
 
 def _inside(path: Path, shard: str) -> Path:
-    folder = path.resolve().parent
     try:
-        found = (folder / shard).resolve()
-        outside = Path(shard).is_absolute() or not found.is_relative_to(folder)
-        missing = not outside and not found.is_file()
-    except (OSError, ValueError):  # a name that is too long, or with a NUL in it
-        outside, missing = False, True
-    if outside:
+        found = beside(path, shard)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{shortened(shard)}, which {path} names, is not there.", "Copy all of its files."
+        ) from error
+    if found is None:
         raise CheckpointError(
             f"{path} names {shortened(shard)}, which is outside of its folder.",
             "Put the index and its files into one folder; links that lead out of it are not followed.",
-        )
-    if missing:
-        raise CheckpointError(
-            f"{shortened(shard)}, which {path} names, is not there.", "Copy all of its files."
         )
     return found
