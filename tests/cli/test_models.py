@@ -56,6 +56,11 @@ def test_a_prefix_that_a_trainer_put_before_all_names_comes_off(folder, network)
     [
         ("network", "'network' names no model. Write package.module:factory or path/to/file.py:factory."),
         (":make", "':make' names no model."),
+        (
+            "net.pt",
+            "net.pt is a file of weights, and no network. Give what makes the network, package.module:",
+        ),
+        ("net.pt2", "and this file as --checkpoint."),
         ("none.py:make", "none.py does not exist."),
         ("no_such_package.nets:make", "No module named 'no_such_package'."),
         ("broken.py:make", "broken.py cannot be imported: SyntaxError:"),

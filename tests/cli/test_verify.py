@@ -128,6 +128,7 @@ def test_bad_input(folder, tuned, assert_refused):
         ),
         ([*VERIFY, "--sign", "private.pem"], "There is no certificate file to sign."),
         ([*VERIFY, "-o", "a.json", "--html", "a.json"], "-o and --html name one file."),
+        ([*VERIFY, "-o", "a.json", "--html", "a.pdf"], "a.pdf does not end in .html. Name it a.html."),
         ([*VERIFY, "-o", "plan.json"], "plan.json is read by this command, and would be replaced."),
         ([*VERIFY, "--html", "tuned.pt"], "would be replaced"),
         ([*VERIFY, "-o", "none/a.json"], "The folder of none/a.json does not exist."),

@@ -142,6 +142,20 @@ def test_the_command_writes_a_page(model: str, tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize(
+    ("target", "page", "problem"),
+    [
+        ("missing.pt", "out.html", "missing.pt does not exist. Check the path."),
+        ("missing.pt", "out.pdf", "out.pdf does not end in .html. Name it out.html."),
+    ],
+)
+def test_wrong_files(target: str, page: str, problem: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(report_command, [target, "-o", str(tmp_path / page)])
+    assert isinstance(result.exception, TGDError)
+    assert problem in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_page_never_replaces_what_it_is_made_of(tmp_path: Path) -> None:
     weights = tmp_path / "net.pt"
     torch.save({"c.weight": torch.rand(4, 4, 3, 3)}, weights)

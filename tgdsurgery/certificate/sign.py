@@ -36,7 +36,7 @@ class Signer:
             self._config = config.use_elliptic_key_signer(private_key=key)
         except (OSError, ValueError, TypeError, AttributeError) as error:  # no PEM, a password, another kind
             raise SigningError(
-                f"{key} is not a private key that can sign: {getattr(error, 'strerror', None) or error}.",
+                f"{key} is not a private key that can sign: {_reason(error)}.",
                 "Make one: openssl ecparam -name prime256v1 -genkey -noout -out private.pem.",
             ) from error
 
@@ -62,3 +62,8 @@ class Signer:
                     f"{file} cannot be signed: {error}.", "Give the file itself."
                 ) from error
         return target
+
+
+def _reason(error: Exception) -> str:
+    """Why, as the start of a sentence: messages of libraries end in marks of their own."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".?!")

@@ -17,7 +17,7 @@ from tgdsurgery import from_onnx
 from tgdsurgery.cli.libraries import LIBRARIES, make_named
 from tgdsurgery.cli.options import ArgumentError, InputShape, is_onnx, nearest
 from tgdsurgery.core.errors import TGDError
-from tgdsurgery.storage.checkpoints import read_state_dict
+from tgdsurgery.storage.checkpoints import READ, read_state_dict
 from tgdsurgery.storage.weights import load_weights
 
 FORM = "Write package.module:factory or path/to/file.py:factory."
@@ -52,12 +52,22 @@ def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
     return model
 
 
+def is_weights(name: str) -> bool:
+    """Whether a name is that of a checkpoint, which is no model; an .onnx file is both."""
+    return ":" not in name and not is_onnx(name) and Path(name).suffix.lower() in READ
+
+
 def _model(factory: str) -> nn.Module:
     library, _, name = factory.partition(":")
     if is_onnx(factory):
         return from_onnx(factory)
     if library in LIBRARIES and name:
         return make_named(library, name)
+    if is_weights(factory):
+        raise FactoryError(
+            f"{factory} is a file of weights, and no network.",
+            "Give what makes the network, package.module:factory, and this file as --checkpoint.",
+        )
     return _make(factory, _named(factory, "model", FORM))
 
 

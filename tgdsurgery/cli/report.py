@@ -13,18 +13,20 @@ from torch import Tensor
 from tgdsurgery import channel_map, plan_tgd
 from tgdsurgery.cli.layer_rows import open_weights, weight_row
 from tgdsurgery.cli.map import fold
-from tgdsurgery.cli.models import example_inputs, load_model
+from tgdsurgery.cli.models import example_inputs, is_weights, load_model
 from tgdsurgery.cli.options import (
     InputShape,
     checkpoint_option,
     debug_option,
     input_shape_option,
+    is_onnx,
     override_option,
 )
 from tgdsurgery.cli.output import progress, refuse_input
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.plan import Override, TGDPlan, check_share
 from tgdsurgery.core.records import ChannelMap
+from tgdsurgery.export.formats import check_suffix
 from tgdsurgery.report.content import Content, Feed, ReportLayer, from_plan, moved_filters
 from tgdsurgery.report.render import write_page
 from tgdsurgery.storage.checkpoints import open_tensors, read_state_dict
@@ -72,6 +74,7 @@ def report_command(
         tgd report torchvision.models:resnet18 --checkpoint tuned.pt --against base.pt -o report.html
     """
     refuse_input(output, checkpoint, against, Path(target) if Path(target).is_file() else target)
+    check_suffix(output, ".html")
     check_share("phi", phi)
     content = content_of(target, checkpoint, against, input_shape, phi, dict(overrides))
     write_page(content, output)
@@ -88,7 +91,7 @@ def content_of(
 ) -> Content:
     """What a report or a figure shows of a model (`module:factory`) or a checkpoint file."""
     named = against.name if against else ""
-    if Path(target).is_file() and Path(target).suffix != ".onnx":
+    if not is_onnx(target) and (Path(target).is_file() or is_weights(target)):
         return _of_checkpoint(Path(target), against, phi)
     net = load_model(target, checkpoint)
     inputs = example_inputs(net, shapes)

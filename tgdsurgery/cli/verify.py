@@ -16,6 +16,7 @@ from tgdsurgery.cli.models import call_evaluation, load_function, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option
 from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.core.atomic import replacing
+from tgdsurgery.export.formats import check_suffix
 
 FILE = click.Path(path_type=Path)
 Task = tuple[Callable[[nn.Module], object], str]
@@ -89,6 +90,8 @@ def verify_command(
         raise ArgumentError("There is no certificate file to sign.", "Name one: -o certificate.json.")
     if output is not None and html is not None and output.resolve() == html.resolve():
         raise ArgumentError("-o and --html name one file.", "Name two.")
+    if html is not None:
+        check_suffix(html, ".html")
     old, new = _task("old", old_task, old_limit), _task("new", new_task, new_limit)
     if (old or new) and model is None:
         raise ArgumentError("The tasks need a network to measure.", "Give --model MODULE:FACTORY.")

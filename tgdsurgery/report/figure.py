@@ -44,7 +44,7 @@ def draw(content: Content, kind: Kind, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
         from matplotlib.figure import Figure as NewFigure  # noqa: PLC0415
     except ImportError as error:
-        raise FigureError("A figure needs matplotlib.", "Try: pip install 'tgdsurgery[report]'") from error
+        raise FigureError("A figure needs matplotlib.", 'Try: pip install "tgdsurgery[report]"') from error
     layers = _layers(content, kind)
     height = 3.0 if kind == "histogram" else min(12.0, 1.2 + 0.16 * len(layers))
     figure = NewFigure(figsize=(6.5, height), layout="constrained")

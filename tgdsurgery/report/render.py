@@ -45,7 +45,7 @@ def render(content: Content) -> str:
     try:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415 (optional, and heavy)
     except ImportError as error:
-        raise ReportError("A report needs plotly.", "Try: pip install 'tgdsurgery[report]'") from error
+        raise ReportError("A report needs plotly.", 'Try: pip install "tgdsurgery[report]"') from error
     page = files("tgdsurgery.report").joinpath("page")
     parts = {
         name: page.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")

@@ -151,10 +151,11 @@ def between(base: Tensor, adapted: Tensor, scale: float) -> Tensor:
 
 def check_base(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
     """Raise unless the frozen entries of a network are those that a delta was made from."""
-    wrong = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    names = {**wanted, **found}
+    wrong = [name for name in names if found.get(name) != wanted.get(name)]
     if wrong:
         raise CheckpointError(
-            f"{path} was made from another network: {len(wrong)} of {len(wanted)} tensors differ in what is "
+            f"{path} was made from another network: {len(wrong)} of {len(names)} tensors differ in what is "
             f"frozen ({listed(wrong)}).",
             "Give the base that apply_tgd was given, with the same weights and dtype. If it is the same, frozen "
             "entries moved in training; see verify and guard.",

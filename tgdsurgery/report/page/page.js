@@ -212,7 +212,8 @@ function showDetail() {
   const layer = layers[chosen], detail = $("detail"), list = element("dl");
   const rule = layer.rule === null ? "phi" : layer.rule === "train" || layer.rule === "freeze" ? layer.rule : "phi " + layer.rule;
   const facts = [["type", layer.type], ["weight", layer.shape.join(" x ")],
-    [data.scored === "filters" ? "trainable" : "below phi", trainable(chosen) + " of " + layer.scores.length], ["decided by", rule]];
+    [data.scored === "filters" ? "trainable" : "below phi", trainable(chosen) + " of " + layer.scores.length],
+    ["decided by", data.scored === "filters" ? rule : ""]];
   for (const [name, value] of facts) if (value) list.append(element("dt", name), element("dd", value));
   detail.replaceChildren(element("h3", layer.name), list);
   if (layer.scores.some(score => score >= 0)) {
@@ -285,7 +286,7 @@ function drawAll() {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 
 $("about").textContent = [counted(layers.length, "layer"), counted(data.total, "parameter"),
-  ...(data.against ? ["compared with " + data.against] : []), ...data.notes].join(". ");
+  ...(data.against ? ["Compared with " + data.against] : []), ...data.notes].join(". ");
 $("phi").value = phi;
 $("show-moved").hidden = !layers.some(layer => layer.moved.length);
 showShare();
