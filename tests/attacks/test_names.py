@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.attacks.harness import run
+from tests.attacks.harness import assert_refused, run
 
 NAMES = {
     "clears the screen": "\x1b[2J\x1b[1;1Hok.weight",
@@ -51,3 +51,12 @@ def test_names_of_files_are_shown_as_text(folder: Path, kind: str) -> None:
     assert ended.code == 2
     assert_printable(ended.err)
     assert len(ended.err.splitlines()) == 1
+
+
+def test_an_op_whose_name_is_no_text_is_refused(folder: Path) -> None:
+    content = (folder / "base.onnx").read_bytes()
+    assert b"\x22\x04Conv" in content
+    (folder / "odd.onnx").write_bytes(content.replace(b"\x22\x04Conv", b"\x22\x04C\xff\xfev"))
+    for args in (["inspect", "odd.onnx"], ["plan", "--model", "odd.onnx"]):
+        line = assert_refused(run(folder, *args))
+        assert "no text" in line

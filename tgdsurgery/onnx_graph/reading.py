@@ -68,6 +68,8 @@ def read_model(path: Path) -> ir.Model:
         if not proto.HasField("graph") or not proto.opset_import:
             raise CheckpointError(f"{path} is not an ONNX model.", DAMAGED)
         model = ir.from_proto(proto)
+        if not all(_is_text(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)):
+            raise CheckpointError(f"{path} is damaged: a name in it is no text.", DAMAGED)
         if model.functions:
             model = InlinePass()(model).model
     except CheckpointError:
@@ -81,6 +83,16 @@ def read_model(path: Path) -> ir.Model:
             "Convert it: onnx.version_converter.convert_version(model, 17).",
         )
     return model
+
+
+def _is_text(node: ir.Node) -> bool:
+    """Whether its names are text: protobuf gives those that are no UTF-8 as bytes."""
+    values = (value.name for value in (*node.inputs, *node.outputs) if value is not None)
+    return all(
+        isinstance(name, str)
+        for name in (node.op_type, node.domain, node.name or "", *values)
+        if name is not None
+    )
 
 
 def constant(tensor: ir.TensorProtocol | None, path: Path, name: str, *, stored: bool) -> Constant | None:
