@@ -25,7 +25,6 @@ from tgdsurgery.certificate.record import (
     Protocol,
 )
 from tgdsurgery.certificate.rollback import rolled_back
-from tgdsurgery.certificate.rules import names_in
 from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import CheckpointError, PlanError
 from tgdsurgery.core.measuring import measured
@@ -143,9 +142,9 @@ def _read(base: Path, tuned: Path, plan: TGDPlan | str | Path | None, delta: Pat
         )
     change = tuned if alone else delta
     chosen = _chosen(plan, change)
-    before = bare_names(read_state_dict(base), names_in(chosen))
+    before = bare_names(read_state_dict(base), chosen.tensors)
     made = None if change is None else state_with_delta(before, change)
-    after = made if alone and made is not None else bare_names(read_state_dict(tuned), names_in(chosen))
+    after = made if alone and made is not None else bare_names(read_state_dict(tuned), chosen.tensors)
     files = [file_record("base", base, before), file_record("delta" if alone else "tuned", tuned, after)]
     if isinstance(plan, str | Path):
         files.append(file_record("plan", Path(plan)))

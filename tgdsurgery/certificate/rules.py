@@ -75,17 +75,10 @@ def _whole(kind: Kind, name: str, like: Tensor, *, movable: bool) -> Rule:
     return Rule(kind, None, ParameterRows(name, shape), torch.tensor(movable).expand(shape))
 
 
-def names_in(plan: TGDPlan) -> list[str]:
-    """The names of all tensors that a plan knows."""
-    layers = [entry.layer for entry in plan.entries]
-    parameters = [rows.name for layer in layers for rows in layer.parameters]
-    return [*parameters, *(name for layer in layers for name in layer.statistics), *plan.unmapped]
-
-
 def _check_fit(plan: TGDPlan, base: Mapping[str, Tensor]) -> None:
     sizes = [(rows.name, rows.shape) for entry in plan.entries for rows in entry.layer.parameters]
     sizes += [(name, (e.layer.channels,)) for e in plan.entries for name in e.layer.statistics]
-    missing = [name for name in names_in(plan) if name not in base]
+    missing = [name for name in plan.tensors if name not in base]
     misfit = [name for name, shape in sizes if name in base and tuple(base[name].shape) != shape]
     misfit += [n for n, count in plan.unmapped.items() if n in base and base[n].numel() != count]
     if missing or misfit:

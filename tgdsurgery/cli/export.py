@@ -9,12 +9,12 @@ import click
 from torch import Tensor, nn
 
 from tgdsurgery import remove_tgd
-from tgdsurgery.certificate.rules import names_in
 from tgdsurgery.cli.models import example_inputs, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
 from tgdsurgery.cli.output import refuse_input, say
+from tgdsurgery.core.atomic import check_suffix
 from tgdsurgery.export.export import Exported, export_network
-from tgdsurgery.export.formats import FORMATS, check_suffix
+from tgdsurgery.export.formats import FORMATS
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
@@ -70,7 +70,7 @@ def _state(tuned: Path, base: Path | None) -> Mapping[str, Tensor]:
     if is_delta(tuned):
         if base is None:
             raise ArgumentError(f"{tuned} is a delta.", "Give the checkpoint that it belongs on: --base.")
-        names = names_in(plan_of_delta(tuned))
+        names = plan_of_delta(tuned).tensors
         return state_with_delta(bare_names(read_state_dict(base), names), tuned)
     if base is not None:
         raise ArgumentError(f"{tuned} is no delta, and needs no base.", "Leave out --base.")

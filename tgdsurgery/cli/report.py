@@ -23,10 +23,10 @@ from tgdsurgery.cli.options import (
     override_option,
 )
 from tgdsurgery.cli.output import progress, refuse_input
+from tgdsurgery.core.atomic import check_suffix
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.plan import Override, TGDPlan, check_share
 from tgdsurgery.core.records import ChannelMap
-from tgdsurgery.export.formats import check_suffix
 from tgdsurgery.report.content import Content, Feed, ReportLayer, from_plan, moved_filters
 from tgdsurgery.report.render import write_page
 from tgdsurgery.storage.checkpoints import open_tensors, read_state_dict

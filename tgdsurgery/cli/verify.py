@@ -15,8 +15,7 @@ from tgdsurgery.certificate.sign import Signer
 from tgdsurgery.cli.models import call_evaluation, load_function, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option
 from tgdsurgery.cli.output import refuse_input, say
-from tgdsurgery.core.atomic import replacing
-from tgdsurgery.export.formats import check_suffix
+from tgdsurgery.core.atomic import check_suffix, replacing
 
 FILE = click.Path(path_type=Path)
 Task = tuple[Callable[[nn.Module], object], str]

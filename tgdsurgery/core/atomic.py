@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.core.errors import CheckpointError, TGDError
 from tgdsurgery.core.tables import shortened
 
 _HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
@@ -77,3 +77,13 @@ def _is_alive(process: int) -> bool:
     except OSError:  # another user's, or a system that cannot tell
         return True
     return True
+
+
+def check_suffix(path: Path, suffix: str) -> None:
+    """Raise unless the path ends as its format does: readers go by it.
+
+    Raises:
+        TGDError: it does not.
+    """
+    if path.suffix.lower() != suffix:
+        raise TGDError(f"{path} does not end in {suffix}.", f"Name it {path.stem}{suffix}.")

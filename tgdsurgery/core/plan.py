@@ -110,6 +110,14 @@ class TGDPlan:
         return torch.tensor(self[name].mask, dtype=torch.bool)  # type: ignore[return-value]
 
     @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors that it knows: parameters, statistics, and what belongs to no layer."""
+        layers = [entry.layer for entry in self.entries]
+        parameters = (rows.name for layer in layers for rows in layer.parameters)
+        statistics = (name for layer in layers for name in layer.statistics)
+        return tuple(dict.fromkeys([*parameters, *statistics, *self.unmapped]))
+
+    @cached_property
     def batch_norms(self) -> tuple[Layer, ...]:
         """The batch norm modules with frozen channels."""
         partly = (entry.layer for entry in self.entries if not all(entry.mask))

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from tgdsurgery.core.atomic import replacing
+from tgdsurgery.core.atomic import check_suffix, replacing
 from tgdsurgery.core.copying import copy_model, own_randomness
 from tgdsurgery.core.tables import shortened
 from tgdsurgery.export.axes import Axis, free_axes, run
 from tgdsurgery.export.check import ExportError, Runner, difference, tensors
-from tgdsurgery.export.formats import FORMATS, Format, check_suffix, require_onnx
+from tgdsurgery.export.formats import FORMATS, Format, require_onnx
 
 MAX_REASON = 200  # characters of another program's message
 

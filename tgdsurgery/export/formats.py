@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -90,13 +89,3 @@ def _in_torch(content: bytes) -> Runner:
 
 
 FORMATS = {"onnx": Format(".onnx", _onnx, _in_onnxruntime), "pt2": Format(".pt2", _archive, _in_torch)}
-
-
-def check_suffix(path: Path, suffix: str) -> None:
-    """Raise unless the path ends as its format does: readers go by it.
-
-    Raises:
-        ExportError: it does not.
-    """
-    if path.suffix.lower() != suffix:
-        raise ExportError(f"{path} does not end in {suffix}.", f"Name it {path.stem}{suffix}.")

@@ -13,7 +13,7 @@ from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.storage.delta import checked
 from tgdsurgery.storage.delta_entries import entries_of, with_values
 from tgdsurgery.storage.delta_file import FORMATS, SUFFIX, read_delta
-from tgdsurgery.storage.weights import tied_name
+from tgdsurgery.storage.weights import tied_names
 
 
 def is_delta(path: str | Path) -> bool:
@@ -47,11 +47,7 @@ def state_with_delta(base: Mapping[str, Tensor], path: str | Path) -> dict[str, 
         CheckpointError: as `load_delta`.
     """
     delta = read_delta(Path(path))
-    ties = {
-        name: tied
-        for name in base
-        if name not in delta.base and (tied := tied_name(name, delta.base, [base])) is not None
-    }
+    ties = tied_names(delta.base, [base])
     own = {name: tensor for name, tensor in base.items() if name not in ties}
     entries = checked(entries_of(own, delta.plan), delta, Path(path))
     adapted = with_values(own, entries, delta.values)

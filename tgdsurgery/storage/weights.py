@@ -48,6 +48,13 @@ def bare_names(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[s
     return bare if wrapped and set(known) <= bare.keys() and not set(known) <= state.keys() else state
 
 
+def tied_names(known: Collection[str], states: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+    """The names in all states that are not known, but tied to a known one (see `tied_name`), to that one."""
+    unknown = states[0].keys() - set(known)
+    found = ((name, tied_name(name, known, states)) for name in unknown)
+    return {name: tied for name, tied in found if tied is not None}
+
+
 def tied_name(name: str, known: Iterable[str], states: Sequence[Mapping[str, Tensor]]) -> str | None:
     """The known name of a tensor that has a second one; None if there is none.
 

@@ -104,7 +104,9 @@ def _what_was_done(results: StudyResults) -> str:
         f"{settings.training.epochs * settings.training.steps} steps; from there all go on for "
         f"{settings.hybrid.epochs * settings.hybrid.steps} steps, each with its own loss: MSE alone, or with a critic "
         f"(weight {settings.gan:g}), with a perceptual loss ({settings.perceptual:g}) or the task loss ({weights}, "
-        "chosen on the validation patients). Seeds differ in first weights and samples of the denoisers.\n"
+        "chosen on the validation patients). The segmenter retrained at low dose goes on from that of normal dose for "
+        f"{settings.retraining.epochs * settings.retraining.steps} steps. Seeds differ in first weights and samples "
+        "of the denoisers.\n"
     )
 
 

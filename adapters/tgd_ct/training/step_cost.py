@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -53,9 +54,7 @@ def step_costs(
         found[method] = _ratio(_step(trained, sample, weights, judges, held), full, runs)
 
     for method in METHODS:
-        adapted_by(
-            method, network, lambda *args, m=method, **more: time(m, *args, **more), phi=phi, flow=flow
-        )
+        adapted_by(method, network, partial(time, method), phi=phi, flow=flow)
     return found
 
 

@@ -12,7 +12,7 @@ from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_entries import listed
-from tgdsurgery.storage.weights import bare_names, tied_name
+from tgdsurgery.storage.weights import bare_names, tied_names
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,7 @@ def read_checkpoints(known: Collection[str], *paths: Path) -> list[Checkpoint]:
     files, is taken to be tied to it.
     """
     states = [bare_names(read_state_dict(path), known) for path in paths]
-    ties = {
-        name: tied
-        for name in states[0]
-        if name not in known and (tied := tied_name(name, known, states)) is not None
-    }
+    ties = tied_names(known, states)
     return [
         Checkpoint(
             path,
@@ -57,19 +53,13 @@ def read_checkpoints(known: Collection[str], *paths: Path) -> list[Checkpoint]:
     ]
 
 
-def names_of(plan: TGDPlan) -> set[str]:
-    """The names of all parameters and statistics that a plan knows."""
-    statistics = {name for entry in plan.entries for name in entry.layer.statistics}
-    return {*plan.parameter_masks(), *plan.unmapped, *statistics}
-
-
 def refuse_unplanned(checkpoint: Checkpoint, plan: TGDPlan) -> None:
     """Raise unless a checkpoint has every tensor of the plan, in its shape."""
     shapes = {name: mask.shape for name, mask in plan.parameter_masks().items()}
     found = {name: tensor.shape for name, tensor in checkpoint.state.items()}
     wrong = [
         name
-        for name in sorted(names_of(plan))
+        for name in sorted(plan.tensors)
         if name not in found or found[name] != shapes.get(name, found[name])
     ]
     if wrong:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from tgdsurgery.cli.delta.checkpoint import names_of, read_checkpoints, refuse_unplanned
+from tgdsurgery.cli.delta.checkpoint import read_checkpoints, refuse_unplanned
 from tgdsurgery.cli.delta.look import size
 from tgdsurgery.cli.options import ArgumentError, debug_option
 from tgdsurgery.cli.output import refuse_input, say
@@ -78,7 +78,7 @@ def save_command(
     """
     refuse_input(output, base, tuned, plan_file)
     plan = _plan(plan_file)
-    before, after = read_checkpoints(names_of(plan), base, tuned)
+    before, after = read_checkpoints(plan.tensors, base, tuned)
     for checkpoint in (before, after):
         refuse_unplanned(checkpoint, plan)
     delta = made(
