@@ -26,9 +26,10 @@ fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz.run 10000
 
 # The networks people use, in an environment of its own: several gigabytes, kept from run to run.
-$(ZOO)/.installed: pyproject.toml tests/zoo/requirements.txt
+$(ZOO)/.installed: pyproject.toml tests/zoo/requirements.txt tests/zoo/files.txt
 	$(PYTHON) -m venv --clear $(ZOO)
 	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/zoo/requirements.txt
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/zoo/files.txt
 	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
