@@ -1,0 +1,1 @@
+"""Adaptation of pretrained networks to new data: TGD beside its peers, on four tasks. See docs/adapting.md."""
