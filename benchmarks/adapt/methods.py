@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from benchmarks.adapt.scores import scorer
 from benchmarks.adapt.task import Task
 from tgd_kit.training.distillation import Distillation
-from tgdsurgery import PlanWarning, apply_tgd, plan_tgd, remove_tgd
+from tgdsurgery import PlanWarning, apply_tgd, channel_map, remove_tgd
 
 Trains = Literal["all", "last", "norms", "biases", "lora", "tgd"]
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -130,7 +130,9 @@ def prepared(method: Method, task: Task, seed: int) -> nn.Module:
             return with_tgd(task.network, method, task, seed).train()
         network = copy.deepcopy(task.network)
         if method.trains == "lora":
-            network = inject_adapter_in_model(LoraConfig(r=method.rank, target_modules=_filters(network)), network)
+            network = inject_adapter_in_model(
+                LoraConfig(r=method.rank, target_modules=_filters(network)), network
+            )
         elif method.trains != "all":
             network.requires_grad_(False)
             for parameter in _parameters(network, method, task):
@@ -212,7 +214,7 @@ def _parameters(network: nn.Module, method: Method, task: Task) -> Iterator[nn.P
             if isinstance(module, NORMS):
                 yield from module.parameters(recurse=False)
     else:
-        plan = plan_tgd(network, next(task.batches(0))[0])
-        filters = [entry.layer.name for entry in plan.entries if entry.layer.role == "filter"]
-        for name in plan.layers[plan.layers.index(filters[-3]) :]:
+        layers = channel_map(network, next(task.batches(0))[0]).layers
+        third_last = [name for name, layer in layers.items() if layer.role == "filter"][-3]
+        for name in list(layers)[list(layers).index(third_last) :]:
             yield from network.get_submodule(name).parameters(recurse=False)

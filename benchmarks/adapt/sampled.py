@@ -1,8 +1,8 @@
 """Sampled flow, tried and timed: an unbiased estimate of the gradient of the loss, for less than its price.
 
-The gradient of the rows of a convolution comes from the exact gradient at its output. The gradient at its *input*, which
-goes on to earlier layers, comes from a share p of the output channels, drawn anew in each backward, times 1/p. Sampling
-a layer's input gradient leaves the mean of all gradients of earlier layers what it was.
+The gradient of the rows of a convolution comes from the exact gradient at its output. The gradient at its *input*,
+which goes on to earlier layers, comes from a share p of the output channels, drawn anew in each backward, times 1/p.
+The mean over the draws is the exact gradient.
 
 It is part of this benchmark and not of the library; docs/adapting.md says why.
 """
@@ -22,9 +22,9 @@ from tgdsurgery.surgery.compact.channels import select
 
 
 def sampling(share: float | None, generator: torch.Generator) -> contextlib.AbstractContextManager[object]:
-    """For a while, convolutions in the compact form with `flow="full"` hand on a sampled gradient; None changes nothing.
+    """For a while, convolutions in the compact form with `flow="full"` hand on a sampled gradient.
 
-    Only convolutions without groups: those of depthwise ones are a small part of a step.
+    With None for the share they do not. Only convolutions without groups: those of depthwise ones are a small part of a step.
     """
     if share is None:
         return contextlib.nullcontext()
@@ -35,7 +35,9 @@ def sampling(share: float | None, generator: torch.Generator) -> contextlib.Abst
 def _patched(share: float, generator: torch.Generator) -> Iterator[None]:
     exact = backward_conv._input_gradient
 
-    def sampled(ctx: Any, gradient: Tensor, weight: Tensor, read: Tensor | None, needs: Tensor | None) -> Tensor:
+    def sampled(
+        ctx: Any, gradient: Tensor, weight: Tensor, read: Tensor | None, needs: Tensor | None
+    ) -> Tensor:
         if ctx.stops_gradient or ctx.geometry.groups > 1:
             return exact(ctx, gradient, weight, read, needs)
         rows = drawn(gradient.shape[1], share, generator)

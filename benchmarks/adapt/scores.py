@@ -25,22 +25,19 @@ def scorer(
         loss: of the outputs for it.
         seed: of random scores.
     """
-    if name == "lowest KSE":
-        return None
-    if name == "highest KSE":
-        return lambda module, weight: 1 - _kse(module, weight)
-    if name == "lowest L1":
-        return lambda module, weight: _ranked(_l1(_kernels(module, weight)))
-    if name == "FPGM":
-        return lambda module, weight: _ranked(_distance_sums(_kernels(module, weight)))
-    if name == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return lambda module, weight: torch.rand(len(_kernels(module, weight)), generator=generator)
-    if name == "batch-norm scale":
-        return _by_norm_scale(network, inputs)
-    if name == "KSE x gradient":
-        return _by_kse_and_gradient(network, loss(network(inputs)))
-    raise ValueError(f"There is no score {name!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, Callable[[], Score | None]] = {
+        "lowest KSE": lambda: None,
+        "highest KSE": lambda: lambda module, weight: 1 - _kse(module, weight),
+        "lowest L1": lambda: lambda module, weight: _ranked(_l1(_kernels(module, weight))),
+        "FPGM": lambda: lambda module, weight: _ranked(_distance_sums(_kernels(module, weight))),
+        "random": lambda: (
+            lambda module, weight: torch.rand(len(_kernels(module, weight)), generator=generator)
+        ),
+        "batch-norm scale": lambda: _by_norm_scale(network, inputs),
+        "KSE x gradient": lambda: _by_kse_and_gradient(network, loss(network(inputs))),
+    }
+    return made[name]()
 
 
 def _kernels(module: nn.Module, weight: Tensor) -> Tensor:
