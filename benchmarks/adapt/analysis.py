@@ -55,7 +55,7 @@ class TaskResults:
         return found
 
     def curve(self, name: str) -> FloatArray:
-        """(marks, 3): steps, and the mean old and new error over the seeds, on test data; the untouched network first."""
+        """(marks, 3): steps, mean old and new error on test data; untouched first."""
         steps = [point["steps"] for point in _along(self.runs(name)[0])]
         errors = np.array([[point["test"] for point in _along(run)] for run in self.runs(name)]).mean(axis=0)
         return np.vstack([[0, *self.untouched()], np.column_stack([steps, errors])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -29,6 +30,7 @@ def costs(task: Task, rounds: int) -> dict[str, dict[str, Any]]:
     quartiles.
     """
     found: dict[str, dict[str, Any]] = {}
+    os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler writes to the terminal
     names = [name for name, method in METHODS.items() if applies(method, task.network) and not method.rate_of]
     for start in range(0, len(names), TOGETHER):
         found |= _together(task, list(dict.fromkeys([FULL, *names[start : start + TOGETHER]])), rounds)

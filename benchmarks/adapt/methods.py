@@ -185,7 +185,7 @@ def scaled(network: nn.Module, base: nn.Module, scale: float) -> Iterator[nn.Mod
             module.scale_layer(scale)
         yield network
         for module in updates:
-            module.unscale_layer(scale)
+            module.unscale_layer()
         return
     plain = remove_tgd(network) if hasattr(network, "tgd_plan") else copy.deepcopy(network)
     before = base.state_dict()

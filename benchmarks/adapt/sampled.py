@@ -24,7 +24,7 @@ from tgdsurgery.surgery.compact.channels import select
 def sampling(share: float | None, generator: torch.Generator) -> contextlib.AbstractContextManager[object]:
     """For a while, convolutions in the compact form with `flow="full"` hand on a sampled gradient.
 
-    With None for the share they do not. Only convolutions without groups: those of depthwise ones are a small part of a step.
+    With None for the share they do not. Depthwise ones never do: they are a small part of a step.
     """
     if share is None:
         return contextlib.nullcontext()

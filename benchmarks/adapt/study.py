@@ -18,10 +18,11 @@ from typing import Any, get_args
 import click
 from rich.progress import track
 
-from benchmarks.adapt.cost import costs
+from benchmarks.adapt import cost
 from benchmarks.adapt.methods import METHODS, Method, applies
+from benchmarks.adapt.page import FILE, write_page
 from benchmarks.adapt.run import TASKS, Profile, Run, do, errors, the_task
-from benchmarks.measuring import RESULTS, setting
+from benchmarks.measuring import setting
 from benchmarks.measuring import write_json as write_results
 from tgd_kit.devices import one_thread
 from tgd_kit.runs.files import read_json, write_json
@@ -30,7 +31,6 @@ from tgd_kit.runs.jobs import run_jobs
 SEEDS = {"tiny": 2, "quick": 5, "full": 10}
 ROUNDS = {"tiny": 2, "quick": 11, "full": 21}  # of the measurement of costs
 TUNING_SEED = 0
-FILE = RESULTS / "adapt.json"
 
 
 def run_all(runs: Iterable[Run], workers: int, what: str) -> None:
@@ -78,13 +78,13 @@ class Study:
         path = self.folder / self.name / "costs.json"
         if not path.exists():
             with one_thread():
-                write_json(path, costs(self.task, ROUNDS[self.profile]))
+                write_json(path, cost.costs(self.task, ROUNDS[self.profile]))
         found: dict[str, Any] = read_json(path)
         return found
 
     def results(self) -> dict[str, Any]:
         """All that the page is made of."""
-        final = [run for run in self.final()]
+        final = self.final()
         runs = {method.name: [run for run in final if run.method == method.name] for method in self.methods}
         return {
             "title": self.task.title,
@@ -123,9 +123,12 @@ def main(profile: Profile, out: Path, only: tuple[str, ...], workers: int) -> No
         run_all(study.final(), workers, f"{study.name}: seeds")
     found = {study.name: study.results() for study in studies}
     data = {"setting": setting("peft", profile=profile, seeds=SEEDS[profile]), "tasks": found}
-    write_results(out / profile / "adapt.json", data)
-    if not only and profile != "tiny":
+    write_results(out / profile / FILE.name, data)
+    if profile == "tiny" or only:
+        write_page(data, out / profile)
+    else:
         write_results(FILE, data)
+        write_page(data)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+"""What the results say, in sentences made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
+from benchmarks.adapt.methods import OURS, PEERS, REFERENCE
+
+FLOWS = {flow: f"TGD {flow} 25 %" for flow in ("masked", "sampled", "full")}
+CANDIDATES = tuple(
+    method for method in OURS if "sampled" not in method.group
+)  # sampled flow is not in the library
+
+
+def finding(tasks: dict[str, TaskResults]) -> str:
+    """The first paragraphs: where TGD wins and where it loses, and what is recommended."""
+    lines = ["In short:", ""]
+    for gain in GAINS:
+        lines += [f"* At {gain:.0%} of what full fine-tuning gains on the new task: {_verdicts(tasks, gain)}"]
+    lines += [f"* {_best_step(tasks)}", f"* {flows(tasks)}", f"* {choice(tasks)}", f"* {_keep(tasks)}"]
+    return "\n".join(lines)
+
+
+def _verdicts(tasks: dict[str, TaskResults], gain: float) -> str:
+    sentences, wins = [], 0
+    for task in tasks.values():
+        ours, peer = task.best(CANDIDATES, gain), task.best(PEERS, gain)
+        title = task.data["title"]
+        if ours is None or peer is None:
+            who = "TGD" if ours is None else "no peer"
+            sentences.append(f"{title}: {who} {'does not get' if ours is None else 'gets'} there.")
+            continue
+        change = task.difference(ours, peer, gain)
+        wins += change.sign == -1
+        time = [task.data["costs"][name]["time"][1] for name in (ours, peer)]
+        sentences.append(
+            f"{title}: {ours} has {_more(change.mean, change.sign)} old error than the best peer, {peer} "
+            f"({change.mean:+.3g}, {change.low:+.3g} to {change.high:+.3g}), at {time[0]:.2f} of a full step "
+            f"against {time[1]:.2f}."
+        )
+    return f"TGD has certainly less old error than every peer on {wins} of {len(tasks)} tasks. " + " ".join(
+        sentences
+    )
+
+
+def _more(mean: float, sign: int | None) -> str:
+    if not sign:
+        return "about as much"
+    return "less" if mean < 0 else "more"
+
+
+def _best_step(tasks: dict[str, TaskResults]) -> str:
+    """How much of full fine-tuning's gain the documented recipe reaches, wherever that is."""
+    parts = []
+    for task in tasks.values():
+        untouched, full = task.untouched()[1], task.stopped(FULL).new.mean()
+        ours = task.stopped(REFERENCE).new.mean()
+        parts.append(f"{(untouched - ours) / (untouched - full):.0%} ({task.data['title']})")
+    return f"Of what full fine-tuning gains on the new task at its best step, *{REFERENCE}* gains {', '.join(parts)}."
+
+
+def flows(tasks: dict[str, TaskResults]) -> str:
+    """Which gradient learns most per time, at 25 %."""
+    gained, best = [], {"masked": 0, "sampled": 0, "full": 0}
+    for task in tasks.values():
+        untouched, full = task.untouched()[1], task.stopped(FULL).new.mean()
+        shares = {
+            flow: (untouched - task.stopped(name).new.mean()) / (untouched - full)
+            for flow, name in FLOWS.items()
+        }
+        gained.append(
+            f"{shares['masked']:.0%}, {shares['sampled']:.0%} and {shares['full']:.0%} ({task.data['title']})"
+        )
+        best[fastest(task)] += 1
+    return (
+        f"At 25%, masked, sampled and full flow gain {'; '.join(gained)} of what full fine-tuning gains. In the time "
+        f"that masked flow takes for all its steps, full flow has the lowest new error on {best['full']}, sampled on "
+        f"{best['sampled']} and masked on {best['masked']} of {len(tasks)} tasks."
+    )
+
+
+def fastest(task: TaskResults) -> str:
+    """The flow with the lowest new error at the time when masked flow has done all its steps; curves interpolated."""
+    end = _curve_in_time(task, FLOWS["masked"])[-1][0]
+
+    def error(flow: str) -> float:
+        times, errors = zip(*_curve_in_time(task, FLOWS[flow]), strict=True)
+        return float(np.interp(end, times, errors))
+
+    return min(FLOWS, key=error)
+
+
+def _curve_in_time(task: TaskResults, name: str) -> list[tuple[float, float]]:
+    """Time in full steps, and the lowest new error so far."""
+    cost, lowest, points = task.data["costs"][name]["time"][1], float("inf"), []
+    for steps, _, new in task.curve(name):
+        lowest = min(lowest, float(new))
+        points.append((float(steps) * cost, lowest))
+    return points
+
+
+def choice(tasks: dict[str, TaskResults]) -> str:
+    """Whether KSE chooses better than random."""
+    words = []
+    for task in tasks.values():
+        kse, random = task.stopped(REFERENCE), task.stopped("by random")
+        new, old = over_seeds(kse.new, random.new), over_seeds(kse.old, random.old)
+        words.append(f"{task.data['title']}: new {_word(new.sign)}, old {_word(old.sign)}")
+    return f"Filters chosen by the lowest KSE, against random ones at equal share: {'; '.join(words)}."
+
+
+def _word(sign: int | None) -> str:
+    return {1: "worse", -1: "better"}.get(sign or 0, "no different")
+
+
+def _keep(tasks: dict[str, TaskResults]) -> str:
+    parts = []
+    for task in tasks.values():
+        plain, keep = task.stopped(REFERENCE), task.stopped(f"{REFERENCE} + Keep")
+        untouched = task.untouched()
+        rise = [found.old.mean() - untouched[0] for found in (plain, keep)]
+        gain = [untouched[1] - found.new.mean() for found in (plain, keep)]
+        parts.append(
+            f"{task.data['title']}: the old error rises by {rise[1]:.3g} instead of {rise[0]:.3g}, the new one "
+            f"falls by {gain[1]:.3g} instead of {gain[0]:.3g}"
+        )
+    return f"What Keep changes for *{REFERENCE}*, at the best step: {'; '.join(parts)}."
+
+
+def forgetting(task: TaskResults) -> str:
+    """Whether full fine-tuning forgets at all."""
+    found = over_seeds(task.stopped(FULL).old, task.untouched()[0])
+    verdict = {1: "It forgets", -1: "It gets better on old data, too"}.get(
+        found.sign or 0, "It forgets nothing for certain"
+    )
+    span = f"{found.low:+.3g} to {found.high:+.3g}"
+    return f"Full fine-tuning changes the old error by {found.mean:+.3g} ({span}). {verdict}."
+
+
+def slack(root: Path) -> str:
+    """The section on scores against training, from its own results; nothing where they are missing."""
+    path = root / "benchmarks" / "results" / "slack.json"
+    if not path.exists():
+        return ""
+    return slack_section(json.loads(path.read_text(encoding="utf-8")))
+
+
+def slack_section(data: dict[str, object]) -> str:
+    """To be written with the results."""
+    return ""

@@ -1,0 +1,247 @@
+"""docs/adapting.md and its figures, made from the results of `benchmarks/adapt/study.py`.
+
+`python -m benchmarks.adapt.page` makes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.adapt import findings
+from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
+from benchmarks.adapt.figures import draw
+from benchmarks.adapt.methods import CHOICES, INGREDIENTS, OURS, PEERS, REFERENCE, Method
+from benchmarks.measuring import RESULTS
+from tgd_kit.report.markdown import markdown
+from tgd_kit.runs.files import write_text
+
+ROOT = Path(__file__).parent.parent.parent
+FILE = RESULTS / "adapt.json"
+TEXT = """\
+# What pays: TGD beside its peers
+
+Made by `make bench-adapt` from [its results](../benchmarks/results/adapt.json); do not edit. {setting}.
+
+{finding}
+
+## How it was measured
+
+Four pretrained networks are adapted to new data. Each method has Adam at a constant rate, which rises over the first
+tenth of the steps; batch norms keep their running statistics, in TGD those of frozen channels. A method's rate is the
+one of the task's rates with the lowest new error on validation data, in one run with a seed of its own. Then it is run
+with {seeds} other seeds, which draw the small set of new data, its order, and what the method draws. ± is the half
+width of the 95% interval over the seeds. Old data are used to measure, never to train.
+
+* *Best step*: where the new error on validation data was lowest, over five points along the steps; errors on test data.
+* *Old error at 50% (75%) of the gain*: the gain is what full fine-tuning takes off the new error. Of the points along
+  the steps, and of those at the end with a quarter, a half or three quarters of the change
+  (`load_delta(..., scale=)`), the one with the lowest old error whose new error is there, both on validation data;
+  errors on test data. A dash: some seed does not get there. This compares methods where they have learned as much.
+* *Time*, *memory*: of a step, over those of full fine-tuning, taking turns on one core. *Stored*: the file that holds
+  what changed.
+* *Keep*: distillation of the untouched network's outputs on the new inputs, with weight 1, as in *LwF*
+  (`tgd_kit.training.distillation`). *TGD n %*: a budget of that share of the filters' parameters.
+* *Sampled*: the input gradient of each convolution comes from a quarter of its channels, drawn anew in each step; an
+  unbiased estimate of the gradient of the loss.
+
+{tasks}
+
+## Which gradient
+
+{flows}
+
+## Which filters
+
+At a budget of 25%, full flow, the rate of *{reference}*. Errors at the best step. The change is against the lowest KSE,
+with the 95% interval over the seeds; bold where it does not contain 0.
+
+{choices}
+
+## What Keep is made of
+
+At a budget of 25%, full flow. Old error at half of the gain.
+
+{ingredients}
+
+## The default
+
+`apply_tgd(network)` with nothing else: new error on validation data after all steps, against the untouched network.
+
+{default}
+{slack}"""
+INGREDIENT_LABELS = {
+    REFERENCE: "no distillation",
+    "Keep 0.3": "Keep, weight 0.3",
+    f"{REFERENCE} + Keep": "Keep, weight 1",
+    "Keep 3": "Keep, weight 3",
+    "Keep, two rounds": "weight 1, and new masks after half of the steps",
+    "Keep, by KSE x gradient": "weight 1, filters by KSE and gradient",
+}
+TASK = """\
+## {title}
+
+{about}
+
+![{title}](images/adapt_{name}.png)
+
+The error is {error}. Untouched: new {new}, old {old}. {forgets}
+
+{table}
+"""
+
+
+def write_page(data: dict[str, Any], root: Path = ROOT) -> None:
+    """Write the page and its figures under the root of the project."""
+    tasks = {name: TaskResults(task) for name, task in data["tasks"].items()}
+    images = root / "docs" / "images"
+    for name, task in tasks.items():
+        draw(task, images / f"adapt_{name}.png")
+    write_text(root / "docs" / "adapting.md", page(data["setting"], tasks, findings.slack(root)))
+
+
+def page(setting: dict[str, str], tasks: dict[str, TaskResults], slack: str) -> str:
+    """The page's Markdown."""
+    return TEXT.format(
+        setting=", ".join(f"{key} {value}" for key, value in setting.items()),
+        seeds=setting["seeds"],
+        finding=findings.finding(tasks),
+        tasks="\n".join(task_section(name, task) for name, task in tasks.items()),
+        flows=f"{findings.flows(tasks)}\n\n{flow_table(tasks)}",
+        choices=f"{choice_table(tasks)}\n\n{findings.choice(tasks)}",
+        reference=REFERENCE,
+        ingredients=ingredient_table(tasks),
+        default=default_table(tasks),
+        slack=slack,
+    )
+
+
+def task_section(name: str, task: TaskResults) -> str:
+    """What a task is, its figure and its table."""
+    old, new = task.untouched()
+    return TASK.format(
+        title=task.data["title"],
+        about=task.data["about"],
+        name=name,
+        error=task.data["error"],
+        new=number(new),
+        old=number(old),
+        forgets=findings.forgetting(task),
+        table=task_table(task),
+    )
+
+
+def task_table(task: TaskResults) -> str:
+    """All methods but those of the last sections."""
+    header = ["", "trained", "time", "memory", "stored", "new, best step", "old, best step"]
+    header += [f"old at {gain:.0%} of the gain" for gain in GAINS]
+    return markdown(header, [_row(task, method) for method in (*PEERS, *OURS) if method in task.methods])
+
+
+def _row(task: TaskResults, method: Method) -> list[str]:
+    cost, stopped = task.data["costs"][method.name], task.stopped(method.name)
+    return [
+        method.name,
+        f"{cost['trained'] / task.data['parameters']:.1%}",
+        f"{cost['time'][1]:.2f}",
+        f"{cost['memory']:.2f}",
+        f"{cost['bytes'] / 1e6:.3g} MB",
+        with_interval(stopped.new),
+        with_interval(stopped.old),
+        *(_at_gain(task, method, gain) for gain in GAINS),
+    ]
+
+
+def _at_gain(task: TaskResults, method: Method, gain: float) -> str:
+    found = task.at_gain(method.name, gain)
+    return "-" if found is None else with_interval(found.old)
+
+
+def flow_table(tasks: dict[str, TaskResults]) -> str:
+    """What each flow reaches, and what it costs."""
+    names = [f"TGD {flow} {share} %" for share in (10, 25, 50) for flow in ("masked", "sampled", "full")]
+    names += [method.name for method in INGREDIENTS if method.sampled]
+    header = ["new error at the best step (time of a step)", *(task.data["title"] for task in tasks.values())]
+    rows = [["untouched", *(number(task.untouched()[1]) for task in tasks.values())]]
+    for name in _known((*names, FULL), tasks):
+        rows.append([name, *(_error_and_time(task, name) for task in tasks.values())])
+    return markdown(header, rows)
+
+
+def _known(names: Sequence[str], tasks: dict[str, TaskResults]) -> list[str]:
+    """Those that some task was adapted with."""
+    return [name for name in names if any(name in task.data["methods"] for task in tasks.values())]
+
+
+def _error_and_time(task: TaskResults, name: str) -> str:
+    error = with_interval(task.stopped(name).new)
+    cost = task.data["costs"].get(name)
+    return error if cost is None else f"{error} ({cost['time'][1]:.2f})"
+
+
+def choice_table(tasks: dict[str, TaskResults]) -> str:
+    """New and old error of each choice of filters."""
+    header = [""]
+    for task in tasks.values():
+        header += [f"{task.data['title']}: new", "old"]
+    rows = [["lowest KSE", *_both(tasks, REFERENCE)]]
+    names = _known([method.name for method in CHOICES], tasks)
+    rows += [[name.removeprefix("by "), *_both(tasks, name)] for name in names]
+    return markdown(header, rows)
+
+
+def _both(tasks: dict[str, TaskResults], name: str) -> list[str]:
+    cells = []
+    for task in tasks.values():
+        if name not in task.data["methods"]:
+            cells += ["-", "-"]
+            continue
+        found, reference = task.stopped(name), task.stopped(REFERENCE)
+        for values, others in ((found.new, reference.new), (found.old, reference.old)):
+            text = number(values.mean())
+            if name != REFERENCE and over_seeds(values, others).sign:
+                text = f"**{text}**"
+            cells.append(text)
+    return cells
+
+
+def ingredient_table(tasks: dict[str, TaskResults]) -> str:
+    """The old error at half of the gain with each ingredient."""
+    rows = [["untouched", *(number(task.untouched()[0]) for task in tasks.values())]]
+    for name in _known(list(INGREDIENT_LABELS), tasks):
+        cells = []
+        for task in tasks.values():
+            found = task.at_gain(name, GAINS[0])
+            cells.append("-" if found is None else with_interval(found.old))
+        rows.append([INGREDIENT_LABELS[name], *cells])
+    return markdown(["", *(task.data["title"] for task in tasks.values())], rows)
+
+
+def default_table(tasks: dict[str, TaskResults]) -> str:
+    """Whether the default ends better than the untouched network."""
+    rows = []
+    for task in tasks.values():
+        new = task.last("TGD by default", "validation")[:, 1]
+        untouched = task.untouched("validation")[1]
+        better = int((new < untouched).sum())
+        rows.append([task.data["title"], number(untouched), with_interval(new), f"{better} of {len(new)}"])
+    return markdown(["", "untouched", "TGD by default", "seeds that end better"], rows)
+
+
+def with_interval(values: Sequence[float] | Any) -> str:
+    """Mean and half width of the 95% interval."""
+    found = over_seeds(values, 0.0)
+    half = found.high - found.mean
+    return number(found.mean) if math.isnan(half) else f"{number(found.mean)} ± {number(half)}"
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+if __name__ == "__main__":
+    write_page(json.loads(FILE.read_text(encoding="utf-8")))

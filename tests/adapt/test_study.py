@@ -1,0 +1,103 @@
+"""The study runs through, goes on where it stopped, and its page says what its results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.adapt import methods, run, study
+from benchmarks.adapt.analysis import TaskResults
+from benchmarks.adapt.findings import slack
+from benchmarks.adapt.page import FILE, ROOT, page
+from tests.adapt import toy
+
+KEPT = (
+    "full fine-tuning",
+    "last layers",
+    "LwF",
+    "LoRA 8",
+    "TGD masked 25 %",
+    "TGD full 25 %",
+    "TGD sampled 25 %",
+    "TGD full 25 % + Keep",
+    "TGD by default",
+    "by random",
+    "Keep 3",
+)
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of a study of the toy, without most methods."""
+    kept = {name: methods.METHODS[name] for name in KEPT}
+    task = toy.make("tiny", tmp_path)
+    for module in (run, study):
+        monkeypatch.setattr(module, "the_task", lambda *arguments: task)
+    monkeypatch.setattr(study, "METHODS", kept)
+    monkeypatch.setattr(study.cost, "METHODS", kept)
+    monkeypatch.setattr(study, "TASKS", ("toy",))
+    out = ["--profile", "tiny", "--out", str(tmp_path), "--workers", "1"]
+    done = CliRunner().invoke(study.main, out, catch_exceptions=False)
+    assert done.exit_code == 0
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "tiny" / "toy").rglob("*.json")}
+    CliRunner().invoke(study.main, out, catch_exceptions=False)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "tiny" / "toy").rglob("*.json")}
+    assert (tmp_path / "tiny" / "docs" / "images" / "adapt_toy.png").stat().st_size > 10_000
+    found: dict[str, Any] = json.loads((tmp_path / "tiny" / "adapt.json").read_text())
+    text = (tmp_path / "tiny" / "docs" / "adapting.md").read_text()
+    assert text == page(found["setting"], {"toy": TaskResults(found["tasks"]["toy"])}, "")
+    return found
+
+
+def test_the_study_runs_through_and_goes_on(results: dict[str, Any]) -> None:
+    task = TaskResults(results["tasks"]["toy"])
+    assert [method.name for method in task.methods] == list(KEPT)
+    assert {len(task.runs(name)) for name in KEPT} == {study.SEEDS["tiny"]}
+    assert task.stopped("full fine-tuning").new.mean() < task.untouched()[1]
+    rates = {found["rate"] for found in task.data["methods"].values()}
+    assert rates <= {1e-3, 1e-2}
+    assert task.data["methods"]["Keep 3"]["rate"] == task.data["methods"]["TGD full 25 %"]["rate"]
+    costs = task.data["costs"]
+    assert costs["full fine-tuning"]["time"] == [1.0, 1.0, 1.0]
+    assert costs["TGD full 25 %"]["trained"] < costs["full fine-tuning"]["trained"]
+    assert "Keep 3" not in costs
+
+
+def points(*errors: tuple[float, float]) -> list[dict[str, Any]]:
+    return [{"steps": 10 * i, "scale": 1.0, "validation": e, "test": e} for i, e in enumerate(errors, 1)]
+
+
+def test_errors_at_a_gain() -> None:
+    """Full fine-tuning goes from 10 to 2, so half of the gain is a new error of 6."""
+    of_methods = {
+        "full fine-tuning": [points((3, 8), (5, 2)), points((3, 8), (5, 2))],
+        "LwF": [points((2, 8), (3, 6), (4, 3)), points((2, 8), (2.5, 6), (4, 3))],
+        "last layers": [points((1, 5)), points((1, 7))],
+    }
+    data = {
+        "untouched": {"validation": (1, 10), "test": (1, 10)},
+        "methods": {name: {"rate": 1e-3, "seeds": seeds} for name, seeds in of_methods.items()},
+    }
+    task = TaskResults(data)
+    assert task.target(0.5) == 6
+    found = task.at_gain("LwF", 0.5)
+    assert found is not None
+    assert found.old.tolist() == [3, 2.5]
+    assert task.at_gain("last layers", 0.5) is None  # one seed does not get there
+    assert task.best(task.methods, 0.5) == "LwF"
+    assert task.difference("LwF", "full fine-tuning", 0.5).mean == -2.25
+    assert task.stopped("LwF").new.tolist() == [3, 3]
+    assert task.curve("LwF").tolist() == [[0, 1, 10], [10, 2, 8], [20, 2.75, 6], [30, 4, 3]]
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="the study has not been published")
+def test_the_page_is_made_of_the_results() -> None:
+    data = json.loads(FILE.read_text(encoding="utf-8"))
+    tasks = {name: TaskResults(task) for name, task in data["tasks"].items()}
+    assert (ROOT / "docs" / "adapting.md").read_text(encoding="utf-8") == page(
+        data["setting"], tasks, slack(ROOT)
+    )
