@@ -15,9 +15,10 @@ from tgdsurgery.core.plan import Flow, NormStats, Override, TGDPlan
 from tgdsurgery.mapping.channel_map import map_model
 from tgdsurgery.mapping.collect import MappedModel
 from tgdsurgery.mapping.example_inputs import arguments_for
+from tgdsurgery.scoring import gather
+from tgdsurgery.scoring.custom import by
 from tgdsurgery.scoring.decide import make_plan
-from tgdsurgery.scoring.gather import score
-from tgdsurgery.settings import Form, OnUnknown, TGDSettings, check_choice
+from tgdsurgery.settings import Form, OnUnknown, Score, TGDSettings, check_choice
 from tgdsurgery.storage.checkpoints import check_readable
 from tgdsurgery.surgery.apply import compact_form, layers_form
 from tgdsurgery.training.optimizers import watch
@@ -36,6 +37,7 @@ def plan_tgd(
     overrides: Mapping[str, Override] | None = None,
     k: int = 5,
     alpha: float = 1.0,
+    score: Score | None = None,
     flow: Flow = "masked",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
@@ -51,6 +53,10 @@ def plan_tgd(
         overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.
         k: nearest neighbours in the kernel entropy.
         alpha: weight of the kernel entropy.
+        score: your own instead of KSE: a function of a layer of the model and its weight that gives (C,) numbers in
+            [0, 1], one for each input channel, low for those whose filters are to be retrained. The weight is
+            (N, C/g, *K), or (C, N/g, *K) of a transposed conv; of a linear layer after a flatten it is
+            (N, C, H*W), and (N, C) of any other.
         flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
@@ -62,7 +68,7 @@ def plan_tgd(
         CaptureError: the model does not run on the inputs, or none could be found.
         UnsupportedOpError: an op without a rule; see `register_rule`.
         MapConflictError: train and eval mode map the same layer differently.
-        PlanError: a setting out of range, or an override that names nothing.
+        PlanError: a setting out of range, an override that names nothing, or a `score` of another shape or range.
 
     Warns:
         PlanWarning: the plan trains less than 1 % of the filter parameters, or some layers stay frozen because
@@ -77,12 +83,20 @@ def plan_tgd(
         >>> plan.trainable("2").tolist()  # the output layer is frozen
         [False]
 
+        The norms of the kernels as the score, the smallest to be retrained:
+
+        >>> def norm(module, weight):
+        ...     norms = weight.flatten(2).norm(dim=(0, 2))
+        ...     return norms / norms.max()
+        >>> plan_tgd(net, budget=0.25, score=norm).score
+        'norm'
+
     Reference:
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the plan: section 2.1, equations 1-3).
     """
-    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown)
+    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown, score)
     mapped = map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown)
-    return _planned(mapped, settings)
+    return _planned(model, mapped, settings)
 
 
 def apply_tgd(
@@ -95,6 +109,7 @@ def apply_tgd(
     overrides: Mapping[str, Override] | None = None,
     k: int = 5,
     alpha: float = 1.0,
+    score: Score | None = None,
     flow: Flow = "masked",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
@@ -148,14 +163,14 @@ def apply_tgd(
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the layer: section 2.2, equation 4).
     """
     check_choice("form", form, get_args(Form))
-    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown)
+    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown, score)
     if plan is not None:
         _refuse_settings(settings)
         settings = replace(settings, on_unknown="mix" if plan.mixed else on_unknown)
     arguments = arguments_for(model, example_inputs)
     if plan is None:
         mapped = map_model(model, arguments, on_unknown=settings.on_unknown)
-        plan, channels = _planned(mapped, settings), mapped.channels
+        plan, channels = _planned(model, mapped, settings), mapped.channels
     elif form == "compact":
         channels = map_model(model, arguments, on_unknown=settings.on_unknown).channels
     agree_on(plan)
@@ -165,9 +180,10 @@ def apply_tgd(
     return tgd
 
 
-def _planned(mapped: MappedModel, settings: TGDSettings) -> TGDPlan:
-    scores = score(mapped, k=settings.k, alpha=settings.alpha)
-    plan = make_plan(mapped.channels, scores, settings)
+def _planned(model: nn.Module, mapped: MappedModel, settings: TGDSettings) -> TGDPlan:
+    own = settings.score
+    scorer = gather.by_kse(settings.k, settings.alpha) if own is None else by(own, model)
+    plan = make_plan(mapped.channels, gather.score(mapped, scorer), settings)
     for message in _remarks(plan):
         warnings.warn(message, PlanWarning, stacklevel=3)
     return plan

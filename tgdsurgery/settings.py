@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from torch import Tensor, nn
+
 from tgdsurgery.core.errors import PlanError
-from tgdsurgery.core.plan import Flow, NormStats, Override, check_kse, check_overrides, check_share
+from tgdsurgery.core.plan import KSE, Flow, NormStats, Override, check_kse, check_overrides, check_share
 
 OnUnknown = Literal["raise", "mix"]
 Form = Literal["compact", "layers"]
+Score = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class TGDSettings:
         flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
+        score: what scores the input channels of a layer; None for KSE. See `plan_tgd`.
 
     Raises:
         PlanError: a value out of range; the message names it.
@@ -42,6 +46,12 @@ class TGDSettings:
     flow: Flow = "masked"
     norm_stats: NormStats = "hold"
     on_unknown: OnUnknown = "raise"
+    score: Score | None = None
+
+    @property
+    def score_name(self) -> str:
+        """What the plan calls the score: the name of the function, or of its class."""
+        return KSE if self.score is None else getattr(self.score, "__name__", type(self.score).__name__)
 
     def __post_init__(self) -> None:
         check_share("phi", self.phi)
@@ -49,9 +59,20 @@ class TGDSettings:
             check_share("budget", self.budget)
         check_overrides(self.overrides)
         check_kse(self.k, self.alpha)
+        if self.score is not None:
+            _check_score(self.score, self.k, self.alpha)
         check_choice("flow", self.flow, get_args(Flow))
         check_choice("norm_stats", self.norm_stats, get_args(NormStats))
         check_choice("on_unknown", self.on_unknown, get_args(OnUnknown))
+
+
+def _check_score(score: object, k: int, alpha: float) -> None:
+    if not callable(score):
+        raise PlanError(f"score is {score!r}.", "Give a function of a module and a weight, or None for KSE.")
+    if (k, alpha) != (TGDSettings.k, TGDSettings.alpha):
+        raise PlanError(
+            "k and alpha are settings of KSE, which score takes the place of.", "Leave them or score out."
+        )
 
 
 def check_choice(name: str, value: object, kinds: tuple[str, ...]) -> None:

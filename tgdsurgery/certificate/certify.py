@@ -198,6 +198,7 @@ def _modifications(plan: TGDPlan) -> Modifications:
         plan.share,
         tuple(layers),
         tuple(plan.unmapped),
+        plan.score,
     )
 
 

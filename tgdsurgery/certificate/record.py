@@ -12,6 +12,7 @@ from typing import Literal
 from tgdsurgery.certificate.compare import MAX_CHANNELS, Comparison, TensorRecord
 from tgdsurgery.certificate.limits import Limit
 from tgdsurgery.certificate.page import number, render
+from tgdsurgery.core.plan import KSE
 from tgdsurgery.core.tables import as_text, spans, table
 
 CERTIFICATE_FORMAT = "tgdsurgery-certificate-1"
@@ -62,6 +63,7 @@ class Modifications:
         share: share of all parameter entries that was allowed to change, in [0, 1].
         layers: every layer of the plan.
         unmapped: parameters that belong to no layer; frozen whole.
+        score: the name of what scored the channels.
     """
 
     phi: float
@@ -72,6 +74,7 @@ class Modifications:
     share: float
     layers: tuple[PlannedLayer, ...]
     unmapped: tuple[str, ...]
+    score: str = KSE
 
 
 @dataclass(frozen=True)

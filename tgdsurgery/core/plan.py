@@ -24,6 +24,7 @@ from tgdsurgery.core.tables import as_text, table
 Flow = Literal["masked", "full"]
 NormStats = Literal["hold", "batch"]
 Override = float | Literal["train", "freeze"]
+KSE = "KSE"  # the name of the score that is used unless another is given
 PLAN_FORMAT = "tgdsurgery-plan-2"
 
 
@@ -74,6 +75,7 @@ class TGDPlan:
         unmapped: parameters that belong to no layer, with their number of entries; frozen.
         mixed: ops without a rule that were let through by `on_unknown="mix"`.
         overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.
+        score: the name of what scored the channels; for another than KSE, `k` and `alpha` mean nothing.
     """
 
     phi: float
@@ -86,6 +88,7 @@ class TGDPlan:
     unmapped: Mapping[str, int] = field(default_factory=dict)
     mixed: tuple[str, ...] = ()
     overrides: Mapping[str, Override] = field(default_factory=dict)
+    score: str = KSE  # also of a plan file that does not name it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TGDPlan:
         """Itself: nothing in it changes, and networks are copied with their plan."""
@@ -148,6 +151,12 @@ class TGDPlan:
         """Share of the parameter entries of filter layers that are trainable, in [0, 1]: what `budget` bounds."""
         filters = [entry for entry in self.entries if entry.layer.role == "filter"]
         return sum(e.trainable_entries() for e in filters) / max(sum(e.entries() for e in filters), 1)
+
+    @property
+    def criterion(self) -> str:
+        """What decided, in words: phi, the budget that picked it, and the score if it is not KSE."""
+        phi = f"phi {self.phi:g}" if self.budget is None else f"phi {self.phi:.4g} for budget {self.budget:g}"
+        return phi if self.score == KSE else f"{phi}, scored by {self.score}"
 
     def override(self, overrides: Mapping[str, Override]) -> TGDPlan:
         """A new plan in which some layers are decided anew, from the same scores.
@@ -229,9 +238,6 @@ class TGDPlan:
                     f"{share:.1%}",
                 )
             )
-        chosen = (
-            f"phi {self.phi:g}" if self.budget is None else f"phi {self.phi:.4g} for budget {self.budget:g}"
-        )
         notes = [
             f"trainable: {self.share:.1%} of all parameters; flow {self.flow}, norm statistics {self.norm_stats}"
         ]
@@ -240,7 +246,7 @@ class TGDPlan:
         if self.mixed:
             notes.append(f"ops without a rule, mixed: {', '.join(self.mixed)}")
         columns = ("layer", "type", "channels", "trainable", "parameters", "share")
-        return as_text(table(columns, rows, title=f"TGD plan, {chosen}", caption="\n".join(notes)))
+        return as_text(table(columns, rows, title=f"TGD plan, {self.criterion}", caption="\n".join(notes)))
 
 
 def _check_sizes(entry: LayerPlan) -> None:

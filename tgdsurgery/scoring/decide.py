@@ -21,7 +21,7 @@ def make_plan(channels: ChannelMap, scores: Sequence[LayerScores], settings: TGD
 
     Args:
         channels: the channel map the scores were made with.
-        scores: one per layer, made with the `k` and `alpha` of the settings.
+        scores: one per layer, made as the settings say.
         settings: the threshold or the budget, the overrides, and what the plan carries along.
 
     Raises:
@@ -40,6 +40,7 @@ def make_plan(channels: ChannelMap, scores: Sequence[LayerScores], settings: TGD
         unmapped=dict(channels.unmapped),
         mixed=channels.mixed,
         overrides=dict(settings.overrides),
+        score=settings.score_name,
     )
 
 

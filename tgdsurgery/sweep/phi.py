@@ -15,7 +15,7 @@ from tgdsurgery.core.plan import Override, TGDPlan, check_share
 from tgdsurgery.mapping.channel_map import map_model
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.scoring.decide import make_plan
-from tgdsurgery.scoring.gather import score
+from tgdsurgery.scoring.gather import by_kse, score
 from tgdsurgery.settings import TGDSettings
 from tgdsurgery.surgery.tgd_network import unwrapped
 from tgdsurgery.sweep.ablation import without_flagged
@@ -93,7 +93,7 @@ def sweep_phi(
             "The model is wrapped, or is a TGD network.", "Give the plain network inside; see remove_tgd."
         )
     mapped = map_model(model, arguments_for(model, example_inputs))
-    scores = score(mapped, k=k, alpha=alpha)
+    scores = score(mapped, by_kse(k, alpha))
     known: dict[tuple[tuple[bool, ...], ...], float] = {}
 
     def value(plan: TGDPlan) -> float:

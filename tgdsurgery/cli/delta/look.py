@@ -61,7 +61,7 @@ def show_command(*, delta: Path, as_json: bool) -> None:
     when = " and ".join(f"{tag}={value}" for tag, value in found.when.items())
     notes = (
         size(found, delta),
-        f"{plan.share:.1%} of all parameters; phi {plan.phi:g}, flow {plan.flow}, norm statistics {plan.norm_stats}",
+        f"{plan.share:.1%} of all parameters; {plan.criterion}, flow {plan.flow}, norm statistics {plan.norm_stats}",
         f"chosen when {when}" if when else "chosen for no scan by itself",
         "can be taken off" if found.before is not None else "the base's rows are not in it",
     )
