@@ -20,6 +20,7 @@ FLOORS = (
     ("storage", "sweep"),
     ("certificate", "export", "report"),
     ("api",),
+    ("advice",),
     ("cli",),
 )
 # Inside a folder, the same for its own folders and files.

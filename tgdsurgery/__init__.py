@@ -8,6 +8,8 @@ In short::
     net = remove_tgd(net)
 """
 
+from tgdsurgery.advice.advise import advise
+from tgdsurgery.advice.result import Advice
 from tgdsurgery.api import apply_tgd, from_onnx, plan_tgd
 from tgdsurgery.certificate.certify import certify
 from tgdsurgery.certificate.record import Certificate
@@ -43,6 +45,7 @@ from tgdsurgery.training.audit import Audit, verify
 from tgdsurgery.training.optimizers import guard
 
 __all__ = [
+    "Advice",
     "Audit",
     "CaptureError",
     "Certificate",
@@ -66,6 +69,7 @@ __all__ = [
     "TGDSettings",
     "TGDWarning",
     "UnsupportedOpError",
+    "advise",
     "apply_tgd",
     "certify",
     "channel_map",

@@ -1,0 +1,147 @@
+"""A trial: a copy of the network is trained for a few dozen steps, and measured on the way."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgdsurgery.advice.result import Errors, Trial
+from tgdsurgery.api import apply_tgd, plan_tgd
+from tgdsurgery.core.arguments import Arguments, as_arguments
+from tgdsurgery.core.copying import own_randomness
+from tgdsurgery.core.errors import PlanError
+from tgdsurgery.core.measuring import measured
+from tgdsurgery.core.plan import Flow, TGDPlan
+from tgdsurgery.core.torch_private import BatchNorm
+
+Evaluate = Callable[[nn.Module], Any]
+LORA_RANK = 8
+MARKS = (1 / 3, 2 / 3, 1.0)  # of the steps, at which a network is measured
+WARM_UP = 0.1  # of the steps, in which the rate rises
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to adapt: everything, low-rank updates, or TGD with a flow and a share of the filters' parameters."""
+
+    method: str
+    flow: Flow | None = None
+    share: float | None = None
+
+
+class Trials:
+    """Trials of one network on the same batches.
+
+    Args:
+        model: the pretrained network; it is not touched.
+        batches: (inputs, targets); the first `steps` of them are kept, or all, again and again, if there are fewer.
+        loss: of outputs and targets.
+        evaluate_old: the error on old data.
+        evaluate_new: the error on new data.
+        steps: of a trial.
+
+    Raises:
+        PlanError: there are no batches, or one is no pair.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss: Callable[[Any, Any], Any],
+        evaluate_old: Evaluate,
+        evaluate_new: Evaluate,
+        steps: int,
+    ) -> None:
+        self.model, self.loss, self.steps = model, loss, steps
+        self._evaluate = (evaluate_old, evaluate_new)
+        self._batches = [_pair(batch) for batch in islice(batches, steps)]
+        if not self._batches:
+            raise PlanError("batches has none.", "Give (inputs, targets) of the new data to train on.")
+        self.untouched = self.measure(copy.deepcopy(model))
+        self._networks: dict[Way, nn.Module] = {}  # mapped once for all rates
+
+    @property
+    def inputs(self) -> Arguments:
+        """What the network is called with; those of the first batch."""
+        return self._batches[0][0]
+
+    def plan(self) -> TGDPlan:
+        """A plan of the network, with the scores that all trials use."""
+        return plan_tgd(self.model, self.inputs)
+
+    def measure(self, network: nn.Module) -> Errors:
+        """Old and new error of a network, whose modes stay as they are."""
+        modes = [(module, module.training) for module in network.modules()]
+        network.eval()
+        old, new = (measured(evaluate, network, "in a trial") for evaluate in self._evaluate)
+        for module, training in modes:
+            module.training = training
+        return Errors(old, new)
+
+    def run(self, way: Way, rate: float) -> Trial:
+        """Train a copy in one way, with Adam."""
+        with own_randomness(self.model):
+            torch.manual_seed(0)
+            network = self._prepared(way)
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.Adam(trained, lr=rate)
+            marks = {max(1, round(share * self.steps)) for share in MARKS}
+            points, seconds = [], 0.0
+            for count, (inputs, targets) in enumerate(islice(cycle(self._batches), self.steps), 1):
+                optimizer.param_groups[0]["lr"] = rate * min(1.0, count / (WARM_UP * self.steps))
+                start = time.process_time()
+                optimizer.zero_grad()
+                self.loss(network(*inputs.args, **inputs.kwargs), targets).backward()
+                optimizer.step()
+                seconds += time.process_time() - start
+                if count in marks:
+                    points.append(self.measure(network))
+        count = sum(parameter.numel() for parameter in trained)
+        return Trial(way.method, way.flow, way.share, rate, count, seconds / self.steps, tuple(points))
+
+    def _prepared(self, way: Way) -> nn.Module:
+        if way.share is not None and way.flow is not None:
+            if way not in self._networks:
+                self._networks = {way: apply_tgd(self.model, self.inputs, budget=way.share, flow=way.flow)}
+            return copy.deepcopy(self._networks[way]).train()
+        network = copy.deepcopy(self.model)
+        if way.method == "LoRA":
+            network = _with_lora(network)
+        network.train()
+        for module in network.modules():  # running statistics stay, as TGD holds those of frozen channels
+            if isinstance(module, BatchNorm):
+                module.eval()
+        return network
+
+
+def has_lora() -> bool:
+    """Whether low-rank updates can be tried: PEFT is an optional package."""
+    return importlib.util.find_spec("peft") is not None
+
+
+def _with_lora(network: nn.Module) -> nn.Module:
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 (optional, and heavy)
+
+    names = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        and getattr(module, "groups", 1) == 1
+    ]
+    found: nn.Module = inject_adapter_in_model(LoraConfig(r=LORA_RANK, target_modules=names), network)
+    return found
+
+
+def _pair(batch: Any) -> tuple[Arguments, Any]:
+    if not isinstance(batch, Sequence) or len(batch) != 2:
+        raise PlanError(f"A batch is {type(batch).__name__}.", "Give pairs: inputs and targets.")
+    return as_arguments(batch[0]), batch[1]
