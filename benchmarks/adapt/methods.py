@@ -127,7 +127,7 @@ def prepared(method: Method, task: Task, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of the low-rank updates, and of random scores
         if method.trains == "tgd":
-            return with_tgd(task.network, method, task, seed).train()
+            return in_training(with_tgd(task.network, method, task, seed))
         network = copy.deepcopy(task.network)
         if method.trains == "lora":
             network = inject_adapter_in_model(
@@ -137,8 +137,13 @@ def prepared(method: Method, task: Task, seed: int) -> nn.Module:
             network.requires_grad_(False)
             for parameter in _parameters(network, method, task):
                 parameter.requires_grad_(True)
+    return in_training(network)
+
+
+def in_training(network: nn.Module) -> nn.Module:
+    """The network in training mode, but for batch norms: they keep their running statistics in all methods."""
     network.train()
-    for module in network.modules():  # running statistics stay, as TGD holds them
+    for module in network.modules():
         if isinstance(module, _NormBase):
             module.eval()
     return network
@@ -157,7 +162,7 @@ def with_tgd(network: nn.Module, method: Method, task: Task, seed: int) -> nn.Mo
 
 def another_round(network: nn.Module, method: Method, task: Task, seed: int) -> nn.Module:
     """TGD taken out and applied again: the masks are those of the weights now."""
-    return with_tgd(remove_tgd(network).eval(), method, task, seed).train()
+    return in_training(with_tgd(remove_tgd(network).eval(), method, task, seed))
 
 
 def added_loss(method: Method, task: Task, network: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
