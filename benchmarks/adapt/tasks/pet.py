@@ -7,29 +7,23 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, default_collate
 
 from benchmarks.adapt.task import Batch, Split, Task
-from tgd_kit.training.weights import read_weights, save_weights
+from benchmarks.adapt.tasks.denoising import FEW, PATCHES, endless, few, middle, rmse, trained
 from tgd_pet.denoising import triplets
 from tgd_pet.experiment.settings import PROFILES, read_settings
-from tgd_pet.network import DnCNN, network_from, new_network
+from tgd_pet.network import new_network
 from tgd_pet.simulation.files import load_patient, simulate_set
 from tgd_pet.simulation.patient import SimulatedPatient
 from tgd_pet.training.patches import PatchPairs
 
 OLD, NEW = "v1", "v2"
 DOSES = {OLD: 0.15, NEW: 0.05}  # shares of the counts
-FEW = 2  # patients to adapt with, out of the pool
-PATCHES = 64  # of theirs
 PATCH, CROP = 32, 64  # pixels of a side: to train on, to measure on
 FIRST_SEED = {OLD: 500, NEW: 600}  # of the patients
-REMEDY = "Delete it, and it is made again."
 ABOUT = """\
 The DnCNN of the TGD paper with {widths} filters removes noise from simulated PET images. Old data: reconstructed
 without time of flight and resolution model (*v1*), from {old:.0%} of the counts. New data: with both (*v2*), sharper
@@ -65,7 +59,7 @@ class Size:
 WIDTHS = (16, 16, 32, 32, 32, 64, 64, 3)
 SIZES = {
     "tiny": Size("tiny", (4, 6, 6, 3), 2, 3, 1, 2, 4, 4, 4),
-    "quick": Size("quick", WIDTHS, 10, 8, 2, 16, 800, 80, 8),
+    "quick": Size("quick", WIDTHS, 10, 8, 4, 16, 800, 80, 8),
     "full": Size("quick", WIDTHS, 20, 16, 4, 16, 3000, 300, 8),
 }
 
@@ -74,14 +68,17 @@ def make(profile: str, folder: Path) -> Task:
     """The task; patients and network are kept in the folder."""
     size = SIZES[profile]
     patients = {kind: simulated(kind, size, folder) for kind in (OLD, NEW)}
-    network = trained(patients[OLD][: size.old], size, folder / "network.safetensors")
+    network = trained(
+        new_network(0, size.widths),
+        folder / "network.safetensors",
+        size.base,
+        lambda count: PatchPairs(patients[OLD][: size.old], OLD, count, patch=PATCH),
+    )
 
     @lru_cache
     def data(split: Split, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-        others = patients[kind][-2 * size.measured :]
-        return slices(
-            others[: size.measured] if split == "validation" else others[size.measured :], kind, size
-        )
+        start = len(patients[kind]) - (2 if split == "validation" else 1) * size.measured
+        return slices(patients[kind][start : start + size.measured], kind, size)
 
     return Task(
         name="pet",
@@ -114,35 +111,10 @@ def simulated(kind: str, size: Size, folder: Path) -> list[SimulatedPatient]:
     return [load_patient(path) for path in simulate_set(folder / kind, seeds, config, progress=False)]
 
 
-def trained(patients: Sequence[SimulatedPatient], size: Size, path: Path) -> nn.Module:
-    """The network, trained on old images unless that was done before."""
-    if not path.exists():
-        save_weights(train(new_network(0, size.widths), patients, size.base), path)
-    return network_from(read_weights(path, REMEDY), str(path))
-
-
-def train(network: DnCNN, patients: Sequence[SimulatedPatient], steps: int) -> DnCNN:
-    """Adam on the mean squared error, one cycle."""
-    network.train()
-    optimizer = torch.optim.Adam(network.parameters())
-    rate = OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    for noisy, clean in DataLoader(PatchPairs(patients, OLD, 8 * steps), 8):
-        optimizer.zero_grad()
-        F.mse_loss(network(noisy), clean).backward()
-        optimizer.step()
-        rate.step()
-    return network
-
-
 def batches(seed: int, pool: Sequence[SimulatedPatient], size: int) -> Iterator[Batch]:
     """Endless batches of patches of the few patients that the seed draws."""
-    few = np.random.default_rng((1, seed)).choice(len(pool), FEW, replace=False)
-    pairs = PatchPairs([pool[index] for index in few], NEW, PATCHES, seed=(2, seed), patch=PATCH)
-    noisy, clean = default_collate([pairs[index] for index in range(PATCHES)])
-    order = np.random.default_rng((3, seed))
-    while True:
-        for chosen in np.array_split(order.permutation(PATCHES), PATCHES // size):
-            yield noisy[chosen], clean[chosen]
+    chosen = [pool[index] for index in few(seed, len(pool))]
+    return endless(PatchPairs(chosen, NEW, PATCHES, seed=(2, seed), patch=PATCH), seed, size)
 
 
 def slices(patients: Sequence[SimulatedPatient], kind: str, size: Size) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,8 +122,7 @@ def slices(patients: Sequence[SimulatedPatient], kind: str, size: Size) -> tuple
     found = []
     per_patient = size.slices // len(patients)
     for patient in patients:
-        margins = [max(0, side - CROP) // 2 for side in patient.true.shape[1:]]
-        rows, columns = (slice(margin, margin + CROP) for margin in margins)
+        rows, columns = middle(patient.true.shape, CROP)
         chosen = torch.linspace(1, len(patient.true) - 2, per_patient).round().long()
         noisy, clean, body = (
             torch.from_numpy(volume[:, rows, columns])
@@ -160,10 +131,3 @@ def slices(patients: Sequence[SimulatedPatient], kind: str, size: Size) -> tuple
         found.append((triplets(noisy, chosen), clean[chosen], body[chosen]))
     noisy, clean, body = (torch.cat(parts) for parts in zip(*found, strict=True))
     return noisy, clean, body
-
-
-def rmse(network: nn.Module, noisy: Tensor, clean: Tensor, body: Tensor) -> float:
-    """The error of the centre slices."""
-    with torch.no_grad():
-        denoised = network(noisy)[:, 1]
-    return float((denoised - clean)[body].square().mean().sqrt())
