@@ -1,9 +1,9 @@
-"""CT: the denoiser of TOD-Net, from a low dose to a lower one."""
+"""CT: the denoiser of TOD-Net, from slim patients to large ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,14 +19,18 @@ from tgd_ct.simulation.config import PatientConfig
 from tgd_ct.simulation.files import load_patient, simulate_set
 from tgd_ct.training.losses import mse_loss
 from tgd_ct.training.samples import Samples
+from tgd_kit.simulation.torso import BodySize
 
-OLD, NEW = 0.05, 0.02  # doses, as shares of the normal one
+OLD: BodySize = "low"
+NEW: BodySize = "high"
+DOSE = 0.05  # as a share of the normal one
 PATCH, CROP = 32, 64  # pixels of a side: to train on, to measure on
-FIRST_SEED = 500  # of the patients
+FIRST_SEED = {OLD: 500, NEW: 600}  # of the patients
 ABOUT = """\
 The denoiser of TOD-Net with {widths} filters, and as many on the way back, trained on the mean squared error alone.
-Old data: simulated CT at {old:.0%} of the normal dose. New data: at {new:.0%}; {patches} patches of {patch} x {patch}
-pixels of {few} patients to train on. The errors are of the same patients at both doses."""
+Old data: simulated CT of slim patients at {dose:.0%} of the normal dose. New data: large patients at the same dose, who
+let fewer photons through, so that there is more noise and of another texture; {patches} patches of {patch} x {patch}
+pixels of {few} patients to train on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Size:
         config: how patients are simulated.
         widths: filters of the widening convolutions.
         old, pool, measured: patients to train the network on, to draw the few from, and in each split.
-        slices: to measure on, in each split.
+        slices: to measure on, of each split and kind.
         base: steps of the network's training.
         steps: of a run.
         batch: patches in a batch of a run.
@@ -64,34 +68,32 @@ SIZES = {
 def make(profile: str, folder: Path) -> Task:
     """The task; patients and network are kept in the folder."""
     size = SIZES[profile]
-    cases = simulated(size, folder)
-    pool = cases[size.old : size.old + size.pool]
+    cases = {kind: simulated(kind, size, folder) for kind in (OLD, NEW)}
     network = trained(
         new_generator(0, "2d", size.widths),
         folder / "network.safetensors",
         size.base,
-        lambda count: samples(cases[: size.old], OLD, count),
+        lambda count: samples(cases[OLD][: size.old], count),
     )
 
     @lru_cache
-    def data(split: Split, dose: float) -> tuple[Tensor, Tensor, Tensor]:
-        start = len(cases) - (2 if split == "validation" else 1) * size.measured
-        return slices(cases[start : start + size.measured], dose, size)
+    def data(split: Split, kind: BodySize) -> tuple[Tensor, Tensor, Tensor]:
+        start = len(cases[kind]) - (2 if split == "validation" else 1) * size.measured
+        return slices(cases[kind][start : start + size.measured], size)
 
     return Task(
         name="ct",
         title="CT (TOD-Net's denoiser)",
         about=ABOUT.format(
             widths=", ".join(map(str, size.widths)),
-            old=OLD,
-            new=NEW,
+            dose=DOSE,
             patches=PATCHES,
             patch=PATCH,
             few=FEW,
         ),
         error="the RMSE in HU over the body, against the image of normal dose",
         network=network,
-        batches=lambda seed: batches(seed, pool, size.batch),
+        batches=lambda seed: batches(seed, cases[NEW][: size.pool], size.batch),
         loss=mse_loss,
         distance=mse_loss,
         errors=lambda net, split: (rmse(net, *data(split, OLD)), rmse(net, *data(split, NEW))),
@@ -100,30 +102,32 @@ def make(profile: str, folder: Path) -> Task:
     )
 
 
-def simulated(size: Size, folder: Path) -> list[Case]:
-    """Patients to train on, those to adapt with, then those of both splits."""
-    seeds = range(FIRST_SEED, FIRST_SEED + size.old + size.pool + 2 * size.measured)
-    paths = simulate_set(folder / "patients", seeds, size.config, progress=False)
+def simulated(kind: BodySize, size: Size, folder: Path) -> list[Case]:
+    """Patients to train on, then those of both splits."""
+    count = (size.old if kind == OLD else size.pool) + 2 * size.measured
+    seeds = range(FIRST_SEED[kind], FIRST_SEED[kind] + count)
+    config = replace(size.config, body_size=kind)
+    paths = simulate_set(folder / kind, seeds, config, progress=False)
     return [load_patient(path).case() for path in paths]
 
 
-def samples(cases: Sequence[Case], dose: float, count: int, seed: Sequence[int] = (0,)) -> Samples:
-    """Patches at a dose."""
-    return Samples(cases, "2d", dose, "liver", count, seed=seed, patch=PATCH)
+def samples(cases: Sequence[Case], count: int, seed: Sequence[int] = (0,)) -> Samples:
+    """Patches of these patients."""
+    return Samples(cases, "2d", DOSE, "liver", count, seed=seed, patch=PATCH)
 
 
 def batches(seed: int, pool: Sequence[Case], size: int) -> Iterator[Batch]:
     """Endless batches of patches of the few patients that the seed draws."""
     chosen = [pool[index] for index in few(seed, len(pool))]
-    return endless(samples(chosen, NEW, PATCHES, (2, seed)), seed, size)
+    return endless(samples(chosen, PATCHES, (2, seed)), seed, size)
 
 
-def slices(cases: Sequence[Case], dose: float, size: Size) -> tuple[Tensor, Tensor, Tensor]:
+def slices(cases: Sequence[Case], size: Size) -> tuple[Tensor, Tensor, Tensor]:
     """(N, 1, H, W) noisy slices, (N, H, W) clean ones, and where the body is: the middle of slices of all."""
     found = []
     for case in cases:
         chosen = np.linspace(1, len(case.body) - 2, size.slices // len(cases)).round().astype(int)
         where = (chosen, *middle(case.body.shape, CROP))
-        found.append([torch.from_numpy(v[where]) for v in (case.image(dose), case.image(NORMAL), case.body)])
+        found.append([torch.from_numpy(v[where]) for v in (case.image(DOSE), case.image(NORMAL), case.body)])
     noisy, clean, body = (torch.cat(parts) for parts in zip(*found, strict=True))
     return noisy[:, None], clean, body

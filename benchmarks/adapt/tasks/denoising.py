@@ -47,7 +47,7 @@ def trained(
 
 def few(seed: int, pool: int) -> list[int]:
     """The patients to adapt with, out of so many."""
-    return np.random.default_rng((1, seed)).choice(pool, FEW, replace=False).tolist()
+    return [int(index) for index in np.random.default_rng((1, seed)).choice(pool, FEW, replace=False)]
 
 
 def endless(pairs: Dataset[tuple[Tensor, ...]], seed: int, size: int) -> Iterator[Batch]:
