@@ -47,14 +47,14 @@ class CompactConv(CompactFilter, ConvNd):
 
     def _tgd_convolve(self, x: Tensor, padding: Any, output_padding: Any) -> Tensor:
         batched = x.dim() == len(self.kernel_size) + 2
-        tensors = self._tgd_tensors(x if batched else x.unsqueeze(0))
+        tensors, kept = self._tgd_tensors(x if batched else x.unsqueeze(0))
         geometry = Geometry(
             self.stride, padding, self.dilation, self.transposed, tuple(output_padding), self.groups
         )
         whole = "unneeded" in self._tgd_placed
         way, names = (WholeConvolution, WHOLE) if whole else (Convolution, GATHERING)
         indices = (self._tgd_index(name) for name in names)
-        y = run(way, *tensors, *indices, geometry, self._tgd_compaction.stops_gradient)
+        y = run(way, *tensors, *indices, geometry, kept, self._tgd_compaction.stops_gradient)
         return y if batched else y.squeeze(0)
 
     def _tgd_index_tensors(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tgdsurgery.core.masking import mask_gradient
 from tgdsurgery.core.torch_private import is_jit_tracing, is_traced, under_functorch
 from tgdsurgery.surgery.compact.base import Divided, Part, Parts
 from tgdsurgery.surgery.compact.layout import fill_
-from tgdsurgery.surgery.compact.weight_cache import as_it_was, state_of
+from tgdsurgery.surgery.compact.weight_cache import Kept, as_it_was, state_of
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,20 @@ class Compact(Divided):
             fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
         self._tgd_written[name] = state_of(trainable, frozen)
         return frozen
+
+    def _tgd_whole_kept(self, name: str) -> tuple[Any, Kept | None]:
+        """`_tgd_whole` for an op that keeps it for a backward, beside the trainable rows; no copy, if it can be.
+
+        For autograd it has memory of its own: it does not count as changed when it is written anew. Where there is a
+        `Kept`, the op has to ask that, and to put the weight together again from the rows if so.
+        """
+        if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
+            return self._tgd_full(name), None
+        whole = self._tgd_whole(name)
+        frozen = self._buffers.get(f"_tgd_frozen_{name}")
+        if frozen is None or whole is not frozen:
+            return whole, None
+        return (self._tgd_full(name), None) if frozen.is_inference() else (frozen.data, Kept(frozen))
 
     def _tgd_stopped(self, x: Tensor) -> Tensor:
         """The input; detached if no gradient gets through the layer at all."""
