@@ -29,22 +29,8 @@ class Geometry(NamedTuple):
     groups: int
 
 
-class _Convolution(torch.autograd.Function):
-    """What both backwards of a convolution keep: x for the rows; for x the rows, and the weight if all of it counts."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, rows, _, weight, _, *indices, ctx.geometry, ctx.kept, ctx.stops_gradient = inputs
-        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
-        input_needed, rows_needed, *_ = ctx.needs_input_grad
-        used = (rows, None if ctx.stops_gradient else weight) if input_needed else (None, None)
-        ctx.save_for_backward(x if rows_needed else None, *used, *indices)
-
-
 @prepared
-class Convolution(_Convolution):
+class Convolution(torch.autograd.Function):
     """Convolution, plain or transposed, with the compact backward.
 
     Args of `apply`:
@@ -64,6 +50,8 @@ class Convolution(_Convolution):
         stops_gradient: whether the gradient at frozen output channels counts as zero.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,
@@ -81,6 +69,14 @@ class Convolution(_Convolution):
         stops_gradient: bool,
     ) -> Tensor:
         return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, rows, _, weight, _, *indices, ctx.geometry, ctx.kept, ctx.stops_gradient = inputs
+        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
+        input_needed, rows_needed, *_ = ctx.needs_input_grad
+        used = (rows, None if ctx.stops_gradient else weight) if input_needed else (None, None)
+        ctx.save_for_backward(x if rows_needed else None, *used, *indices)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,58 +137,6 @@ def _input_gradient(
     if geometry.groups > 1 and needs is not None and (per_group > 1 or not ctx.stops_gradient):
         result = zeroed(result, _among(needs, result))
     return result
-
-
-@prepared
-class WholeConvolution(_Convolution):
-    """`Convolution` where it does not pay to gather channels: the plain backward, and the trainable rows of it.
-
-    Args of `apply`:
-        unneeded: the input channels whose gradient is zero.
-
-        The others are those of `Convolution`.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        rows: Tensor | None,
-        bias_rows: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        trainable: Tensor,
-        unneeded: Tensor,
-        geometry: Geometry,
-        kept: Kept | None,
-        stops_gradient: bool,
-    ) -> Tensor:
-        return torch.convolution(x, weight, bias, *geometry)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
-        x, rows, weight, trainable, unneeded = ctx.saved_tensors
-        groups = ctx.geometry.groups
-        if not input_needed:
-            weight = _empty(ctx, gradient, ctx.weight_shape)
-        elif ctx.stops_gradient:  # zeros of the weight would do, but for a gradient that is infinite
-            gradient = zeroed(gradient, _among(trainable, gradient))
-            shape = (gradient.shape[1], ctx.input_shape[1] // groups, *ctx.weight_shape[2:])
-            weight = _empty(ctx, gradient, shape).zero_().index_copy_(0, trainable, rows)
-            weight = swapped(weight, groups) if ctx.geometry.transposed else weight
-        else:
-            weight = _weight_of(ctx, weight, rows, trainable)
-        x = _empty(ctx, gradient, ctx.input_shape) if x is None else x
-        by_input, by_rows = _backward(gradient, x, weight, ctx.geometry, [input_needed, rows_needed])
-        if input_needed and len(unneeded):
-            by_input = by_input.index_fill_(1, unneeded, 0.0)
-        if rows_needed:
-            by_rows = swapped(by_rows, groups) if ctx.geometry.transposed else by_rows
-            by_rows = by_rows.index_select(0, trainable)
-        by_bias = None
-        if bias_needed:
-            by_bias = gradient.sum([0, *range(2, gradient.dim())]).index_select(0, trainable)
-        return by_input, by_rows, by_bias, *[None] * 7
 
 
 def _weight_of(ctx: Any, weight: Tensor, rows: Tensor | None, trainable: Tensor) -> Tensor:
