@@ -12,7 +12,7 @@ from torch import nn
 from tests.compact.twins import twin_of
 from tgdsurgery.surgery.compact import gain
 
-PER_CALL = 3_000_000  # as it is outside of tests
+PER_CALL = 4_000_000  # as it is outside of tests
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tgdsurgery.core.masking import mask_gradient
 from tgdsurgery.core.torch_private import is_jit_tracing, is_traced, under_functorch
 from tgdsurgery.surgery.compact.base import Divided, Part, Parts
+from tgdsurgery.surgery.compact.handed_out import nothing_handed_out
 from tgdsurgery.surgery.compact.layout import fill_
 from tgdsurgery.surgery.compact.weight_cache import Kept, as_it_was, state_of
 
@@ -73,12 +74,17 @@ class Compact(Divided):
         if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
             with torch.no_grad():
                 return self._tgd_full(name)
-        frozen, trainable = self._buffers.get(f"_tgd_frozen_{name}"), self._tgd_rows(name)
-        if (written := self._tgd_written.get(name)) and as_it_was(written, trainable, frozen):
+        if (frozen := self._buffers.get(f"_tgd_frozen_{name}")) is None:
+            return self._tgd_full(name)  # it is not in two parts
+        written = self._tgd_written.get(name)
+        if written and nothing_handed_out() and as_it_was(written, self._parameters.get(name), frozen):
+            return frozen  # what is asked above is all that a layer in evaluation mode waits for
+        trainable = self._tgd_rows(name)
+        if written and as_it_was(written, trainable, frozen):
             return frozen
         with torch.no_grad():
             # In functional_call this is a plain tensor, so the buffer must not be written.
-            if frozen is None or not isinstance(trainable, nn.Parameter):
+            if not isinstance(trainable, nn.Parameter):
                 return self._tgd_full(name)
             fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
         self._tgd_written[name] = state_of(trainable, frozen)
