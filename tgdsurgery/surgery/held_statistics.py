@@ -43,11 +43,10 @@ class Held:
 
     def is_right(self, norm: nn.Module) -> bool:
         """Whether nothing was written to the buffers, and they are the same."""
-        right, buffers = self._right, norm._buffers
-        return len(right) == len(self._kept) and all(
-            buffer is buffers.get(name) and buffer._version == version
-            for name, (buffer, version) in right.items()
-        )
+        for name, (buffer, version) in self._right.items():  # no generator: this is asked in every forward
+            if buffer is not norm._buffers.get(name) or buffer._version != version:
+                return False
+        return len(self._right) == len(self._kept)
 
     @torch.no_grad()
     def put_back(self, norm: nn.Module) -> None:

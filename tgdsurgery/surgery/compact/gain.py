@@ -15,7 +15,7 @@ from tgdsurgery.surgery.compact.twin import Compaction
 PER_NUMBER = 30  # of a feature map, to be gathered, scattered or masked
 PER_WEIGHT = 100  # for a weight that is put together by a copy, and its gradient taken apart
 PER_CALL = 4_000_000  # what Python takes for a compact backward beyond a plain one
-BLOCK = 8  # channels that are multiplied in the time of one
+BLOCK = 16  # channels that are multiplied in the time of one, if a kernel has more than one weight
 IN_GROUPS = 12  # per multiplication of a convolution that has groups
 
 
@@ -46,15 +46,16 @@ def gain(conv: ConvNd, known: Compaction, reads_all: bool) -> Gain:
     weights = inputs * outputs // conv.groups * math.prod(conv.kernel_size)
     products = weights * min(1.0, after) * (1 if conv.groups == 1 else IN_GROUPS)
     share = known.trainable / outputs
-    multiplied = share if conv.groups > 1 else _blocks(known.trainable) / _blocks(outputs)
+    by_block = conv.groups == 1 and math.prod(conv.kernel_size) > 1
+    multiplied = _blocks(known.trainable) / _blocks(outputs) if by_block else share
     needed = 1.0 if known.needs is None else sum(known.needs) / inputs
     gathered = share * (outputs * after + (0 if reads_all else inputs))
     if known.stops_gradient:  # the plain backward masks the gradient; the compact one scatters the input's
         moved, through = gathered - outputs * after, multiplied
-        scattered = 2 * inputs * (needed if reads_all else share) if known.needs or not reads_all else 0.0
+        scattered = inputs * (needed if reads_all else share) if known.needs or not reads_all else 0.0
     else:  # the compact backward reads the gradient a second time, for the input
         moved, through = 2 * gathered, 1.0
-        scattered = 2 * inputs * needed if known.needs else 0.0
+        scattered = inputs * needed if known.needs else 0.0
     by_rows = (1 - multiplied) * products if known.trainable else 0.0
     by_input = (1 - through * (needed if reads_all else 1.0)) * products
     by_weight = PER_WEIGHT * weights if known.trainable else 0

@@ -71,11 +71,13 @@ class Compact(Divided):
         long as no mode was set, no optimizer has stepped, and neither torch nor `Rows` have counted a change.
         (What goes unseen: a write, later, to what `.data` once gave.)
         """
+        if name not in self._tgd_parts:  # a bias that is None
+            return self._parameters.get(name)
         if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
             with torch.no_grad():
                 return self._tgd_full(name)
         if (frozen := self._buffers.get(f"_tgd_frozen_{name}")) is None:
-            return self._tgd_full(name)  # it is not in two parts
+            return self._tgd_full(name)  # nothing of it is trainable
         written = self._tgd_written.get(name)
         if written and nothing_handed_out() and as_it_was(written, self._parameters.get(name), frozen):
             return frozen  # what is asked above is all that a layer in evaluation mode waits for
