@@ -292,6 +292,38 @@ def test_requires_grad_of_the_rows_is_respected(flags: tuple[bool, bool]):
     assert [rows_of(twin).grad is not None, rows_of(twin, "bias").grad is not None] == list(flags)
 
 
+@pytest.mark.parametrize("kind", FILTERS)
+def test_a_backward_uses_the_weight_of_its_forward(kind: str):
+    """Also if other rows, such as averaged ones, were in its place for an evaluation in between."""
+    module = FILTERS[kind]()
+    inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    twin = twin_of(module, [True, *[False] * (described(module).channels - 1)], stops_gradient=False)
+    x = torch.randn(2, inputs, *[4] * len(getattr(module, "kernel_size", ())), requires_grad=True)
+    expected = torch.autograd.grad(module(x).sum(), x)[0]
+    y, rows = twin(x), rows_of(twin)
+    own = rows.detach().clone()
+    rows.data.zero_()
+    with torch.no_grad():
+        assert not torch.equal(twin(x), y)
+    rows.data.copy_(own)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_a_backward_after_an_evaluation_is_no_error(kind: str):
+    """The whole weight is written anew in it, with the same values."""
+    module = FILTERS[kind]()
+    inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    twin = twin_of(module, [True, *[False] * (described(module).channels - 1)], stops_gradient=False)
+    x = torch.randn(2, inputs, *[4] * len(getattr(module, "kernel_size", ())), requires_grad=True)
+    y = twin(x)
+    with torch.no_grad():
+        twin.eval()(x)
+    twin.train()
+    expected = torch.autograd.grad(module(x).sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
 def saved_elements(module: nn.Module, x: Tensor) -> int:
     """How many floating-point entries autograd keeps for the backward."""
     kept = []

@@ -76,19 +76,23 @@ class Compact(Divided):
         if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
             with torch.no_grad():
                 return self._tgd_full(name)
-        if (frozen := self._buffers.get(f"_tgd_frozen_{name}")) is None:
-            return self._tgd_full(name)  # nothing of it is trainable
-        written = self._tgd_written.get(name)
+        frozen, written = self._buffers.get(f"_tgd_frozen_{name}"), self._tgd_written.get(name)
+        # In evaluation mode a layer waits for what is asked here.
         if written and nothing_handed_out() and as_it_was(written, self._parameters.get(name), frozen):
-            return frozen  # what is asked above is all that a layer in evaluation mode waits for
-        trainable = self._tgd_rows(name)
+            return frozen
+        return self._tgd_full(name) if frozen is None else self._tgd_rewritten(name, frozen)
+
+    @torch.no_grad()
+    def _tgd_rewritten(self, name: str, frozen: Tensor) -> Tensor:
+        """The whole parameter in its frozen part, after a look at all that can have changed."""
+        trainable, written = self._tgd_rows(name), self._tgd_written.get(name)
         if written and as_it_was(written, trainable, frozen):
             return frozen
-        with torch.no_grad():
-            # In functional_call this is a plain tensor, so the buffer must not be written.
-            if not isinstance(trainable, nn.Parameter):
-                return self._tgd_full(name)
-            fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
+        # In functional_call this is a plain tensor, so the buffer must not be written.
+        if not isinstance(trainable, nn.Parameter):
+            full: Tensor = self._tgd_full(name)
+            return full
+        fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
         self._tgd_written[name] = state_of(trainable, frozen)
         return frozen
 
