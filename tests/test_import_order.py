@@ -154,7 +154,9 @@ def test_a_circle_is_found():
 
 
 REPOSITORY = ROOT.parent
-TRIES_ANOTHER_BACKWARD = REPOSITORY / "benchmarks" / "adapt" / "sampled.py"  # one that the library does not have
+TRIES_ANOTHER_BACKWARD = (
+    REPOSITORY / "benchmarks" / "adapt" / "sampled.py"
+)  # one that the library does not have
 
 
 @pytest.mark.parametrize("folder", ["adapters", "benchmarks", "examples"])
