@@ -7,15 +7,18 @@ each round:
 * forward: only the forward pass of that step, without a graph;
 * last layers: everything before the last three filter layers is frozen (the paper's FT-net);
 * LoRA: rank 8 on every convolution without groups (PEFT);
-* layers, compact: TGD at a share of the channels of every layer, `flow="masked"`; the layers without a consumer
-  are frozen, as in the paper, but for the share 1, where everything is trained.
+* masked, full flow: TGD in its compact form at a share of the channels of every layer, with `flow="masked"` and
+  `flow="full"`; the layers without a consumer are frozen, as in the paper, but for the share 1, where everything is
+  trained;
+* layers: the layers form with `flow="masked"`, at the share 0.25.
 
 A step is forward, backward and a fused Adam. Its time is in CPU seconds of one thread; a ratio is that to the full
 step of the same round, and its median over the rounds is given with the quartiles. Memory is what torch's allocator
 held at most during a step beyond what it held before it, and the size of the optimizer's state.
 
-The bound is that of a step which computes the forward, and of the backward only what the trainable share `a` needs:
-`f + (1 - f) (a + a^2) / 2`, f being the forward's share of a full step.
+The bound is that of a step which computes the forward, and of the backward only what the trainable share `a` needs.
+With f for the forward's share of a full step it is `f + (1 - f) (a + a^2) / 2` where the flow is masked, and
+`f + (1 - f) (a + 1) / 2` where it is full: the gradient of the loss needs the whole input gradient.
 
 Run `make bench-step`; `python -m benchmarks.step_page` only rewrites docs/speed.md from the results.
 """
@@ -29,6 +32,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,9 +53,11 @@ from tgd_pet.network import DnCNN
 from tgdsurgery import TGDPlan, apply_tgd, plan_tgd
 
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
+LAYERS_SHARE = 0.25  # the layers form does the same work at any share
 LIMIT = 1200.0  # seconds per network
 RANK = 8
-PROFILED = "compact 0.25"
+PROFILED = ("masked 0.25", "full flow 0.25")
+EVALUATED = PROFILED[0]  # in evaluation mode the flow makes no difference
 EVALUATIONS = 5  # rounds of forwards for each round of steps: they are short, and what is looked for is small
 Result = dict[str, Any]
 
@@ -195,11 +201,14 @@ def groups(subject: Subject) -> Iterator[dict[str, Way]]:
 
     yield beside_full(**{"last layers": last_layers(net, plan), "LoRA": lora(net)})
     for share in SHARES:
-        at = plan.override(at_share(plan, share))
-        forms = {
-            f"{form} {share:g}": apply_tgd(net, example, plan=at, form=form) for form in ("layers", "compact")
+        masked = replace(plan.override(at_share(plan, share)), flow="masked")
+        found = {
+            f"masked {share:g}": apply_tgd(net, example, plan=masked),
+            f"full flow {share:g}": apply_tgd(net, example, plan=replace(masked, flow="full")),
         }
-        yield beside_full(**forms)
+        if share == LAYERS_SHARE:
+            found[f"layers {share:g}"] = apply_tgd(net, example, plan=masked, form="layers")
+        yield beside_full(**found)
 
 
 def measure(name: str, rounds: int) -> Result:
@@ -219,8 +228,8 @@ def measure(name: str, rounds: int) -> Result:
         seconds = taking_turns(runs, rounds)
         full += seconds["full"]
         result["ratios"] |= {way: ratios(each, seconds["full"]) for way, each in seconds.items()}
-        if PROFILED in found:
-            result["profile"] = {way: profiled(found[way]) for way in ("full", PROFILED)}
+        if EVALUATED in found:
+            result["profile"] = {way: profiled(found[way]) for way in ("full", *PROFILED)}
             control = Way(copy.deepcopy(found["full"].net), found["full"].x)
             result["evaluation"] = evaluated({**found, "control": control}, rounds)
     return result | {"seconds": statistics.median(full)}
@@ -239,13 +248,13 @@ def taking_turns(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[st
 
 def evaluated(found: Mapping[str, Way], rounds: int) -> Result:
     """The forward of the compact network in evaluation mode, and of a second plain copy, against the plain one."""
-    runs = {"full": found["full"], "control": found["control"], PROFILED: found[PROFILED]}
+    runs = {"full": found["full"], "control": found["control"], EVALUATED: found[EVALUATED]}
     for way in runs.values():
         way.net.eval()
         way.forward()
     seconds = taking_turns({name: way.forward for name, way in runs.items()}, EVALUATIONS * rounds)
-    more = statistics.median(a - b for a, b in zip(seconds[PROFILED], seconds["full"], strict=True))
-    layers = sum(type(module).__name__.startswith("Compact") for module in found[PROFILED].net.modules())
+    more = statistics.median(a - b for a, b in zip(seconds[EVALUATED], seconds["full"], strict=True))
+    layers = sum(type(module).__name__.startswith("Compact") for module in found[EVALUATED].net.modules())
     result = {name: ratios(each, seconds["full"]) for name, each in seconds.items()}
     return result | {"per_layer_us": round(1e6 * more / layers, 1)}
 

@@ -14,6 +14,8 @@ from benchmarks.measuring import markdown
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 RESULTS = measuring.RESULTS / "step.json"
 SHARES = ("0.1", "0.25", "0.5", "0.9", "1")
+FLOWS = ("masked", "full flow")
+SHORT = ("network", "batch", *SHARES)
 Result = Mapping[str, Any]
 
 TEXT = """\
@@ -28,16 +30,28 @@ with the quartiles.
 * *full*: ordinary fine-tuning. *forward*: only its forward pass.
 * *last layers*: everything before the last three filter layers is frozen, as in the paper's FT-net.
 * *LoRA*: adapters of rank {rank} on every convolution without groups (PEFT).
-* *layers*, *compact*: the two forms of TGD with this share of the channels of every layer trainable, `flow="masked"`.
-  Layers whose output no layer reads are frozen, as in the paper. At share 1 everything is trained.
-* *bound*: `f + (1 - f) (a + a^2) / 2`, where f is the forward's share of a full step and a the share of trainable
-  channels. That is the forward pass, and only the part of the backward pass that these channels need.
+* *masked*, *full flow*: TGD in its compact form with this share of the channels of every layer trainable. With
+  `flow="masked"`, the paper's, no gradient passes through frozen channels; with `flow="full"` the gradient is that of
+  the loss. Layers whose output no layer reads are frozen, as in the paper. At share 1 everything is trained.
+* *layers*: the layers form, with `flow="masked"`. It costs the same at any share.
+* *bound*: the forward pass, and only the part of the backward pass that the trainable channels need. With f for the
+  forward's share of a full step and a for the share of trainable channels, it is `f + (1 - f) (a + a^2) / 2` for masked
+  flow. For full flow it is `f + (1 - f) (a + 1) / 2`: the gradient of every input is needed whole.
 * *memory*: what torch's allocator holds at most during a step, beyond what it held before: activations, gradients and
   buffers of the backward. *state*: the optimizer's. Both are ratios to the full step's.
 
 ## In short
 
-{summary}
+`flow="masked"`:
+
+{masked}
+
+`flow="full"`:
+
+{full_flow}
+
+Time ratios; in brackets, divided by the bound. *Evaluation*: the compact network's forward against the plain one's, in
+evaluation mode. After `remove_tgd` it is the plain one's.
 
 ## Goals
 
@@ -48,7 +62,7 @@ missed.
 
 ## Where the time of a step goes
 
-Shares of the CPU time of a full step, and of a compact step at 0.25, by kind of op. *Products*: the multiplications in
+Shares of the CPU time of a full step, and of compact steps at 0.25, by kind of op. *Products*: the multiplications in
 convolutions and linear layers of a compact step over those of a full one; empty where convolutions have groups, which
 torch does not count. If the time ratio is above that of the products, the step waits for memory or for Python, not for
 arithmetic.
@@ -60,8 +74,8 @@ What keeps a compact step above its bound:
 * The forward pass computes all channels. So do activations, pooling, sums and concatenations, in both directions. In
   networks of many small layers (EfficientNet) they are a large part of the step.
 * Gathering channels and scattering them costs one pass over the feature map each. Writing the trainable rows into the
-  whole weight costs one pass over the weight. This shows where a weight meets few pixels (ResNet's last stage on small
-  images).
+  whole weight costs one pass over them in each step. This shows where a weight meets few pixels (ResNet's last stage on
+  small images): at share 0.9 it is an eighth of the step there, and a twentieth of ResNet-50's.
 * Torch's kernels work on blocks of 8 or 16 channels. 4 trainable channels of 16, as in the first stages of MONAI's
   U-Net, take as long as 16.
 * Some layers compute the plain backward of all channels, and keep in memory what it needs: norms without parameters,
@@ -72,11 +86,15 @@ What keeps a compact step above its bound:
 * Residual networks read sums. A channel of a sum needs its gradient if any of its producers is trainable, which the
   bound ignores. In ResNet-50 that costs little arithmetic: see the products.
 * At share 0.9 there is little left to save, but the passes remain. The step can cost more than a full one, in either
-  form, and the gathered copies take memory in addition to the whole feature maps. Two rules limit this. Batch norms
-  with more than 0.6 of their channels trainable compute the backward of all channels instead of gathering. Convolutions
-  that need a gradient for more than 0.7 of their input channels compute it for all. Convolutions whose groups have
-  unequal numbers of trainable channels take the plain backward too. Layers that are trainable whole are plain layers
-  and cost nothing extra.
+  form, and the gathered copies take memory in addition to the whole feature maps. Three rules limit this. A convolution
+  takes the plain backward where the compact one would gain nothing by its shape and shares, in costs measured on one
+  core: depthwise kernels of 3x3, 1x1 kernels on few channels, gates on one pixel, most shares of 0.9 with full flow.
+  Batch norms with more than 0.6 of their channels trainable compute the backward of all channels instead of gathering.
+  Convolutions that need a gradient for more than 0.7 of their input channels compute it for all. Convolutions whose
+  groups have unequal numbers of trainable channels take the plain backward too. Layers that are trainable whole are
+  plain layers and cost nothing extra.
+* With full flow, frozen channels hand their gradient on, so nothing is saved in the products for the inputs, nor by the
+  layers between convolutions. What is saved is in the weight gradients and the optimizer.
 * In evaluation mode a compact layer calls the plain layer's kernel on one weight. Before that, some Python checks that
   the weight is up to date (*per layer* in the table of goals). It takes longer between kernels that fill the caches
   than alone. With many small layers and small images that is a few percent. `remove_tgd` gives a network without it.
@@ -99,23 +117,13 @@ def page(found: Mapping[str, Any]) -> str:
     return TEXT.format(
         setting=", ".join(f"{name} {value}" for name, value in found["setting"].items()),
         rank=found["setting"]["rank"],
-        summary=markdown(
-            (
-                "network",
-                "batch",
-                "compact 0.1",
-                "0.25",
-                "0.5",
-                "0.9",
-                "1",
-                "layers 0.25",
-                "memory 0.25",
-                "evaluation",
-            ),
-            [summary(name, result) for name, result in measured.items()],
-        )
-        + "\n\nTime ratios; in brackets, divided by the bound. *Evaluation*: the compact network's forward against the "
-        "plain one's, in evaluation mode. After `remove_tgd` it is the plain one's.",
+        masked=markdown(
+            (*SHORT, "layers 0.25", "memory 0.25", "evaluation"),
+            [short(name, result, "masked") for name, result in measured.items()],
+        ),
+        full_flow=markdown(
+            (*SHORT, "memory 0.25"), [short(name, result, "full flow") for name, result in measured.items()]
+        ),
         goals=markdown(("goal", *measured), goals(measured)),
         profile=markdown(
             ("network", "step", "products", *next(iter(measured.values()))["profile"]["full"]),
@@ -134,25 +142,37 @@ def page(found: Mapping[str, Any]) -> str:
     )
 
 
-def bound(result: Result, share: float) -> float:
-    """The bound of a step at a share of trainable channels."""
-    forward: float = result["ratios"]["forward"][1]
-    return forward + (1 - forward) * (share + share**2) / 2
+def bound(result: Result, way: str) -> float | None:
+    """The bound of a step such as "masked 0.25"; None where there is none."""
+    flow, _, share = way.rpartition(" ")
+    if flow not in FLOWS:
+        return None
+    forward, own = result["ratios"]["forward"][1], float(share)
+    through: float = own * own if flow == "masked" else 1.0  # of the products for gradients of inputs
+    return float(forward + (1 - forward) * (own + through) / 2)
+
+
+def over_bound(result: Result, way: str) -> float:
+    """The time of a step divided by its bound."""
+    limit = bound(result, way)
+    assert limit is not None, way
+    return time(result, way) / limit
+
+
+def time(result: Result, way: str) -> float:
+    """The median ratio of a way."""
+    found: float = result["ratios"][way][1]
+    return found
+
+
+def memory(result: Result, way: str) -> float:
+    """The most memory during a step, as a ratio."""
+    found: float = result["memory"][way]["step_bytes"] / result["memory"]["full"]["step_bytes"]
+    return found
 
 
 def goals(measured: Mapping[str, Result]) -> list[list[str]]:
     """Each goal, and for each network the figure that decides; in bold where it is missed."""
-
-    def compact(result: Result, share: str) -> float:
-        found: float = result["ratios"][f"compact {share}"][1]
-        return found
-
-    def of_bound(result: Result) -> float:
-        return max(compact(result, share) / bound(result, float(share)) for share in ("0.1", "0.25", "0.5"))
-
-    def memory(result: Result, *shares: str) -> float:
-        full = result["memory"]["full"]["step_bytes"]
-        return max(float(result["memory"][f"compact {share}"]["step_bytes"]) / full for share in shares)
 
     def line(text: str, value: Callable[[Result], float], limit: Callable[[str], float | None]) -> list[str]:
         cells = []
@@ -165,24 +185,28 @@ def goals(measured: Mapping[str, Result]) -> list[list[str]]:
     def denoiser(most: float) -> Callable[[str], float | None]:
         return lambda name: most if name == "DnCNN" else None
 
+    def of_flow(flow: str) -> list[list[str]]:
+        def worst(value: Callable[[Result, str], float], *shares: str) -> Callable[[Result], float]:
+            return lambda result: max(value(result, f"{flow} {share}") for share in shares)
+
+        return [
+            line(
+                f"{flow}: time over bound: 1.1 (DnCNN), 1.25",
+                worst(over_bound, "0.1", "0.25", "0.5"),
+                lambda name: 1.1 if name.startswith("DnCNN") else 1.25,
+            ),
+            line(f"{flow}: time up to 0.5: 1.02", worst(time, *SHARES[:3]), lambda name: 1.02),
+            line(f"{flow}: time at 0.9: 1.02", worst(time, "0.9"), lambda name: 1.02),
+            line(f"{flow}: time at 1: 1.02", worst(time, "1"), lambda name: 1.02),
+            line(f"{flow}: memory at 0.25: 0.8", worst(memory, "0.25"), lambda name: 0.8),
+            line(f"{flow}: memory at any share: 1", worst(memory, *SHARES), lambda name: 1.0),
+        ]
+
     return [
-        line("time at 0.25: 0.46", lambda r: compact(r, "0.25"), denoiser(0.46)),
-        line("time at 0.5: 0.64", lambda r: compact(r, "0.5"), denoiser(0.64)),
-        line(
-            "time over bound: 1.1 (DnCNN), 1.25",
-            of_bound,
-            lambda name: 1.1 if name.startswith("DnCNN") else 1.25,
-        ),
-        line(
-            "time up to 0.5: 1.02",
-            lambda r: max(compact(r, share) for share in SHARES[:3]),
-            lambda name: 1.02,
-        ),
-        line("time at 0.9: 1.02", lambda r: compact(r, "0.9"), lambda name: 1.02),
-        line("time at 1: 1.02", lambda r: compact(r, "1"), lambda name: 1.02),
-        line("memory at 0.25: 0.8", lambda r: memory(r, "0.25"), lambda name: 0.8),
-        line("memory at any share: 1", lambda r: memory(r, *SHARES), lambda name: 1.0),
-        line("evaluation: 1.01", lambda r: r["evaluation"]["compact 0.25"][1], lambda name: 1.01),
+        line("masked: time at 0.25: 0.46", lambda r: time(r, "masked 0.25"), denoiser(0.46)),
+        line("masked: time at 0.5: 0.64", lambda r: time(r, "masked 0.5"), denoiser(0.64)),
+        *(row for flow in FLOWS for row in of_flow(flow)),
+        line("evaluation: 1.01", lambda r: r["evaluation"]["masked 0.25"][1], lambda name: 1.01),
         line("... a second plain copy", lambda r: r["evaluation"]["control"][1], lambda name: inf),
         line("... per layer, microseconds", lambda r: r["evaluation"]["per_layer_us"], lambda name: inf),
     ]
@@ -192,43 +216,34 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def summary(name: str, result: Result) -> list[str]:
-    """One line of the first table."""
-
-    def ratio(share: str) -> str:
-        found = result["ratios"][f"compact {share}"][1]
-        return f"{found:.2f} ({found / bound(result, float(share)):.2f})"
-
-    shape = "x".join(map(str, result["shape"]))
-    memory = result["memory"]["compact 0.25"]["step_bytes"] / result["memory"]["full"]["step_bytes"]
-    shares = [ratio(share) for share in SHARES]
-    in_layers = f"{result['ratios']['layers 0.25'][1]:.2f}"
-    return [
-        name,
-        shape,
-        *shares,
-        in_layers,
-        f"{memory:.2f}",
-        f"{result['evaluation']['compact 0.25'][1]:.3f}",
-    ]
+def short(name: str, result: Result, flow: str) -> list[str]:
+    """One line of a flow's first table."""
+    ways = [f"{flow} {share}" for share in SHARES]
+    times = [f"{time(result, way):.2f} ({over_bound(result, way):.2f})" for way in ways]
+    line = [name, "x".join(map(str, result["shape"])), *times]
+    if flow == "masked":
+        line.append(f"{time(result, 'layers 0.25'):.2f}")
+    line.append(f"{memory(result, f'{flow} 0.25'):.2f}")
+    if flow == "masked":
+        line.append(f"{result['evaluation']['masked 0.25'][1]:.3f}")
+    return line
 
 
 def ways(result: Result) -> str:
     """The table of one network."""
     rows = []
     for way, (low, mid, high) in result["ratios"].items():
-        kind, _, share = way.partition(" ")
-        limit = bound(result, float(share)) if kind == "compact" else None
-        memory, full = result["memory"].get(way), result["memory"]["full"]
+        limit = bound(result, way)
+        used, full = result["memory"].get(way), result["memory"]["full"]
         rows.append(
             [
                 way,
                 f"{mid:.3f} ({low:.3f} to {high:.3f})",
                 "" if limit is None else f"{limit:.3f}",
                 "" if limit is None else f"{mid / limit:.2f}",
-                "" if memory is None else f"{memory['step_bytes'] / full['step_bytes']:.2f}",
-                "" if memory is None else f"{memory['state_bytes'] / full['state_bytes']:.2f}",
-                "" if memory is None else f"{memory['trained'] / full['trained']:.1%}",
+                "" if used is None else f"{used['step_bytes'] / full['step_bytes']:.2f}",
+                "" if used is None else f"{used['state_bytes'] / full['state_bytes']:.2f}",
+                "" if used is None else f"{used['trained'] / full['trained']:.1%}",
             ]
         )
     return markdown(("way", "time", "bound", "time / bound", "memory", "state", "trained"), rows)

@@ -1,4 +1,4 @@
-"""Settings for all tests: one thread (small nets lose time to more), and how much Hypothesis draws."""
+"""Settings for all tests: one thread (small nets lose time to more), how much Hypothesis draws, small layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tgdsurgery.surgery.compact import gain
+
 torch.set_num_threads(1)
+# The networks of tests are small. Their convs would all have the plain backward, for which less Python is run.
+gain.PER_CALL = 0
 
 # Nets are built and run inside an example: a slow machine must not turn that into a failure.
 COMMON = {

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tgdsurgery import apply_tgd, plan_tgd
 from tgdsurgery.core.copying import own_randomness
 from tgdsurgery.core.errors import CaptureError, RewriteError
 from tgdsurgery.core.plan import LayerPlan, TGDPlan
@@ -327,6 +328,26 @@ class TestStatistics:
         assert not any(isinstance(module, HeldNorm) for module in tgd.modules())
         seeded(tgd)
         assert (tgd.state_dict()["norm1.running_mean"] != net.norm1.running_mean).all()
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.1, None])
+    def test_held_whatever_the_momentum(self, momentum):
+        """With a momentum of 0, as in CREPE, nothing is seen to move, and yet training takes the batch's statistics."""
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(4, momentum=momentum)
+        norm.running_mean.normal_()
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 2, 1))
+        plan = plan_tgd(net, X, phi=0.5)
+        trainable = plan.trainable("1")
+        assert 0 < trainable.sum() < 4
+        made = net[0](X)
+        by_batch, by_stored = (
+            F.batch_norm(made, norm.running_mean.clone(), norm.running_var.clone(), training=t)
+            for t in (True, False)
+        )
+        expected = torch.where(trainable.view(-1, 1, 1), by_batch, by_stored)
+        for form in ("layers", "compact"):
+            tgd = apply_tgd(net, X, plan=plan, form=form).train()
+            torch.testing.assert_close(tgd(X), net[2](expected))
 
     def test_fused_norm_of_a_users_class(self):
         class FusedNorm(nn.BatchNorm2d):

@@ -13,7 +13,7 @@ from tgd_kit.report.pictures import new_figure, save_figure
 SHOWN = (
     (FULL, "black", "-"),
     ("last layers", "0.65", "-"),
-    ("L2-SP 0.1", "tab:brown", "-"),
+    ("L2-SP", "tab:brown", "-"),
     ("LwF", "tab:purple", "-"),
     ("LoRA 8", "tab:blue", "-"),
     ("LoRA 8 + LwF", "tab:blue", "--"),

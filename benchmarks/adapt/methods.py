@@ -76,20 +76,18 @@ PEERS = (
     Method("last layers", "last layers", "last"),
     Method("norms only", "norms only", "norms"),
     Method("biases only", "biases only", "biases"),
-    Method("L2-SP 0.01", "L2-SP", anchor=0.01),
-    Method("L2-SP 0.1", "L2-SP", anchor=0.1),
+    Method("L2-SP", "L2-SP", anchor=0.1),
     Method("LwF", "LwF", distil=KEEP),
     *(Method(f"LoRA {rank}", "LoRA", "lora", rank) for rank in RANKS),
-    *(Method(f"LoRA {rank} + LwF", "LoRA + LwF", "lora", rank, distil=KEEP) for rank in RANKS),
+    Method("LoRA 8 + LwF", "LoRA + LwF", "lora", 8, distil=KEEP),
 )
 OURS = (
     *(_tgd("masked", share) for share in SHARES),
     *(_tgd("full", share) for share in SHARES),
-    *(_tgd("full", share, sampled=0.25) for share in SHARES),
-    *(_tgd("masked", share, KEEP) for share in SHARES),
+    _tgd("full", 25, sampled=0.25),
+    _tgd("masked", 25, KEEP),
     *(_tgd("full", share, KEEP) for share in SHARES),
     Method("TGD by default", "TGD by default", "tgd"),
-    Method("TGD by default + Keep", "TGD by default", "tgd", distil=KEEP),
 )
 CHOICES = tuple(
     Method(f"by {score}", "choice", "tgd", share=0.25, score=score, rate_of=REFERENCE)
@@ -99,15 +97,6 @@ INGREDIENTS = (
     Method("Keep 0.3", "ingredient", "tgd", share=0.25, distil=0.3, rate_of=REFERENCE),
     Method("Keep 3", "ingredient", "tgd", share=0.25, distil=3.0, rate_of=REFERENCE),
     Method("Keep, two rounds", "ingredient", "tgd", share=0.25, distil=KEEP, rounds=2, rate_of=REFERENCE),
-    Method(
-        "Keep, by KSE x gradient",
-        "ingredient",
-        "tgd",
-        share=0.25,
-        distil=KEEP,
-        score="KSE x gradient",
-        rate_of=REFERENCE,
-    ),
     *(
         Method(f"sampled, p = {p:g}", "sampled", "tgd", share=0.25, sampled=p, rate_of=REFERENCE)
         for p in (0.125, 0.5)

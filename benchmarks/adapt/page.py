@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.adapt import findings
 from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
 from benchmarks.adapt.figures import draw
-from benchmarks.adapt.methods import CHOICES, INGREDIENTS, OURS, PEERS, REFERENCE, Method
+from benchmarks.adapt.methods import CHOICES, INGREDIENTS, OURS, PEERS, REFERENCE, SHARES, Method
 from benchmarks.measuring import RESULTS
 from tgd_kit.report.markdown import markdown
 from tgd_kit.runs.files import write_text
@@ -36,11 +36,11 @@ one of the task's rates with the lowest new error on validation data, in one run
 with {seeds} other seeds, which draw the small set of new data, its order, and what the method draws. ± is the half
 width of the 95% interval over the seeds. Old data are used to measure, never to train.
 
-* *Best step*: where the new error on validation data was lowest, over five points along the steps; errors on test data.
+* *Best step*: where the new error on validation data was lowest, of three points along the steps; errors on test data.
 * *Old error at 50% (75%) of the gain*: the gain is what full fine-tuning takes off the new error. Of the points along
-  the steps, and of those at the end with a quarter, a half or three quarters of the change
-  (`load_delta(..., scale=)`), the one with the lowest old error whose new error is there, both on validation data;
-  errors on test data. A dash: some seed does not get there. This compares methods where they have learned as much.
+  the steps, and that at the end with half of the change (`load_delta(..., scale=0.5)`), the one with the lowest old
+  error whose new error is there, both on validation data; errors on test data. A dash: some seed does not get there.
+  This compares methods where they have learned as much.
 * *Time*, *memory*: of a step, over those of full fine-tuning, taking turns on one core. *Stored*: the file that holds
   what changed.
 * *Keep*: distillation of the untouched network's outputs on the new inputs, with weight 1, as in *LwF*
@@ -79,7 +79,6 @@ INGREDIENT_LABELS = {
     f"{REFERENCE} + Keep": "Keep, weight 1",
     "Keep 3": "Keep, weight 3",
     "Keep, two rounds": "weight 1, and new masks after half of the steps",
-    "Keep, by KSE x gradient": "weight 1, filters by KSE and gradient",
 }
 TASK = """\
 ## {title}
@@ -162,7 +161,7 @@ def _at_gain(task: TaskResults, method: Method, gain: float) -> str:
 
 def flow_table(tasks: dict[str, TaskResults]) -> str:
     """What each flow reaches, and what it costs."""
-    names = [f"TGD {flow} {share} %" for share in (10, 25, 50) for flow in ("masked", "sampled", "full")]
+    names = [f"TGD {flow} {share} %" for share in SHARES for flow in ("masked", "sampled", "full")]
     names += [method.name for method in INGREDIENTS if method.sampled]
     header = ["new error at the best step (time of a step)", *(task.data["title"] for task in tasks.values())]
     rows = [["untouched", *(number(task.untouched()[1]) for task in tasks.values())]]

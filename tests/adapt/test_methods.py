@@ -69,8 +69,8 @@ def test_a_part_of_the_change(name: str) -> None:
 
 
 def test_the_pull_to_the_old_weights_is_zero_there_and_grows() -> None:
-    network = prepared(METHODS["L2-SP 0.1"], TASK, 1)
-    pull = added_loss(METHODS["L2-SP 0.1"], TASK, network)
+    network = prepared(METHODS["L2-SP"], TASK, 1)
+    pull = added_loss(METHODS["L2-SP"], TASK, network)
     assert pull is not None
     x = toy.images(1)
     assert pull(x, x).item() == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.compact.twins import assert_same_gradients, by_hand, described, rows_of, run, twin_of
+from tests.compact.twins import assert_same_gradients, at_needed, by_hand, described, rows_of, run, twin_of
 from tgdsurgery.surgery.compact import backward_conv as gradients
+from tgdsurgery.surgery.compact import gain
 from tgdsurgery.surgery.compact.layout import by_row
 
 CONVS = {
@@ -87,20 +90,24 @@ def linears(draw: st.DrawFn) -> Subject:
 def assert_twin_is_right(subject: Subject) -> None:
     module, x, mask, stops_gradient, needs = subject
     layer = described(module)
-    twin = twin_of(module, mask, stops_gradient=stops_gradient, needs=needs)
     weight = torch.randn_like(module(x).detach())
     expected, by_autograd = by_hand(
         module, x, layer, mask, stops_gradient, None if all(mask) else needs, weight
     )
-    if all(mask):
-        assert type(twin) is type(module)
-        return
-    y, found = run(twin, x, weight)
-    assert torch.equal(y, expected)
-    assert_same_gradients(found, by_autograd, **ROUNDING)
-    with torch.no_grad():
-        assert torch.equal(twin(x), module(x))
-    assert twin(x).stride() == module(x).stride()
+    for per_call in (0, math.inf):  # with the compact backward where it can be, and with the plain one
+        with mock.patch.object(gain, "PER_CALL", per_call):
+            twin = twin_of(module, mask, stops_gradient=stops_gradient, needs=needs)
+        if all(mask):
+            assert type(twin) is type(module)
+            return
+        y, found = run(twin, x, weight)
+        assert torch.equal(y, expected)
+        if needs is not None and "x" in found:  # the gradient of other channels may be left out
+            found["x"] = at_needed(found["x"], layer, needs)
+        assert_same_gradients(found, by_autograd, **ROUNDING)
+        with torch.no_grad():
+            assert torch.equal(twin(x), module(x))
+        assert twin(x).stride() == module(x).stride()
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even:UserWarning")  # the plain layer's own
@@ -283,6 +290,38 @@ def test_requires_grad_of_the_rows_is_respected(flags: tuple[bool, bool]):
     if any(flags):
         y.sum().backward()
     assert [rows_of(twin).grad is not None, rows_of(twin, "bias").grad is not None] == list(flags)
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_a_backward_uses_the_weight_of_its_forward(kind: str):
+    """Also if other rows, such as averaged ones, were in its place for an evaluation in between."""
+    module = FILTERS[kind]()
+    inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    twin = twin_of(module, [True, *[False] * (described(module).channels - 1)], stops_gradient=False)
+    x = torch.randn(2, inputs, *[4] * len(getattr(module, "kernel_size", ())), requires_grad=True)
+    expected = torch.autograd.grad(module(x).sum(), x)[0]
+    y, rows = twin(x), rows_of(twin)
+    own = rows.detach().clone()
+    rows.data.zero_()
+    with torch.no_grad():
+        assert not torch.equal(twin(x), y)
+    rows.data.copy_(own)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_a_backward_after_an_evaluation_is_no_error(kind: str):
+    """The whole weight is written anew in it, with the same values."""
+    module = FILTERS[kind]()
+    inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    twin = twin_of(module, [True, *[False] * (described(module).channels - 1)], stops_gradient=False)
+    x = torch.randn(2, inputs, *[4] * len(getattr(module, "kernel_size", ())), requires_grad=True)
+    y = twin(x)
+    with torch.no_grad():
+        twin.eval()(x)
+    twin.train()
+    expected = torch.autograd.grad(module(x).sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
 
 
 def saved_elements(module: nn.Module, x: Tensor) -> int:

@@ -82,9 +82,14 @@ def by_hand(
         own = rows.name.rpartition(".")[2]
         found[own] = by_row(rows, found[own])[mask]
     if needs is not None:
-        channel = torch.as_tensor(needs).view(-1, *[1] * (-layer.channel_axis - 1))
-        found["x"] = torch.where(channel, found["x"], 0)
+        found["x"] = at_needed(found["x"], layer, needs)
     return y, found
+
+
+def at_needed(gradient: Tensor, layer: Layer, needs: Any) -> Tensor:
+    """The gradient of a layer's input where it is needed, and zero elsewhere."""
+    channel = torch.as_tensor(needs).view(-1, *[1] * (-layer.channel_axis - 1))
+    return torch.where(channel, gradient, 0)
 
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:

@@ -263,6 +263,8 @@ def norms_with_statistics() -> nn.Module:
         nn.BatchNorm2d(3, track_running_stats=False),
         nn.Conv2d(3, 3, 1),
         nn.BatchNorm2d(3, momentum=None),
+        nn.Conv2d(3, 3, 1),
+        nn.BatchNorm2d(3, momentum=0.0),
         nn.Conv2d(3, 2, 1),
     )
 

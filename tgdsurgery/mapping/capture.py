@@ -131,19 +131,27 @@ def _statistics(model: nn.Module) -> list[tuple[str, Tensor]]:
 def _moved(before: Mapping[str, tuple[Tensor, Tensor]], model: nn.Module, graph: fx.Graph) -> set[str]:
     """Names of the statistics that are others now; where there are no values, of those that were written to.
 
+    And of those of a norm that took the batch's own instead: with a momentum of 0 it moves nothing by that.
+
     Args:
         before: by name the buffer before the run, and a copy of it.
         model: the model after the run.
         graph: the run.
     """
-    targets = {alias_root(target) for node in graph.nodes for target in (*written(node), *updated(node))}
-    reached, after = {target.meta.get("buffer") for target in targets}, dict(_statistics(model))
+    by_norms = _buffers(target for node in graph.nodes for target in updated(node))
+    reached = by_norms | _buffers(target for node in graph.nodes for target in written(node))
+    after = dict(_statistics(model))
     return {
         name
         for name, (buffer, values) in before.items()
         if (now := after.get(name)) is None
+        or name in by_norms
         or ((now is not buffer or name in reached) if now.is_meta else not torch.equal(values, now))
     }
+
+
+def _buffers(targets: Iterable[fx.Node]) -> set[str | None]:
+    return {alias_root(target).meta.get("buffer") for target in targets}
 
 
 def refuse_inference_mode() -> None:

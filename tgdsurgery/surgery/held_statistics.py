@@ -41,6 +41,13 @@ class Held:
             self._kept[name] = buffer.detach().index_select(0, self._on(buffer.device))
         self.confirm(norm)
 
+    def is_right(self, norm: nn.Module) -> bool:
+        """Whether nothing was written to the buffers, and they are the same."""
+        for name, (buffer, version) in self._right.items():  # no generator: this is asked in every forward
+            if buffer is not norm._buffers.get(name) or buffer._version != version:
+                return False
+        return len(self._right) == len(self._kept)
+
     @torch.no_grad()
     def put_back(self, norm: nn.Module) -> None:
         """Write the copy into the buffers that something was written to, or that are others now."""
@@ -102,10 +109,12 @@ class HoldsStatistics(nn.Module):
 
     def _tgd_put_back(self) -> None:
         """To be called before the statistics are read."""
-        # What is exported or traced is a network as it is, and transforms of torch.func allow no write.
-        if self._tgd_statistics is None or is_traced() or under_functorch():
+        held = self._tgd_statistics
+        if held is None or (not torch.compiler.is_compiling() and held.is_right(self)):
             return
-        self._tgd_statistics.put_back(self)
+        # What is exported or traced is a network as it is, and transforms of torch.func allow no write.
+        if not (is_traced() or under_functorch()):
+            held.put_back(self)
 
     def _tgd_confirm(self) -> None:
         """To be called after an update of the trainable ones."""

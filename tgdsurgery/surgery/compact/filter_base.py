@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tgdsurgery.core.torch_private import in_forward_mode, is_traced
 from tgdsurgery.surgery.compact.twin import Compact
+from tgdsurgery.surgery.compact.weight_cache import Kept
 
 
 class CompactFilter(Compact):
@@ -30,14 +31,14 @@ class CompactFilter(Compact):
         nothing = not self._tgd_compaction.trainable and self._tgd_index("needs") is None
         return nothing or not torch.is_grad_enabled() or is_traced() or in_forward_mode()
 
-    def _tgd_tensors(self, x: Tensor) -> list[Tensor | None]:
-        """x, rows, bias rows, weight and bias, as the compact functions take them."""
+    def _tgd_tensors(self, x: Tensor) -> tuple[list[Tensor | None], Kept | None]:
+        """x, rows, bias rows, weight and bias, as the compact functions take them, and what is kept of the weight."""
         rows = self._tgd_rows("weight"), self._tgd_rows("bias")
-        # Where the backward needs the weight, autograd keeps it: it must be one that is not written to later.
-        weight = (
-            self._tgd_whole("weight") if self._tgd_compaction.stops_gradient else self._tgd_full("weight")
-        )
-        return autocasted([x, *rows, weight, self._tgd_whole("bias")])
+        if self._tgd_compaction.stops_gradient:  # then the backward needs the rows alone
+            weight, kept = self._tgd_whole("weight"), None
+        else:
+            weight, kept = self._tgd_whole_kept("weight")
+        return autocasted([x, *rows, weight, self._tgd_whole("bias")]), kept
 
     def _tgd_plain_tensors(self) -> tuple[Any, Any]:
         """Weight and bias for the plain layer's op."""

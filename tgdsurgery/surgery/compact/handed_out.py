@@ -118,6 +118,11 @@ def _handed(source: Tensor, make: Callable[[], _Frozen]) -> Tensor:
         return whole.tensor.detach()
 
 
+def nothing_handed_out() -> bool:
+    """Whether nobody has a whole parameter."""
+    return not _handed_out.data  # quicker than its length
+
+
 def take_back(source: Tensor) -> None:
     """Give a parameter what was written to the whole of it that was handed out."""
     if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():

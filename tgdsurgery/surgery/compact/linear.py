@@ -25,10 +25,6 @@ class CompactLinear(CompactFilter, nn.Linear):
         x = self._tgd_stopped(x)
         if self._tgd_is_plain():
             return self._tgd_masked(linear(x, *self._tgd_plain_tensors()))
-        return run(
-            Linear,
-            *self._tgd_tensors(x),
-            self._tgd_index("rows"),
-            self._tgd_index("needs"),
-            self._tgd_compaction.stops_gradient,
-        )
+        tensors, kept = self._tgd_tensors(x)
+        indices = self._tgd_index("rows"), self._tgd_index("needs")
+        return run(Linear, *tensors, *indices, kept, self._tgd_compaction.stops_gradient)

@@ -102,10 +102,10 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
         if (not holds or x.numel() == 0) and self._tgd_is_plain(x):
             return self._tgd_masked(self._tgd_run_plain(x))
         if holds and self._tgd_is_whole():
-            return self._tgd_normalised(*self._tgd_held_whole(x), x, x.detach(), None)
+            return self._tgd_normalised(*self._tgd_held_whole(x), x, x.detach(), self._tgd_slope())
         part = run(Select, x, self._tgd_index("rows"))
         y, mean, var = (self._tgd_held if holds else self._tgd_moved)(x, part.detach())
-        slope = self._tgd_slope() if holds and not self._tgd_compaction.stops_gradient else None
+        slope = self._tgd_slope() if holds else None
         return self._tgd_normalised(y, mean, var, part, x.detach() if slope is None else x, slope)
 
     def _tgd_run_plain(self, x: Tensor) -> Tensor:
@@ -122,13 +122,17 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
             by_batch = self._tgd_run(x, *affine, training=True)
         finally:
             self._buffers.update(stored)
-        trainable = torch.zeros(len(self._tgd_compaction.mask), dtype=torch.bool, device=x.device)
-        trainable = trainable.index_fill(0, self._tgd_index("rows"), True)
+        trainable = self._tgd_trainable(x)
         with torch.no_grad():
             for name, each in stored.items():
                 each.copy_(mixed(each, moved[name], trainable))
         self._tgd_confirm()
         return torch.where(along(trainable, self._tgd_compaction.channel_axis), by_batch, by_stored)
+
+    def _tgd_trainable(self, x: Tensor) -> Tensor:
+        """(C,) True at the trainable channels."""
+        frozen = torch.zeros(len(self._tgd_compaction.mask), dtype=torch.bool, device=x.device)
+        return frozen.index_fill(0, self._tgd_index("rows"), True)
 
     def _tgd_normalised(
         self, y: Tensor, mean: Tensor, var: Tensor, part: Tensor, x: Tensor, slope: Tensor | None
@@ -160,7 +164,7 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
     def _tgd_is_whole(self) -> bool:
         """Whether the backward is that of all channels: with most of them trainable, gathering costs more."""
         most = self._tgd_compaction.trainable > MAX_GATHERED_SHARE * len(self._tgd_compaction.mask)
-        return most and self._tgd_compaction.stops_gradient and not self._tgd_by_sample
+        return most and not self._tgd_by_sample
 
     def _tgd_is_plain(self, x: Tensor) -> bool:
         """Whether the plain backward is just right, or all there is (no statistics of nothing)."""
@@ -204,7 +208,7 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
         check_batch_size(x.size())
         moving = [each.clone() for each in self._tgd_stored()]
         found = self._tgd_of_batch(x, *moving, momentum=self._tgd_momentum())
-        trainable = self._tgd_index("mask")
+        trainable = self._tgd_trainable(x)
         mean, var = (
             mixed(each, values, trainable) for each, values in zip(self._tgd_stored(), found, strict=True)
         )
@@ -218,12 +222,14 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
     def _tgd_stored(self) -> tuple[Tensor, Tensor]:
         return self.running_mean, self.running_var
 
-    def _tgd_slope(self) -> Tensor:
-        """(C,) by how much frozen channels grow with their input; 0 for the others."""
+    def _tgd_slope(self) -> Tensor | None:
+        """(C,) by how much frozen channels that are held grow with their input; None if their gradient is stopped."""
+        if self._tgd_compaction.stops_gradient:
+            return None
         weight = self._tgd_whole("weight")
         weight = 1.0 if weight is None else weight
         slope: Tensor = weight * (self.running_var + self.eps).rsqrt()
-        return slope.index_fill(0, self._tgd_index("rows"), 0.0)
+        return slope
 
     def _tgd_of_batch(self, part: Tensor, *moving: Tensor, momentum: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel; running ones are moved in place.

@@ -77,7 +77,7 @@ def compact(
             let the loss through to the layers before it.
         hold: frozen channels of a norm use, and keep, their stored statistics in training.
         needs: (C,) for convs and linear layers, True at input channels that lead back to something
-            trainable; the gradient of the others is not computed, and zero. None for all.
+            trainable; the gradient of the others may be left out, and zero. None for all.
 
     Example:
         >>> from tgdsurgery.core.records import ParameterRows

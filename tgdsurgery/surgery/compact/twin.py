@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tgdsurgery.core.masking import mask_gradient
 from tgdsurgery.core.torch_private import is_jit_tracing, is_traced, under_functorch
 from tgdsurgery.surgery.compact.base import Divided, Part, Parts
+from tgdsurgery.surgery.compact.handed_out import nothing_handed_out
 from tgdsurgery.surgery.compact.layout import fill_
-from tgdsurgery.surgery.compact.weight_cache import as_it_was, state_of
+from tgdsurgery.surgery.compact.weight_cache import Kept, as_it_was, state_of
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,44 @@ class Compact(Divided):
         long as no mode was set, no optimizer has stepped, and neither torch nor `Rows` have counted a change.
         (What goes unseen: a write, later, to what `.data` once gave.)
         """
+        if name not in self._tgd_parts:  # a bias that is None
+            return self._parameters.get(name)
         if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
             with torch.no_grad():
                 return self._tgd_full(name)
-        frozen, trainable = self._buffers.get(f"_tgd_frozen_{name}"), self._tgd_rows(name)
-        if (written := self._tgd_written.get(name)) and as_it_was(written, trainable, frozen):
+        frozen, written = self._buffers.get(f"_tgd_frozen_{name}"), self._tgd_written.get(name)
+        # In evaluation mode a layer waits for what is asked here.
+        if written and nothing_handed_out() and as_it_was(written, self._parameters.get(name), frozen):
             return frozen
-        with torch.no_grad():
-            # In functional_call this is a plain tensor, so the buffer must not be written.
-            if frozen is None or not isinstance(trainable, nn.Parameter):
-                return self._tgd_full(name)
-            fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
+        return self._tgd_full(name) if frozen is None else self._tgd_rewritten(name, frozen)
+
+    @torch.no_grad()
+    def _tgd_rewritten(self, name: str, frozen: Tensor) -> Tensor:
+        """The whole parameter in its frozen part, after a look at all that can have changed."""
+        trainable, written = self._tgd_rows(name), self._tgd_written.get(name)
+        if written and as_it_was(written, trainable, frozen):
+            return frozen
+        # In functional_call this is a plain tensor, so the buffer must not be written.
+        if not isinstance(trainable, nn.Parameter):
+            full: Tensor = self._tgd_full(name)
+            return full
+        fill_(self._tgd_parts[name].rows, frozen, trainable, self._tgd_index_of(name))
         self._tgd_written[name] = state_of(trainable, frozen)
         return frozen
+
+    def _tgd_whole_kept(self, name: str) -> tuple[Any, Kept | None]:
+        """`_tgd_whole` for an op that keeps it for a backward, beside the trainable rows; no copy, if it can be.
+
+        For autograd it has memory of its own: it does not count as changed when it is written anew. Where there is a
+        `Kept`, the op has to ask that, and to put the weight together again from the rows if so.
+        """
+        if torch.compiler.is_compiling() or is_jit_tracing() or under_functorch():
+            return self._tgd_full(name), None
+        whole = self._tgd_whole(name)
+        frozen = self._buffers.get(f"_tgd_frozen_{name}")
+        if frozen is None or whole is not frozen:
+            return whole, None
+        return (self._tgd_full(name), None) if frozen.is_inference() else (frozen.data, Kept(frozen))
 
     def _tgd_stopped(self, x: Tensor) -> Tensor:
         """The input; detached if no gradient gets through the layer at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tgdsurgery.core.optimizer_hooks import after_every_step
@@ -27,6 +28,24 @@ class Rows(nn.Parameter):
     def data(self, value: Tensor) -> None:
         self.handed_out += 1
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+
+
+class Kept:
+    """A whole weight that a backward keeps, and whether its memory was written to since.
+
+    What wrote to it may have been other trainable rows, which were there for a while (averages of weights).
+    """
+
+    def __init__(self, written: Tensor) -> None:
+        self.written, self.version = written, written._version
+
+
+def is_still(kept: Kept | None) -> bool:
+    """Whether a backward can use a whole weight that it has kept, or has to make it of the rows.
+
+    It has to, differentiably, where gradients of gradients are asked for.
+    """
+    return not torch.is_grad_enabled() and (kept is None or kept.written._version == kept.version)
 
 
 def state_of(trainable: Tensor, frozen: Tensor) -> tuple[Any, ...] | None:
