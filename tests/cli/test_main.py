@@ -40,7 +40,7 @@ def test_version(tgd):
 def test_help_lists_commands_and_adapters(tgd):
     text = tgd("--help").output
     listed = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
-    built_in = ["inspect", "plan", "map", "sweep", "delta", "verify", "export", "report", "plot"]
+    built_in = ["inspect", "plan", "map", "sweep", "advise", "delta", "verify", "export", "report", "plot"]
     assert listed == [*built_in, "ct", "pet"]
 
 

@@ -38,17 +38,17 @@ def advise(
 
     Full fine-tuning is tried first, at three learning rates. TGD, with each share and flow, and LoRA (where PEFT is
     installed) are tried at the best of these rates and at three times of it. All are trained on the same batches, with
-    Adam. They are compared where they have learned half as much as full fine-tuning at its best: what counts there is
-    the old error. A difference below 2 % counts as none, and then TGD is recommended: it keeps most weights bit for bit.
+    Adam; batch norms keep their running statistics. They are compared where they have learned half as much as full
+    fine-tuning at its best: what counts there is the old error. A difference below 2 % counts as none, and then TGD is
+    recommended: it keeps most weights bit for bit.
 
-    A trial is short. It shows what learns and what forgets early, not where a long training ends; docs/adapting.md
-    compares both.
+    A trial is short. It shows what learns and what forgets early, not where a long training ends.
 
     Args:
         model: the pretrained network; it is not touched.
-        batches: pairs of inputs and targets of the new data, on the device of the model. Inputs are a tensor, a tuple of
-            positional arguments or a dict of keyword arguments. The first `steps` are kept in memory; fewer are used
-            again and again.
+        batches: pairs of inputs and targets of the new data, on the device of the model. Inputs are a tensor, a tuple
+            of positional arguments or a dict of keyword arguments. The first `steps` are kept in memory; fewer are
+            used again and again.
         loss: takes the outputs and the targets, returns a scalar to minimise.
         evaluate_old: takes a network in evaluation mode and returns one number for the old task, the lower the better.
         evaluate_new: the same for the new task, on data that `batches` does not have.
@@ -70,9 +70,8 @@ def advise(
         >>> x = torch.rand(8, 1, 16, 16)
         >>> def error(target):
         ...     return lambda net: nn.functional.mse_loss(net(x), target)
-        >>> advice = advise(
-        ...     net, [(x, x.flip(-1))], nn.functional.mse_loss, evaluate_old=error(x), evaluate_new=error(x.flip(-1)), steps=6
-        ... )
+        >>> errors = {"evaluate_old": error(x), "evaluate_new": error(x.flip(-1))}
+        >>> advice = advise(net, [(x, x.flip(-1))], nn.functional.mse_loss, **errors, steps=6)
         >>> advice.untouched.new > min(trial.points[-1].new for trial in advice.trials)
         True
         >>> Advice.from_json(advice.to_json()) == advice
@@ -86,7 +85,7 @@ def advise(
     ways += [Way("LoRA")] if has_lora() else []
     shown = progress or (lambda items, total: items)
     total = len(RATES) + 2 * len(ways)
-    done = list(shown(_all(trials, ways), total))
+    done = [trial for trial in shown(_all(trials, ways), total) if trial is not None]
     scores = _scores(plan)
     target = _target(done, trials.untouched.new)
     return Advice(
@@ -102,12 +101,17 @@ def advise(
     )
 
 
-def _all(trials: Trials, ways: Sequence[Way]) -> Iterator[Trial]:
+def _all(trials: Trials, ways: Sequence[Way]) -> Iterator[Trial | None]:
     """Full fine-tuning at all rates; then the others at its best one, and at a higher one, which fewer rows need."""
-    full = []
+    full: list[Trial] = []
     for rate in RATES:
-        full.append(trials.run(Way("full fine-tuning"), rate))
-        yield full[-1]
+        trial = trials.run(Way("full fine-tuning"), rate)
+        full += [] if trial is None else [trial]
+        yield trial
+    if not full:
+        raise PlanError(
+            "No parameter of the model has requires_grad=True.", "Set it where training may move."
+        )
     best = min(full, key=lambda trial: min(point.new for point in trial.points)).rate
     for way in ways:
         for rate in (best, 3 * best):
@@ -140,7 +144,9 @@ def _scores(plan: TGDPlan) -> torch.Tensor:
 def _slack(trials: Trials, evaluate_old: Evaluate) -> float | None:
     if trials.untouched.old == 0:  # no relative rise over nothing
         return None
-    return sweep_phi(trials.model, evaluate_old, PHIS, trials.inputs, tolerance=TOLERANCE).proposed
+    found = sweep_phi(trials.model, evaluate_old, PHIS, trials.inputs, tolerance=TOLERANCE)
+    left_out = {row.phi: row.dropped for row in found.rows}
+    return found.proposed if found.proposed is not None and left_out[found.proposed] > 0 else None
 
 
 def _check(shares: Sequence[float], steps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from tgdsurgery.core.reading import read_record
 from tgdsurgery.core.tables import as_text, histogram, table
 
 ADVICE_FORMAT = "tgdsurgery-advice-1"
+WIDTH = 110  # of the text, as of tables
 LOW = 0.3  # the paper's phi, below which 51 % of its network's scores lie
 Method = Literal["TGD", "full fine-tuning", "LoRA"]
 
@@ -39,7 +41,7 @@ class Trial:
         share: TGD's budget, else None.
         rate: of Adam.
         trained: how many parameters were trained.
-        seconds: CPU seconds of a step; only ratios mean something.
+        seconds: CPU seconds of a step, the median; only ratios mean something.
         points: errors at a third, two thirds and all of the steps.
     """
 
@@ -131,7 +133,7 @@ class Advice:
             f"KSE from 0 to 1: {histogram(self.histogram)}"
         )
         shown = as_text(table(columns, rows, title="Trials", caption=caption))
-        return f"{shown}\n\n{self.text}"
+        return f"{shown}\n\n{textwrap.fill(self.text, WIDTH)}"
 
     def _what(self) -> str:
         best = self.best

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -13,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgdsurgery.advice.result import Errors, Trial
+from tgdsurgery.advice.result import Errors, Method, Trial
 from tgdsurgery.api import apply_tgd, plan_tgd
 from tgdsurgery.core.arguments import Arguments, as_arguments
 from tgdsurgery.core.copying import own_randomness
-from tgdsurgery.core.errors import PlanError
+from tgdsurgery.core.errors import PlanError, PlanWarning
 from tgdsurgery.core.measuring import measured
 from tgdsurgery.core.plan import Flow, TGDPlan
 from tgdsurgery.core.torch_private import BatchNorm
@@ -32,7 +34,7 @@ WARM_UP = 0.1  # of the steps, in which the rate rises
 class Way:
     """A way to adapt: everything, low-rank updates, or TGD with a flow and a share of the filters' parameters."""
 
-    method: str
+    method: Method
     flow: Flow | None = None
     share: float | None = None
 
@@ -76,7 +78,7 @@ class Trials:
 
     def plan(self) -> TGDPlan:
         """A plan of the network, with the scores that all trials use."""
-        return plan_tgd(self.model, self.inputs)
+        return plan_tgd(self.model, self.inputs, budget=1.0)
 
     def measure(self, network: nn.Module) -> Errors:
         """Old and new error of a network, whose modes stay as they are."""
@@ -87,37 +89,45 @@ class Trials:
             module.training = training
         return Errors(old, new)
 
-    def run(self, way: Way, rate: float) -> Trial:
-        """Train a copy in one way, with Adam."""
+    def run(self, way: Way, rate: float) -> Trial | None:
+        """Train a copy in one way, with Adam; None if it leaves nothing to train, as a small share can."""
         with own_randomness(self.model):
             torch.manual_seed(0)
             network = self._prepared(way)
             trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            if not trained:
+                return None
             optimizer = torch.optim.Adam(trained, lr=rate)
             marks = {max(1, round(share * self.steps)) for share in MARKS}
-            points, seconds = [], 0.0
+            points: list[Errors] = []
+            seconds: list[float] = []
             for count, (inputs, targets) in enumerate(islice(cycle(self._batches), self.steps), 1):
                 optimizer.param_groups[0]["lr"] = rate * min(1.0, count / (WARM_UP * self.steps))
                 start = time.process_time()
                 optimizer.zero_grad()
                 self.loss(network(*inputs.args, **inputs.kwargs), targets).backward()
                 optimizer.step()
-                seconds += time.process_time() - start
+                seconds.append(time.process_time() - start)
                 if count in marks:
                     points.append(self.measure(network))
         count = sum(parameter.numel() for parameter in trained)
-        return Trial(way.method, way.flow, way.share, rate, count, seconds / self.steps, tuple(points))
+        return Trial(way.method, way.flow, way.share, rate, count, statistics.median(seconds), tuple(points))
 
     def _prepared(self, way: Way) -> nn.Module:
+        """A copy that trains what the way trains; its batch norms keep their statistics, in all ways alike."""
         if way.share is not None and way.flow is not None:
             if way not in self._networks:
-                self._networks = {way: apply_tgd(self.model, self.inputs, budget=way.share, flow=way.flow)}
-            return copy.deepcopy(self._networks[way]).train()
-        network = copy.deepcopy(self.model)
-        if way.method == "LoRA":
-            network = _with_lora(network)
+                with warnings.catch_warnings():  # the trial says how much it trained
+                    warnings.simplefilter("ignore", PlanWarning)
+                    self._networks = {
+                        way: apply_tgd(self.model, self.inputs, budget=way.share, flow=way.flow)
+                    }
+            network = copy.deepcopy(self._networks[way])
+        else:
+            network = copy.deepcopy(self.model)
+            network = _with_lora(network) if way.method == "LoRA" else network
         network.train()
-        for module in network.modules():  # running statistics stay, as TGD holds those of frozen channels
+        for module in network.modules():
             if isinstance(module, BatchNorm):
                 module.eval()
         return network

@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "Decide which channels of a model are retrained.",
     "map": "Show which filters feed each input channel of a layer.",
     "sweep": "Measure which threshold costs the old task next to nothing.",
+    "advise": "Try TGD and its peers for a few steps on your data, and recommend one.",
     "delta": "Save, apply, compare and merge the retrained rows of checkpoints.",
     "verify": "Prove that training changed what the plan allows, and nothing else.",
     "export": "Write an adapted network as ONNX, torch.export archive or safetensors.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,10 +36,18 @@ def say(text: str) -> None:
     click.echo(text)
 
 
-def progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """The items, with a bar on stderr while they are worked on; silent if stderr is not a terminal."""
+def progress(items: Iterable[T], total: int | None = None, *, what: str) -> Iterable[T]:
+    """The items, with a bar on stderr while they are worked on; silent if stderr is not a terminal.
+
+    Args:
+        items: one after the other.
+        total: how many there are, if they have no length.
+        what: is done with them.
+    """
     console = Console(stderr=True)
-    return track(items, what, console=console, transient=True) if console.is_terminal else items
+    if not console.is_terminal:
+        return items
+    return track(items, what, total=total, console=console, transient=True)
 
 
 def refuse_input(output: Path | None, *inputs: Path | str | None) -> None:

@@ -108,7 +108,7 @@ def _of_checkpoint(path: Path, against: Path | None, phi: float) -> Content:
         raise CheckpointError(f"{path} holds no weights of filters.", "Name another file.")
     before = open_weights(against) if against else {}
     layers = []
-    for name in progress([*weights], "Scoring"):
+    for name in progress([*weights], what="Scoring"):
         weight, row = weights[name], weight_row(name, weights[name], phi)
         moved: list[float] = []
         if against:
