@@ -36,7 +36,7 @@ def plan_tgd(
     overrides: Mapping[str, Override] | None = None,
     k: int = 5,
     alpha: float = 1.0,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
 ) -> TGDPlan:
@@ -51,7 +51,7 @@ def plan_tgd(
         overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.
         k: nearest neighbours in the kernel entropy.
         alpha: weight of the kernel entropy.
-        flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
+        flow: "full" masks parameters only; "masked" also stops gradients at frozen feature maps (the paper's layer).
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
 
@@ -95,7 +95,7 @@ def apply_tgd(
     overrides: Mapping[str, Override] | None = None,
     k: int = 5,
     alpha: float = 1.0,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
     form: Form = "compact",
