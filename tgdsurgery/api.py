@@ -38,7 +38,7 @@ def plan_tgd(
     k: int = 5,
     alpha: float = 1.0,
     score: Score | None = None,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
 ) -> TGDPlan:
@@ -57,7 +57,7 @@ def plan_tgd(
             [0, 1], one for each input channel, low for those whose filters are to be retrained. The weight is
             (N, C/g, *K), or (C, N/g, *K) of a transposed conv; of a linear layer after a flatten it is
             (N, C, H*W), and (N, C) of any other.
-        flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
+        flow: "full" masks parameters only; "masked" also stops gradients at frozen feature maps (the paper's layer).
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
 
@@ -110,7 +110,7 @@ def apply_tgd(
     k: int = 5,
     alpha: float = 1.0,
     score: Score | None = None,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
     form: Form = "compact",

@@ -26,7 +26,7 @@ class TGDSettings:
         overrides: layer name or module prefix -> "train", "freeze" or a phi of its own; the longest name wins.
         k: nearest neighbours in the kernel entropy.
         alpha: weight of the kernel entropy.
-        flow: "masked" stops gradients at frozen feature maps (the paper's layer); "full" masks parameters only.
+        flow: "full" masks parameters only; "masked" also stops gradients at frozen feature maps (the paper's layer).
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
         score: what scores the input channels of a layer; None for KSE. See `plan_tgd`.
@@ -35,7 +35,7 @@ class TGDSettings:
         PlanError: a value out of range; the message names it.
 
     >>> TGDSettings(phi=0.5).flow
-    'masked'
+    'full'
     """
 
     phi: float = 0.3
@@ -43,7 +43,7 @@ class TGDSettings:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     k: int = 5
     alpha: float = 1.0
-    flow: Flow = "masked"
+    flow: Flow = "full"
     norm_stats: NormStats = "hold"
     on_unknown: OnUnknown = "raise"
     score: Score | None = None

@@ -37,7 +37,7 @@ from tgdsurgery.core.plan import Flow, NormStats, Override
 @click.option(
     "--flow",
     type=click.Choice(get_args(Flow)),
-    default="masked",
+    default="full",
     show_default=True,
     help="masked: nothing flows back through a frozen filter; full: only its own gradient is zero.",
 )

@@ -27,7 +27,7 @@ from tgd_kit.training.tgd import PHI, Flow
 @click.option("--method", type=click.Choice(METHODS), default="tgd", help="What is trained.")
 @click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
 @click.option(
-    "--flow", type=click.Choice(get_args(Flow)), default="masked", help="Whether gradients pass frozen maps."
+    "--flow", type=click.Choice(get_args(Flow)), default="full", help="Whether gradients pass frozen maps."
 )
 @SEGMENTER
 @EXTRACTOR

@@ -34,8 +34,10 @@ from tgd_ct.training.segmenter import train_segmenter
 from tgd_ct.training.step_cost import step_costs
 from tgd_kit.arrays import FloatArray
 from tgd_kit.training.fit import NETWORK
+from tgd_kit.training.tgd import Flow
 from tgd_kit.training.weights import read_weights
 
+FLOW: Flow = "masked"  # of TGD: the paper's
 AGAIN = "Delete it, and the same command makes it again."
 
 
@@ -404,6 +406,7 @@ class Adapt(OfTask):
                 judges=of_change.judges(),
                 method=self.method,
                 phi=settings.phi,
+                flow=FLOW,
                 progress=False,
             )
             network, outcome = tuned.network, {"share": tuned.share, "kept": tuned.kept}
@@ -431,7 +434,7 @@ class TimeSteps(OfTask):
         cases = load(self.out, adaptation(settings, [seed]))
         source = SampleSource(cases, settings.kind, self.dose, self.task, settings.tuning)
         sample = next(iter(source.train_dataloader()))
-        return step_costs(network, sample, self.weights, self.judges(), phi=settings.phi)
+        return step_costs(network, sample, self.weights, self.judges(), phi=settings.phi, flow=FLOW)
 
 
 def _measured(job: OfTask, network: Generator, cases: Sequence[Case], dose: float) -> list[dict[str, Any]]:

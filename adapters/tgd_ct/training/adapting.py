@@ -40,7 +40,7 @@ def adapt(
     judges: Judges | None = None,
     method: Method = "tgd",
     phi: float = PHI,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     progress: bool = True,
 ) -> Tuned[Generator]:
     """Train a copy of `network` on few patients; see `train_denoiser` for the arguments they share.
@@ -49,7 +49,7 @@ def adapt(
         method: "tgd" retrains the filters below `phi` in each layer and keeps the last convolution; "last3" the last
             three convolutions; "lora" low-rank updates of all; "full" everything.
         phi: threshold of TGD.
-        flow: "masked" stops gradients at frozen feature maps, as the TGD paper does; "full" lets them through.
+        flow: "full" lets gradients through frozen feature maps; "masked" stops them there, as the TGD paper does.
 
     Raises:
         RunError: the folder holds another run, or training diverged.
@@ -73,7 +73,7 @@ def adapt(
 
 
 def adapted_by(
-    method: Method, network: Generator, train: Callable[..., None], *, phi: float = PHI, flow: Flow = "masked"
+    method: Method, network: Generator, train: Callable[..., None], *, phi: float = PHI, flow: Flow = "full"
 ) -> Tuned[Generator]:
     """Let `train` move a copy of `network`, as a method allows it.
 

@@ -30,7 +30,7 @@ def step_costs(
     judges: Judges,
     *,
     phi: float = PHI,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     runs: int = RUNS,
 ) -> dict[str, float]:
     """The time of a step of each method over that of full fine-tuning: medians of steps taken in turns.

@@ -24,7 +24,7 @@ from tgd_pet.training.finetuning import METHODS, finetune
 @click.option("--method", type=click.Choice(METHODS), default="tgd", help="What is trained.")
 @click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
 @click.option(
-    "--flow", type=click.Choice(get_args(Flow)), default="masked", help="Whether gradients pass frozen maps."
+    "--flow", type=click.Choice(get_args(Flow)), default="full", help="Whether gradients pass frozen maps."
 )
 @click.option("--images", type=VERSION, default="v2", help="Reconstruction to train on.")
 @schedule_options(rate=3e-4)

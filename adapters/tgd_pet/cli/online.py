@@ -46,7 +46,7 @@ from tgd_pet.training.online import PATIENCE, ROWS, Online, OnlineMethod, online
 )
 @click.option("--phi", type=float, default=PHI, help="Threshold of TGD.")
 @click.option(
-    "--flow", type=click.Choice(get_args(Flow)), default="masked", help="Whether gradients pass frozen maps."
+    "--flow", type=click.Choice(get_args(Flow)), default="full", help="Whether gradients pass frozen maps."
 )
 @click.option("--patience", type=click.IntRange(min=1), default=PATIENCE, help="Epochs without gain.")
 @schedule_options(rate=3e-4, steps=50)

@@ -36,7 +36,7 @@ def finetune(
     *,
     method: Method = "tgd",
     phi: float = PHI,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     progress: bool = True,
 ) -> Tuned[DnCNN]:
     """Train a copy of `network` on few patients; see `tgd_pet.training.fit.fit` for the arguments they share.
@@ -46,7 +46,7 @@ def finetune(
             paper does; "last3" the last three convolutions with their norms (the paper's FT-net); "full" all;
             the others are in `tgd_pet.training.peers`.
         phi: threshold of TGD; the paper's 0.3 by default.
-        flow: "masked" stops gradients at frozen feature maps, as the paper does; "full" lets them through.
+        flow: "full" lets gradients through frozen feature maps; "masked" stops them there, as the paper does.
 
     Raises:
         RunError: the folder holds another run, or training diverged.

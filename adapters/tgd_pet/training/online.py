@@ -62,7 +62,7 @@ def online(
     schedule: Schedule,
     *,
     phi: float = PHI,
-    flow: Flow = "masked",
+    flow: Flow = "full",
     method: OnlineMethod = "tgd",
     patience: int = PATIENCE,
     progress: bool = True,
@@ -82,7 +82,7 @@ def online(
             `tgdsurgery.load_delta` puts onto the base.
         schedule: how long and how fast; the largest number of epochs.
         phi: threshold of TGD; the paper takes 0.3 to 0.4.
-        flow: "masked" stops gradients at frozen feature maps, as the paper does; "full" lets them through.
+        flow: "full" lets gradients through frozen feature maps; "masked" stops them there, as the paper does.
         method: "tgd", or "full" for plain noise2noise, which retrains everything.
         patience: epochs without gain.
         progress: show a bar.
