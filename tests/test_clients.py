@@ -247,7 +247,9 @@ def test_lora_is_merged_into_a_plain_network_only():
 
 def test_lora_on_a_graph_is_refused():
     """The graph of the layers form calls the TGD layers by the names of what they follow."""
-    tgd = apply_tgd(randomise(Net(), seed=0).backbone, IMAGES, phi=0.5, overrides={"3": 0.5}, form="layers")
+    tgd = apply_tgd(
+        randomise(Net(), seed=0).backbone, IMAGES, phi=0.5, overrides={"3": 0.5}, flow="masked", form="layers"
+    )
     lora = get_peft_model(tgd, LoraConfig(target_modules=["0"], r=2))
     with pytest.raises(RewriteError, match=r"replaced or wrapped after apply_tgd.*compact form"):
         lora(IMAGES)

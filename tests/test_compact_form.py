@@ -238,7 +238,7 @@ def test_a_norm_over_channels_that_couples_them_takes_no_gradient_away():
 
 def test_inputs_that_lead_to_nothing_trainable_get_no_gradient():
     model = made(Chain())
-    plan, channels = plan_tgd(model, X, phi=0.5), channel_map(model, X)
+    plan, channels = plan_tgd(model, X, phi=0.5, flow="masked"), channel_map(model, X)
     leads = plan.trainable("norm").tolist()
     assert set(leads) == {True, False}
     needs = needed_inputs(channels, plan)
@@ -256,7 +256,7 @@ def test_inputs_that_lead_to_nothing_trainable_get_no_gradient():
 def test_with_most_input_channels_needed_the_gradient_is_that_of_all(kept):
     model = made(Chain())
     scores = sorted(s for s in plan_tgd(model, X)["second"].scores if s is not None)
-    plan = plan_tgd(model, X, phi=0.5, overrides={"second": scores[kept]})
+    plan = plan_tgd(model, X, phi=0.5, overrides={"second": scores[kept]}, flow="masked")
     needs = tuple(plan.trainable("second").tolist())
     assert sum(needs) == kept
     compacted = compact_form(model, plan, channel_map(model, X), X)
@@ -266,7 +266,7 @@ def test_with_most_input_channels_needed_the_gradient_is_that_of_all(kept):
 @pytest.mark.parametrize("between", [nn.PReLU(), nn.BatchNorm2d(6)], ids=["one PReLU for all", "frozen norm"])
 def test_a_frozen_carrier_makes_no_channel_needed(between):
     model = made(nn.Sequential(nn.Conv2d(3, 6, 3), between, nn.Conv2d(6, 4, 3), nn.Conv2d(4, 2, 3)))
-    plan = plan_tgd(model, X, phi=0.5, overrides={"1": "freeze"})
+    plan = plan_tgd(model, X, phi=0.5, overrides={"1": "freeze"}, flow="masked")
     channels = channel_map(model, X)
     assert 0 < plan.trainable("0").sum() < 6
     assert needed_inputs(channels, plan)["2"] == tuple(plan.trainable("0").tolist())

@@ -84,7 +84,7 @@ class TestApply:
 
     def test_settings_beside_a_plan_are_refused(self, net):
         plan = plan_tgd(net, X)
-        for settings in ({"phi": 0.2}, {"budget": 0.5}, {"flow": "full"}, {"overrides": {"1": "train"}}):
+        for settings in ({"phi": 0.2}, {"budget": 0.5}, {"flow": "masked"}, {"overrides": {"1": "train"}}):
             with pytest.raises(PlanError, match=f"plan and {next(iter(settings))} are both given"):
                 apply_tgd(net, X, plan=plan, **settings)
 
@@ -313,7 +313,7 @@ class TestDigest:
         plan = plan_tgd(net, X, phi=0.5)
         others = [
             plan.override({"1": "freeze"}),
-            dataclasses.replace(plan, flow="full"),
+            dataclasses.replace(plan, flow="masked"),
             dataclasses.replace(plan, norm_stats="batch"),
         ]
         assert len({plan.digest, *(other.digest for other in others)}) == 4

@@ -108,7 +108,10 @@ METHODS = {method.name: method for method in (*PEERS, *OURS, *CHOICES, *INGREDIE
 def applies(method: Method, network: nn.Module) -> bool:
     """Whether the network has what the method needs."""
     needs_norms = method.trains == "norms" or method.score == "batch-norm scale"
-    return not needs_norms or any(isinstance(module, NORMS) for module in network.modules())
+    norms = (module for module in network.modules() if isinstance(module, NORMS))
+    return not needs_norms or any(
+        parameter.requires_grad for norm in norms for parameter in norm.parameters()
+    )
 
 
 def prepared(method: Method, task: Task, seed: int) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -77,10 +78,14 @@ def _by_norm_scale(network: nn.Module, inputs: Tensor) -> Score:
     names = {module: name for name, module in network.named_modules()}
 
     def scale(module: nn.Module, weight: Tensor) -> Tensor:
-        layers = found.channel_layers(names[module])
-        scales = torch.ones(len(layers), dtype=torch.float64)
-        for channel, producers in enumerate(layers):
-            for producer in producers:
+        name = names[module]
+        layers = found.channel_layers(name)
+        # The features of a linear layer after a flatten that come from one channel count as one, in the map's order.
+        _, first = np.unique(found.inputs[name], return_index=True)
+        chosen = range(len(layers)) if weight.shape[1] == len(layers) or weight.dim() > 3 else first
+        scales = torch.ones(len(chosen), dtype=torch.float64)
+        for channel, feature in enumerate(chosen):
+            for producer in layers[feature]:
                 norm = network.get_submodule(producer.layer)
                 if isinstance(norm, _BatchNorm) and norm.weight is not None:
                     scales[channel] = norm.weight[producer.channel].detach().abs()

@@ -214,7 +214,7 @@ def test_the_same_again_is_the_same_and_something_else_is_refused(tmp_path: Path
     assert (tmp_path / "network.safetensors").stat().st_mtime_ns == written
     assert_same(first.network, again.network)
     assert (first.before, first.after, first.kept) == (again.before, again.after, again.kept)
-    for settings in ({"phi": 0.4}, {"flow": "full"}, {"method": "full"}, {"patience": 9}):
+    for settings in ({"phi": 0.4}, {"flow": "masked"}, {"method": "full"}, {"patience": 9}):
         with pytest.raises(RunError, match="purpose"):
             learned(base, tmp_path, **settings)
     with pytest.raises(RunError, match="data"):
