@@ -75,7 +75,7 @@ What keeps a compact step above its bound:
   networks of many small layers (EfficientNet) they are a large part of the step.
 * Gathering channels and scattering them costs one pass over the feature map each. Writing the trainable rows into the
   whole weight costs one pass over them in each step. This shows where a weight meets few pixels (ResNet's last stage on
-  small images): at share 0.9 it is an eighth of the step there, and a twentieth of ResNet-50's.
+  small images): at share 0.9 it is about a tenth of the step there, and a twentieth of ResNet-50's.
 * Torch's kernels work on blocks of 8 or 16 channels. 4 trainable channels of 16, as in the first stages of MONAI's
   U-Net, take as long as 16.
 * Some layers compute the plain backward of all channels, and keep in memory what it needs: norms without parameters,

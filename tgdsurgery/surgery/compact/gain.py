@@ -40,6 +40,8 @@ def gain(conv: ConvNd, known: Compaction, reads_all: bool) -> Gain:
         known: which of its channels are trainable and needed.
         reads_all: whether its trainable channels read all input channels; those of a conv with groups may not.
     """
+    if not known.trainable:  # the plain backward keeps the input, which is of no use then
+        return Gain(0.0, 0.0, 1.0)
     inputs, outputs = conv.in_channels, conv.out_channels
     fewer = math.prod(conv.stride)
     after = fewer if conv.transposed else 1 / fewer  # pixels of the output by one of the input
@@ -56,10 +58,10 @@ def gain(conv: ConvNd, known: Compaction, reads_all: bool) -> Gain:
     else:  # the compact backward reads the gradient a second time, for the input
         moved, through = 2 * gathered, 1.0
         scattered = inputs * needed if known.needs else 0.0
-    by_rows = (1 - multiplied) * products if known.trainable else 0.0
+    by_rows = (1 - multiplied) * products
     by_input = (1 - through * (needed if reads_all else 1.0)) * products
-    by_weight = PER_WEIGHT * weights if known.trainable else 0
-    return Gain(by_rows - PER_NUMBER * moved, by_input - PER_NUMBER * scattered, by_weight - PER_CALL)
+    fixed = PER_WEIGHT * weights - PER_CALL
+    return Gain(by_rows - PER_NUMBER * moved, by_input - PER_NUMBER * scattered, fixed)
 
 
 def _blocks(channels: int) -> int:
