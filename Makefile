@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: docs demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-ct-study bench-zoo bench-step bench-delta clean
+.PHONY: docs demo test fuzz zoo lint format bench bench-pet bench-pet-study bench-ct-study bench-zoo bench-step bench-delta bench-adapt clean
 .DEFAULT_GOAL := test
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt benchmarks/adapt/files.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/adapt/files.txt
 	touch $@
 
 demo: $(VENV)/.installed
@@ -67,6 +68,11 @@ bench-zoo: $(ZOO)/.installed
 
 bench-step: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.step
+
+# docs/adapting.md says how long it takes; interrupted, it goes on where it stopped.
+bench-adapt: export OMP_NUM_THREADS ?= 1
+bench-adapt: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.adapt.study
 
 bench-delta: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.delta_switch

@@ -1,11 +1,10 @@
-"""The quick PET study, and its page, figures, numbers and the README's table put where they belong.
+"""The quick PET study, and its page, figures and numbers put where they belong.
 
 Run `make bench-pet-study`; docs/pet.md says how long it takes. Interrupted, the same goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -14,22 +13,17 @@ import click
 from tgd_pet.experiment.run import run_study
 from tgd_pet.experiment.settings import PROFILES, read_settings
 from tgd_pet.report.page import IMAGES
-from tgd_pet.report.results import read_results
-from tgd_pet.report.tables import readme_table
 from tgd_pet.report.write import write_report
 
 ROOT = Path(__file__).parent.parent
 PROFILE = "quick"
-TABLE = re.compile(r"(<!-- by make bench-pet-study -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def publish(report: Path, root: Path = ROOT) -> None:
-    """Copy what `write_report` left; the README's table stands between two comments."""
+    """Copy what `write_report` left."""
     shutil.copy(report / "pet.md", root / "docs" / "pet.md")
     shutil.copytree(report / IMAGES, root / "docs" / IMAGES, dirs_exist_ok=True)
     shutil.copy(report / "results.json", root / "benchmarks" / "results" / "pet.json")
-    table, readme = readme_table(read_results(report / "results.json")), root / "README.md"
-    readme.write_text(TABLE.sub(lambda found: f"{found[1]}{table}\n", readme.read_text(encoding="utf-8")))
 
 
 @click.command()

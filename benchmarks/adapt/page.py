@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ At a budget of 25%, full flow. Old error at half of the gain.
 
 {default}
 {slack}"""
+TABLE = re.compile(r"(<!-- by make bench-adapt -->\n).*?(?=<!-- end -->)", re.DOTALL)  # in the README
+README_ROWS = {
+    FULL: "full fine-tuning",
+    "last layers": "last three layers",
+    "LwF": "learning without forgetting (LwF)",
+    "LoRA 8": "LoRA, rank 8",
+    "TGD masked 25 %": "TGD 25%, the paper's masked flow",
+    REFERENCE: "TGD 25%",
+    f"{REFERENCE} + Keep": "TGD 25%, with distillation (Keep)",
+}
 INGREDIENT_LABELS = {
     REFERENCE: "no distillation",
     "Keep 0.3": "Keep, weight 0.3",
@@ -100,6 +111,24 @@ def write_page(data: dict[str, Any], root: Path = ROOT) -> None:
     for name, task in tasks.items():
         draw(task, images / f"adapt_{name}.png")
     write_text(root / "docs" / "adapting.md", page(data["setting"], tasks, findings.slack(root)))
+    readme = root / "README.md"
+    if readme.exists():
+        table = readme_table(tasks)
+        write_text(
+            readme, TABLE.sub(lambda found: f"{found[1]}{table}\n", readme.read_text(encoding="utf-8"))
+        )
+
+
+def readme_table(tasks: dict[str, TaskResults]) -> str:
+    """The few rows that the README shows: the errors of each task at the best step."""
+    header = ["new error / old error", *(task.data["title"] for task in tasks.values())]
+    rows = [
+        ["untouched", *(f"{number(t.untouched()[1])} / {number(t.untouched()[0])}" for t in tasks.values())]
+    ]
+    for name, label in README_ROWS.items():
+        found = [task.stopped(name) for task in tasks.values()]
+        rows.append([label, *(f"{number(each.new.mean())} / {number(each.old.mean())}" for each in found)])
+    return markdown(header, rows)
 
 
 def page(setting: dict[str, str], tasks: dict[str, TaskResults], slack: str) -> str:

@@ -12,7 +12,6 @@ from tgd_pet.experiment.recipes import BASES
 from tgd_pet.experiment.settings import PROFILES, read_settings
 from tgd_pet.report.page import page
 from tgd_pet.report.results import StudyResults, read_results
-from tgd_pet.report.tables import readme_table
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pet.md").read_text(encoding="utf-8")
@@ -62,7 +61,3 @@ def test_the_premise_holds(results: StudyResults) -> None:
 
 def test_seeds_are_independent(results: StudyResults) -> None:
     assert len(results.settings.used_bases) == len(results.settings.seeds)
-
-
-def test_the_readme_has_the_same_numbers(results: StudyResults) -> None:
-    assert readme_table(results) in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from tgd_pet.report.claims import HARMLESS_BIAS, claims
 from tgd_pet.report.figures import FIGURES
 from tgd_pet.report.page import page
 from tgd_pet.report.results import StudyResults, gather, read_results
-from tgd_pet.report.tables import PAPER_TABLE_1, readme_table
+from tgd_pet.report.tables import PAPER_TABLE_1
 from tgd_pet.report.write import write_report
 
 TINY = read_settings(PROFILES / "tiny.yaml")
@@ -248,11 +248,7 @@ def test_differences_are_written_with_their_p(out: Path, results: StudyResults) 
 def test_a_report_is_put_where_it_belongs(out: Path, results: StudyResults, tmp_path: Path) -> None:
     for folder in ("docs", "benchmarks/results"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "README.md").write_text("a\n<!-- by make bench-pet-study -->\nold\n<!-- end -->\nb\n")
     publish(out / "report", tmp_path)
-    table = readme_table(read_results(out / "report" / "results.json"))
-    marked = f"a\n<!-- by make bench-pet-study -->\n{table}\n<!-- end -->\nb\n"
-    assert (tmp_path / "README.md").read_text() == marked
     for source, target in {"pet.md": "docs/pet.md", "results.json": "benchmarks/results/pet.json"}.items():
         assert (tmp_path / target).read_bytes() == (out / "report" / source).read_bytes()
     assert len(list((tmp_path / "docs" / "images").glob("pet_*.png"))) == len(FIGURES)

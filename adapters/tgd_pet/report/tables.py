@@ -11,7 +11,7 @@ import numpy as np
 
 from tgd_kit.report.markdown import interval, markdown, spread
 from tgd_kit.report.statistics import PAIRS, agreed_sign, summarise
-from tgd_pet.experiment.recipes import FULL_FLOW, TGD
+from tgd_pet.experiment.recipes import TGD
 from tgd_pet.report.results import StudyResults
 
 PAPER_TABLE_1 = {  # network -> lesion bias in %, liver CoV in %
@@ -110,34 +110,6 @@ def overview(results: StudyResults) -> str:
         )
     titles = ["bias % v2", "CoV % v2", "RMSE v2 (new)", "bias % v1", "RMSE v1 (old)", "trained", "kept"]
     return markdown(["", *titles], rows)
-
-
-def readme_table(results: StudyResults) -> str:
-    """The few rows that the README shows."""
-    phi = f"phi {results.settings.phi:g}"
-    named = {
-        "v1-net": "v1-net",
-        "v2-net": f"v2-net ({results.settings.train} patients' v2 images)",
-        "full fine-tuning": "full fine-tuning",
-        "FT-net": "last three convs (the paper's FT-net)",
-        TGD: f'TGD, {phi}, `flow="masked"` (the paper\'s)',
-        TGD + FULL_FLOW: f'TGD, {phi}, `flow="full"`',
-        "LwF": "LwF",
-        "LoRA": "LoRA on convs",
-    }
-    rows = []
-    for name in (name for name in named if name in results.networks):
-        cells = [
-            spread(results.summary(name, version, key), form)
-            for version, key, form in (
-                ("v2", "bias", SIGNED),
-                ("v2", "body.rmse", SUV),
-                ("v1", "body.rmse", SUV),
-            )
-        ]
-        rows.append([named[name], *cells, *_what_trained(results, name)])
-    titles = ["lesion bias %, v2", "RMSE v2 (new task)", "RMSE v1 (old task)", "trained", "frozen kept"]
-    return markdown(["network", *titles], rows)
 
 
 def _what_trained(results: StudyResults, name: str) -> list[str]:
