@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.adapt import methods, run, study
+from benchmarks.adapt import slack as slack_study
 from benchmarks.adapt.analysis import TaskResults
-from benchmarks.adapt.findings import slack
+from benchmarks.adapt.findings import slack, slack_section
 from benchmarks.adapt.page import FILE, ROOT, page
 from tests.adapt import toy
 
@@ -101,3 +102,19 @@ def test_the_page_is_made_of_the_results() -> None:
     assert (ROOT / "docs" / "adapting.md").read_text(encoding="utf-8") == page(
         data["setting"], tasks, slack(ROOT)
     )
+
+
+def test_the_study_of_slack_runs_through(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        slack_study.main,
+        ["--profile", "tiny", "--out", str(tmp_path), "--workers", "1"],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0
+    ways = json.loads((tmp_path / "tiny" / "slack.json").read_text())["ways"]
+    assert list(ways) == [way.name for way in slack_study.WAYS]
+    plain, lasso = (ways[name]["2"] for name in ("plain", "group lasso 0.0001"))
+    assert plain["scores"] != lasso["scores"]
+    assert ways["plain"]["0"]["scores"] == ways["weight decay 1"]["0"]["scores"]
+    assert "| plain |" in slack_section(ways)
+    assert (tmp_path / "tiny" / "adapt_slack.png").stat().st_size > 10_000
