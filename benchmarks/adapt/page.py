@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adapt import findings
+from benchmarks.adapt.advice import STEPS, against_long_runs
 from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
 from benchmarks.adapt.figures import draw
 from benchmarks.adapt.methods import CHOICES, INGREDIENTS, OURS, PEERS, REFERENCE, SHARES, Method
 from benchmarks.measuring import RESULTS
-from tgd_kit.report.markdown import markdown
+from tgd_kit.report.markdown import interval, markdown
 from tgd_kit.runs.files import write_text
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,6 +74,14 @@ At a budget of 25%, full flow. Old error at half of the gain.
 `apply_tgd(network)` with nothing else: new error on validation data after all steps, against the untouched network.
 
 {default}
+
+## Does `advise` agree
+
+[`tgd advise`](cli.md#look-before-you-leap) was asked with the tasks' validation data: trials of {advice_steps} steps.
+Beside it, the best of what it tries by the long runs: the lowest old error at half of full fine-tuning's gain, chosen
+on validation data. The difference is in old error on test data, with the 95% interval over the seeds.
+
+{advice}
 {slack}"""
 TABLE = re.compile(r"(<!-- by make bench-adapt -->\n).*?(?=<!-- end -->)", re.DOTALL)  # in the README
 README_ROWS = {
@@ -143,6 +152,8 @@ def page(setting: dict[str, str], tasks: dict[str, TaskResults], slack: str) -> 
         reference=REFERENCE,
         ingredients=ingredient_table(tasks),
         default=default_table(tasks),
+        advice=advice_table(tasks),
+        advice_steps=STEPS[setting["profile"]],
         slack=slack,
     )
 
@@ -257,6 +268,16 @@ def default_table(tasks: dict[str, TaskResults]) -> str:
         better = int((new < untouched).sum())
         rows.append([task.data["title"], number(untouched), with_interval(new), f"{better} of {len(new)}"])
     return markdown(["", "untouched", "TGD by default", "seeds that end better"], rows)
+
+
+def advice_table(tasks: dict[str, TaskResults]) -> str:
+    """What `advise` recommends beside the best of the long runs."""
+    rows = []
+    for task in tasks.values():
+        best, more = against_long_runs(task)
+        shown = "does not get there" if more is None else interval(more, "+.3g")
+        rows.append([task.data["title"], task.data["advice"]["method"] or "nothing", best or "none", shown])
+    return markdown(["", "`advise`", "long runs", "more old error"], rows)
 
 
 def with_interval(values: Sequence[float] | Any) -> str:

@@ -3,7 +3,8 @@
 1. Each method with a learning rate of its own is run once with each rate of the task. The one with the lowest error on
    validation data of the new task stays.
 2. Each method is run with that rate and all seeds.
-3. The cost of a step is measured, all methods taking turns.
+3. `advise` is asked.
+4. The cost of a step is measured, all methods taking turns.
 
 Run `make bench-adapt`. Interrupted, it goes on where it stopped.
 """
@@ -19,6 +20,7 @@ import click
 from rich.progress import track
 
 from benchmarks.adapt import cost
+from benchmarks.adapt.advice import write_advice
 from benchmarks.adapt.methods import METHODS, Method, applies
 from benchmarks.adapt.page import FILE, write_page
 from benchmarks.adapt.run import TASKS, Profile, Run, do, errors, the_task
@@ -82,6 +84,11 @@ class Study:
         found: dict[str, Any] = read_json(path)
         return found
 
+    @property
+    def advice(self) -> Path:
+        """The file of what `advise` says of the task."""
+        return self.folder / self.name / "advice.json"
+
     def results(self) -> dict[str, Any]:
         """All that the page is made of."""
         final = self.final()
@@ -95,6 +102,7 @@ class Study:
             "parameters": sum(p.numel() for p in self.task.network.parameters()),
             "untouched": errors(self.task, self.task.network),
             "costs": self.measured(),
+            "advice": read_json(self.advice),
             "tuning": {
                 method.name: {
                     f"{rate:g}": read_json(self.run(method, rate, TUNING_SEED).path)["points"]
@@ -121,6 +129,9 @@ def main(profile: Profile, out: Path, only: tuple[str, ...], workers: int) -> No
     for study in studies:
         run_all(study.tuning(), workers, f"{study.name}: rates")
         run_all(study.final(), workers, f"{study.name}: seeds")
+    asked = [(s.folder, profile, s.name, s.advice) for s in studies if not s.advice.exists()]
+    for _ in run_jobs(write_advice, asked, workers):
+        pass
     found = {study.name: study.results() for study in studies}
     data = {"setting": setting("peft", profile=profile, seeds=SEEDS[profile]), "tasks": found}
     write_results(out / profile / FILE.name, data)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.adapt import methods, run, study
+from benchmarks.adapt import advice, methods, run, study
 from benchmarks.adapt import slack as slack_study
 from benchmarks.adapt.analysis import TaskResults
 from benchmarks.adapt.findings import slack, slack_section
@@ -36,7 +36,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Of a study of the toy, without most methods."""
     kept = {name: methods.METHODS[name] for name in KEPT}
     task = toy.make("tiny", tmp_path)
-    for module in (run, study):
+    for module in (run, study, advice):
         monkeypatch.setattr(module, "the_task", lambda *arguments: task)
     monkeypatch.setattr(study, "METHODS", kept)
     monkeypatch.setattr(study.cost, "METHODS", kept)

@@ -27,7 +27,7 @@ def test_the_teacher_is_a_copy_in_eval_mode() -> None:
     base(x)
     with torch.no_grad():
         for parameter in base.parameters():
-            parameter += 1.0
+            parameter.add_(1.0)
     assert keep(x, before).item() == 0
 
 
