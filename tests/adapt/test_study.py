@@ -13,7 +13,7 @@ from benchmarks.adapt import advice, methods, run, study
 from benchmarks.adapt import slack as slack_study
 from benchmarks.adapt.analysis import TaskResults
 from benchmarks.adapt.findings import slack, slack_section
-from benchmarks.adapt.page import FILE, ROOT, page
+from benchmarks.adapt.page import FILE, ROOT, page, readme_table
 from tests.adapt import toy
 
 KEPT = (
@@ -99,9 +99,9 @@ def test_errors_at_a_gain() -> None:
 def test_the_page_is_made_of_the_results() -> None:
     data = json.loads(FILE.read_text(encoding="utf-8"))
     tasks = {name: TaskResults(task) for name, task in data["tasks"].items()}
-    assert (ROOT / "docs" / "adapting.md").read_text(encoding="utf-8") == page(
-        data["setting"], tasks, slack(ROOT)
-    )
+    written = (ROOT / "docs" / "adapting.md").read_text(encoding="utf-8")
+    assert written == page(data["setting"], tasks, slack(ROOT))
+    assert readme_table(tasks) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_study_of_slack_runs_through(tmp_path: Path) -> None:
