@@ -36,7 +36,8 @@ Four pretrained networks are adapted to new data. Each method has Adam at a cons
 tenth of the steps; batch norms keep their running statistics, in TGD those of frozen channels. A method's rate is the
 one of the task's rates with the lowest new error on validation data, in one run with a seed of its own. Then it is run
 with {seeds} other seeds, which draw the small set of new data, its order, and what the method draws. ± is the half
-width of the 95% interval over the seeds. Old data are used to measure, never to train.
+width of the 95% interval over the seeds. Validation and test data are the same for all seeds, so the intervals do not
+say how much other test data would change. Old data are used to measure, never to train.
 
 * *Best step*: where the new error on validation data was lowest, of three points along the steps; errors on test data.
 * *Old error at 50% (75%) of the gain*: the gain is what full fine-tuning takes off the new error. Of the points along

