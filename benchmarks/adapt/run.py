@@ -120,11 +120,11 @@ def stepper(
     def step(inputs: Tensor, targets: Tensor, warm: float) -> None:
         optimizer.param_groups[0]["lr"] = rate * warm
         optimizer.zero_grad()
-        outputs = network(inputs)
-        loss = task.loss(outputs, targets)
-        if added is not None:
-            loss = loss + added(inputs, outputs)
         with sampling(method.sampled, generator):
+            outputs = network(inputs)
+            loss = task.loss(outputs, targets)
+            if added is not None:
+                loss = loss + added(inputs, outputs)
             loss.backward()
         optimizer.step()
 

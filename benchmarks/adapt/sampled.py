@@ -17,14 +17,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tgdsurgery.surgery.compact import backward_conv
+from tgdsurgery.surgery.compact import backward_conv, gain
 from tgdsurgery.surgery.compact.channels import select
 
 
 def sampling(share: float | None, generator: torch.Generator) -> contextlib.AbstractContextManager[object]:
     """For a while, convolutions in the compact form with `flow="full"` hand on a sampled gradient.
 
-    With None for the share they do not. Depthwise ones never do: they are a small part of a step.
+    The forward has to be in it, too. With None for the share they do not. Depthwise ones never do: they are a small part of a step.
     """
     if share is None:
         return contextlib.nullcontext()
@@ -45,7 +45,9 @@ def _patched(share: float, generator: torch.Generator) -> Iterator[None]:
         axis = 1 if ctx.geometry.transposed else 0
         return exact(ctx, select(gradient, rows) * scale, weight.index_select(axis, rows), read, needs)
 
-    with mock.patch.object(backward_conv, "_input_gradient", sampled):
+    # The library takes the plain backward where a compact one does not pay.
+    always = mock.patch.object(gain.Gain, "pays", lambda *arguments: True)
+    with always, mock.patch.object(backward_conv, "_input_gradient", sampled):
         yield
 
 
