@@ -24,7 +24,8 @@ from tgdsurgery.surgery.compact.channels import select
 def sampling(share: float | None, generator: torch.Generator) -> contextlib.AbstractContextManager[object]:
     """For a while, convolutions in the compact form with `flow="full"` hand on a sampled gradient.
 
-    The forward has to be in it, too. With None for the share they do not. Depthwise ones never do: they are a small part of a step.
+    The forward has to be in it, too. With None for the share they do not. Depthwise ones never do: they are a small
+    part of a step.
     """
     if share is None:
         return contextlib.nullcontext()
@@ -46,7 +47,7 @@ def _patched(share: float, generator: torch.Generator) -> Iterator[None]:
         return exact(ctx, select(gradient, rows) * scale, weight.index_select(axis, rows), read, needs)
 
     # The library takes the plain backward where a compact one does not pay.
-    always = mock.patch.object(gain.Gain, "pays", lambda *arguments: True)
+    always = mock.patch.object(gain.Gain, "pays", return_value=True)
     with always, mock.patch.object(backward_conv, "_input_gradient", sampled):
         yield
 
