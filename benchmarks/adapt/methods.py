@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from benchmarks.adapt.scores import scorer
 from benchmarks.adapt.task import Task
 from tgd_kit.training.distillation import Distillation
-from tgdsurgery import PlanWarning, apply_tgd, channel_map, remove_tgd
+from tgdsurgery import PlanWarning, apply_tgd, channel_map, plan_tgd, remove_tgd
 
 Trains = Literal["all", "last", "norms", "biases", "lora", "tgd"]
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -40,6 +40,7 @@ class Method:
         score: what chooses TGD's filters.
         sampled: the share of the rows that the input gradient comes from; None for all that the flow allows.
         rounds: of TGD, each with masks of its own.
+        head: whether TGD trains all of the last layer, too, which no layer reads: the paper freezes it.
         anchor: L2-SP's pull towards the weights before, `anchor / 2 * |w - w0|^2`.
         distil: weight of the distillation (LwF).
         rate_of: the name of the method whose learning rate it has; its own is looked for if empty.
@@ -54,6 +55,7 @@ class Method:
     score: str = "lowest KSE"
     sampled: float | None = None
     rounds: int = 1
+    head: bool = False
     anchor: float = 0.0
     distil: float = 0.0
     rate_of: str = ""
@@ -97,6 +99,8 @@ INGREDIENTS = (
     Method("Keep 0.3", "ingredient", "tgd", share=0.25, distil=0.3, rate_of=REFERENCE),
     Method("Keep 3", "ingredient", "tgd", share=0.25, distil=3.0, rate_of=REFERENCE),
     Method("Keep, two rounds", "ingredient", "tgd", share=0.25, distil=KEEP, rounds=2, rate_of=REFERENCE),
+    Method("last layer", "ingredient", "tgd", share=0.25, head=True, rate_of=REFERENCE),
+    Method("Keep, last layer", "ingredient", "tgd", share=0.25, distil=KEEP, head=True, rate_of=REFERENCE),
     *(
         Method(f"sampled, p = {p:g}", "sampled", "tgd", share=0.25, sampled=p, rate_of=REFERENCE)
         for p in (0.125, 0.5)
@@ -149,7 +153,11 @@ def with_tgd(network: nn.Module, method: Method, task: Task, seed: int) -> nn.Mo
             warnings.simplefilter("ignore", PlanWarning)
             return apply_tgd(network, inputs)
     score = scorer(method.score, network, inputs, lambda outputs: task.loss(outputs, targets), seed)
-    return apply_tgd(network, inputs, budget=method.share, flow=method.flow, score=score)
+    plan = plan_tgd(network, inputs, budget=method.share, flow=method.flow, score=score)
+    if method.head:
+        last = [entry.layer.name for entry in plan.entries if entry.layer.role == "filter"][-1]
+        plan = plan.override({last: "train"})
+    return apply_tgd(network, inputs, plan=plan)
 
 
 def another_round(network: nn.Module, method: Method, task: Task, seed: int) -> nn.Module:

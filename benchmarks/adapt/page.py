@@ -66,7 +66,8 @@ with the 95% interval over the seeds; bold where it does not contain 0.
 
 ## What Keep is made of
 
-At a budget of 25%, full flow. Old error at half of the gain.
+At a budget of 25%, full flow. New and old error at the best step, and the old error at half of the gain. The last
+layer, which no layer reads, is frozen unless `overrides={{name: "train"}}` says otherwise.
 
 {ingredients}
 
@@ -100,6 +101,8 @@ INGREDIENT_LABELS = {
     f"{REFERENCE} + Keep": "Keep, weight 1",
     "Keep 3": "Keep, weight 3",
     "Keep, two rounds": "weight 1, and new masks after half of the steps",
+    "last layer": "no distillation, and the last layer trained whole",
+    "Keep, last layer": "weight 1, and the last layer trained whole",
 }
 TASK = """\
 ## {title}
@@ -249,15 +252,16 @@ def _both(tasks: dict[str, TaskResults], name: str) -> list[str]:
 
 
 def ingredient_table(tasks: dict[str, TaskResults]) -> str:
-    """The old error at half of the gain with each ingredient."""
-    rows = [["untouched", *(number(task.untouched()[0]) for task in tasks.values())]]
+    """The errors with each ingredient: new and old at the best step, old at half of the gain."""
+    rows = [["untouched", *("{1:#.3g} / {0:#.3g}".format(*task.untouched()) for task in tasks.values())]]
     for name in _known(list(INGREDIENT_LABELS), tasks):
         cells = []
         for task in tasks.values():
-            found = task.at_gain(name, GAINS[0])
-            cells.append("-" if found is None else with_interval(found.old))
+            stopped, found = task.stopped(name), task.at_gain(name, GAINS[0])
+            reached = "-" if found is None else number(found.old.mean())
+            cells.append(f"{number(stopped.new.mean())} / {number(stopped.old.mean())}; {reached}")
         rows.append([INGREDIENT_LABELS[name], *cells])
-    return markdown(["", *(task.data["title"] for task in tasks.values())], rows)
+    return markdown(["new / old; old at half", *(task.data["title"] for task in tasks.values())], rows)
 
 
 def default_table(tasks: dict[str, TaskResults]) -> str:
