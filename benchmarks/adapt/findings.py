@@ -120,7 +120,7 @@ def _curve_in_time(task: TaskResults, name: str) -> list[tuple[float, float]]:
 def choice(tasks: dict[str, TaskResults]) -> str:
     """Whether KSE chooses better than random."""
     words = []
-    for task in tasks.values():
+    for task in (task for task in tasks.values() if "by random" in task.data["methods"]):
         kse, random = task.stopped(REFERENCE), task.stopped("by random")
         new, old = over_seeds(kse.new, random.new), over_seeds(kse.old, random.old)
         words.append(f"{task.data['title']}: new {_word(new.sign)}, old {_word(old.sign)}")

@@ -220,6 +220,8 @@ def _known(names: Sequence[str], tasks: dict[str, TaskResults]) -> list[str]:
 
 
 def _error_and_time(task: TaskResults, name: str) -> str:
+    if name not in task.data["methods"]:
+        return "-"
     error = with_interval(task.stopped(name).new)
     cost = task.data["costs"].get(name)
     return error if cost is None else f"{error} ({cost['time'][1]:.2f})"
@@ -257,6 +259,9 @@ def ingredient_table(tasks: dict[str, TaskResults]) -> str:
     for name in _known(list(INGREDIENT_LABELS), tasks):
         cells = []
         for task in tasks.values():
+            if name not in task.data["methods"]:
+                cells.append("-")
+                continue
             stopped, found = task.stopped(name), task.at_gain(name, GAINS[0])
             reached = "-" if found is None else number(found.old.mean())
             cells.append(f"{number(stopped.new.mean())} / {number(stopped.old.mean())}; {reached}")

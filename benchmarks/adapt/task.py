@@ -42,3 +42,4 @@ class Task:
     errors: Callable[[nn.Module, Split], tuple[float, float]]
     steps: int
     rates: tuple[float, ...]
+    ablations: bool = True
