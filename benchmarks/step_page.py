@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measuring
+from benchmarks import gpu_page, measuring
 from benchmarks.measuring import markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
@@ -99,6 +99,10 @@ What keeps a compact step above its bound:
   the weight is up to date (*per layer* in the table of goals). It takes longer between kernels that fill the caches
   than alone. With many small layers and small images that is a few percent. `remove_tgd` gives a network without it.
 
+## On a GPU
+
+{gpu}
+
 ## All ways
 
 {networks}
@@ -138,6 +142,7 @@ def page(found: Mapping[str, Any]) -> str:
                 for way, shares in result["profile"].items()
             ],
         ),
+        gpu=gpu_page.section(),
         networks="\n\n".join(f"### {name}\n\n{ways(result)}" for name, result in measured.items()),
     )
 
