@@ -42,10 +42,9 @@ def draw(results: TaskResults, path: Path) -> None:
         steps, _, new = results.curve(name).T
         time = steps * results.data["costs"][name]["time"][1]
         right.plot(time, new, line, color=colour, marker="o", markersize=3, linewidth=1.3, label=name)
-    error = results.data["error"]
     left.plot(*results.untouched()[::-1], "k*", markersize=11, label="untouched")
-    _label(left, f"new data: {error}", f"old data: {error}", "Old against new, along training")
-    _label(right, "time, in steps of full fine-tuning", f"new data: {error}", "New against time")
+    _label(left, "error on new data", "error on old data", "Old against new, along training")
+    _label(right, "time, in steps of full fine-tuning", "error on new data", "New against time")
     figure.suptitle(results.data["title"])
     save_figure(figure, path)
 

@@ -25,6 +25,7 @@ decoupled weight decay, or with a group lasso on its filters (the strength times
 ![Scores against training](images/adapt_slack.png)
 """
 FLOWS = {flow: f"TGD {flow} 25 %" for flow in ("masked", "sampled", "full")}
+NEEDED = 2  # tasks on which sampled flow has to be best, to be part of the library
 CANDIDATES = tuple(
     method for method in OURS if "sampled" not in method.group
 )  # sampled flow is not in the library
@@ -34,37 +35,40 @@ def finding(tasks: dict[str, TaskResults]) -> str:
     """The first paragraphs: where TGD wins and where it loses, and what is recommended."""
     lines = ["In short:", ""]
     for gain in GAINS:
-        lines += [f"* At {gain:.0%} of what full fine-tuning gains on the new task: {_verdicts(tasks, gain)}"]
+        lines += _verdicts(tasks, gain)
     lines += [f"* {_best_step(tasks)}", f"* {flows(tasks)}", f"* {choice(tasks)}", f"* {_keep(tasks)}"]
     return "\n".join(lines)
 
 
-def _verdicts(tasks: dict[str, TaskResults], gain: float) -> str:
-    sentences, wins = [], 0
+def _verdicts(tasks: dict[str, TaskResults], gain: float) -> list[str]:
+    """A line on all tasks, and one below it for each."""
+    lines, wins = [], 0
     for task in tasks.values():
         ours, peer = task.best(CANDIDATES, gain), task.best(PEERS, gain)
         title = task.data["title"]
         if ours is None or peer is None:
-            who = "TGD" if ours is None else "no peer"
-            sentences.append(f"{title}: {who} {'does not get' if ours is None else 'gets'} there.")
+            who = "TGD does not get" if ours is None else "no peer gets"
+            lines.append(f"    * {title}: {who} there with all seeds.")
             continue
         change = task.difference(ours, peer, gain)
         wins += change.sign == -1
-        time = [task.data["costs"][name]["time"][1] for name in (ours, peer)]
-        sentences.append(
-            f"{title}: {ours} has {_more(change.mean, change.sign)} old error than the best peer, {peer} "
-            f"({change.mean:+.3g}, {change.low:+.3g} to {change.high:+.3g}), at {time[0]:.2f} of a full step "
-            f"against {time[1]:.2f}."
+        times = [task.data["costs"][name]["time"][1] for name in (ours, peer)]
+        lines.append(
+            f"    * {title}: *{ours}* has {_more(change.mean, change.sign)} the best peer, *{peer}* "
+            f"({change.mean:+.3g}, {change.low:+.3g} to {change.high:+.3g}). A step takes {times[0]:.2f} of a full "
+            f"one, the peer's {times[1]:.2f}."
         )
-    return f"TGD has certainly less old error than every peer on {wins} of {len(tasks)} tasks. " + " ".join(
-        sentences
-    )
+    what = f"With {gain:.0%} of what full fine-tuning gains on the new task"
+    return [
+        f"* {what}, TGD has certainly less old error than every peer on {wins} of {len(tasks)} tasks:",
+        *lines,
+    ]
 
 
 def _more(mean: float, sign: int | None) -> str:
     if not sign:
-        return "about as much"
-    return "less" if mean < 0 else "more"
+        return "about as much old error as"
+    return "less old error than" if mean < 0 else "more old error than"
 
 
 def _best_step(tasks: dict[str, TaskResults]) -> str:
@@ -90,10 +94,11 @@ def flows(tasks: dict[str, TaskResults]) -> str:
             f"{shares['masked']:.0%}, {shares['sampled']:.0%} and {shares['full']:.0%} ({task.data['title']})"
         )
         best[fastest(task)] += 1
+    left_out = " So sampled flow is not part of the library." if best["sampled"] < NEEDED else ""
     return (
         f"At 25%, masked, sampled and full flow gain {'; '.join(gained)} of what full fine-tuning gains. In the time "
         f"that masked flow takes for all its steps, full flow has the lowest new error on {best['full']}, sampled on "
-        f"{best['sampled']} and masked on {best['masked']} of {len(tasks)} tasks."
+        f"{best['sampled']} and masked on {best['masked']} of {len(tasks)} tasks.{left_out}"
     )
 
 
