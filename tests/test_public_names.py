@@ -11,6 +11,7 @@ import pytest
 import tgdsurgery
 
 NAMES = {
+    "advise",
     "apply_tgd",
     "plan_tgd",
     "remove_tgd",
@@ -29,6 +30,7 @@ NAMES = {
     "DeltaSwitch",
     "choose_delta",
     "merge_deltas",
+    "Advice",
     "Audit",
     "ChannelMap",
     "Layer",
