@@ -133,7 +133,7 @@ class Advice:
             f"KSE from 0 to 1: {histogram(self.histogram)}"
         )
         shown = as_text(table(columns, rows, title="Trials", caption=caption))
-        return f"{shown}\n\n{textwrap.fill(self.text, WIDTH)}"
+        return f"{shown}\n\n{textwrap.fill(self.text, WIDTH, break_on_hyphens=False)}"
 
     def _what(self) -> str:
         best = self.best
