@@ -29,7 +29,7 @@ class Distillation:
         >>> base = nn.Conv2d(1, 1, 3, padding=1)
         >>> keep = Distillation(base, weight=0.5)
         >>> image = torch.rand(2, 1, 8, 8)
-        >>> float(keep(image, base(image)))
+        >>> keep(image, base(image)).item()
         0.0
     """
 
