@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tgdsurgery.core.masking import zeroed
-from tgdsurgery.surgery.compact.channels import prepared, select, spread
+from tgdsurgery.surgery.compact.channels import quick, select, spread
 from tgdsurgery.surgery.compact.layout import memory_format, swapped
 from tgdsurgery.surgery.compact.weight_cache import Kept, is_still
 
@@ -29,7 +29,7 @@ class Geometry(NamedTuple):
     groups: int
 
 
-@prepared
+@quick
 class Convolution(torch.autograd.Function):
     """Convolution, plain or transposed, with the compact backward.
 

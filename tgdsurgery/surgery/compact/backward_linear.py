@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tgdsurgery.surgery.compact.channels import prepared
+from tgdsurgery.surgery.compact.channels import quick
 from tgdsurgery.surgery.compact.weight_cache import Kept, is_still
 
 
-@prepared
+@quick
 class Linear(torch.autograd.Function):
     """`F.linear` with the compact backward; the arguments are those of `Convolution`, x is (*, C)."""
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgdsurgery.surgery.compact.channels import place_, prepared, select
+from tgdsurgery.surgery.compact.channels import place_, quick, select
 from tgdsurgery.surgery.compact.layout import memory_format
 
 
-@prepared
+@quick
 class Normalised(torch.autograd.Function):
     """`y`, all channels normalised, with the gradient of the trainable ones.
 

@@ -103,8 +103,14 @@ class Divided(Shown, Constants):
         return self._tgd_constant(name, self._tgd_device()) if name in self._tgd_placed else None
 
     def _tgd_device(self) -> torch.device:
-        tensors = (*self._parameters.values(), *self._buffers.values())
-        return next(tensor.device for tensor in tensors if tensor is not None)
+        for tensors in (
+            self._parameters,
+            self._buffers,
+        ):  # no generator: this is asked several times in a forward
+            for tensor in tensors.values():
+                if tensor is not None:
+                    return tensor.device
+        raise AssertionError("a module in two parts has a tensor")
 
     def _tgd_divide(
         self, parts: Mapping[str, Part], indices: Mapping[str, Tensor], known: Parts | None = None

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from tgdsurgery.core.torch_private import under_functorch
 from tgdsurgery.surgery.compact.layout import memory_format
 
 FunctionT = TypeVar("FunctionT", bound=type[torch.autograd.Function])
+_QUICK: dict[type[torch.autograd.Function], type[Any]] = {}
 
 
-def prepared(function: FunctionT) -> FunctionT:
-    """The function, whose signature torch looks up in each call: keeping it makes small layers a third cheaper."""
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+def quick(function: FunctionT) -> FunctionT:
+    """The function, with another one that does the same outside of the transforms of torch.func.
+
+    Where forward and `setup_context` are two, torch binds the arguments to the forward's signature in every call, which
+    takes as long as a small layer.
+    """
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    members = {"forward": forward, "setup_context": torch.autograd.Function.setup_context}
+    _QUICK[function] = type(
+        function.__name__, (function,), {name: staticmethod(member) for name, member in members.items()}
+    )
     return function
 
 
-@prepared
+@quick
 class Select(torch.autograd.Function):
     """`select`, whose own backward would add up the channels one by one."""
 
@@ -81,6 +95,8 @@ def _from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
 
 
 def run(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    """`function.apply`, typed."""
+    """`function.apply`, of the quick one where that can be."""
+    if not (torch.compiler.is_compiling() or under_functorch()):
+        function = _QUICK[function]
     y: Tensor = function.apply(*args)
     return y

@@ -19,6 +19,7 @@ from tgdsurgery.core.torch_private import (
     under_vmap,
 )
 from tgdsurgery.surgery.compact.backward_norm import Normalised
+from tgdsurgery.surgery.compact.backward_prelu import PReLU
 from tgdsurgery.surgery.compact.base import Part, Parts
 from tgdsurgery.surgery.compact.channels import Select, run
 from tgdsurgery.surgery.compact.twin import Compact, Compaction
@@ -70,7 +71,15 @@ class CompactPReLU(CompactChannelLayer, nn.PReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer's output."""
-        return self._tgd_masked(F.prelu(self._tgd_stopped(x), self._tgd_full("weight")))
+        x, weight = self._tgd_stopped(x), self._tgd_full("weight")
+        return self._tgd_masked(F.prelu(x, weight) if self._tgd_is_plain(x) else run(PReLU, x, weight))
+
+    def _tgd_is_plain(self, x: Tensor) -> bool:
+        """Whether torch's own backward is used, which is slow on a CPU only."""
+        slow = (
+            x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and torch.is_grad_enabled()
+        )
+        return not slow or torch.compiler.is_compiling() or is_traced() or in_forward_mode()
 
 
 class CompactNorm(HoldsStatistics, CompactChannelLayer):
@@ -114,7 +123,7 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
     def _tgd_by_mode(self, x: Tensor) -> Tensor:
         """The output where frozen channels are held, by ops that torch differentiates in any mode and any batch."""
         stored, affine = dict(zip(STATISTICS, self._tgd_stored(), strict=True)), self._tgd_affine()
-        mean, var = (self._tgd_repeated(each, x) for each in stored.values())
+        mean, var = (self._tgd_repeated(each, x).clone() for each in stored.values())  # they will move
         by_stored = self._tgd_by_statistics(x, mean, var, *affine)
         moved = {name: each.clone() for name, each in stored.items()}  # autograd keeps what this run uses
         try:
@@ -181,26 +190,26 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
         y = self._tgd_run(x, self._tgd_whole("weight"), self._tgd_whole("bias"), training=self.training)
         if self._tgd_by_batch():
             return y, *self._tgd_of_batch(part)
-        mean, var = (self._tgd_repeated(each[self._tgd_index("rows")], x) for each in self._tgd_stored())
+        rows = self._tgd_index("rows")
+        mean, var = (self._tgd_repeated(each.index_select(0, rows), x) for each in self._tgd_stored())
         return y, mean, var
 
     @torch.no_grad()
     def _tgd_held(self, x: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `_tgd_moved`, but frozen channels are normalised by the stored statistics, which stay."""
         check_batch_size(x.size())
-        moving = [self._tgd_repeated(each[self._tgd_index("rows")], x) for each in self._tgd_stored()]
-        mean, var = self._tgd_of_batch(part, *moving, momentum=self._tgd_momentum())
-        mixed_mean = self._tgd_placed_among(self._tgd_repeated(self.running_mean, x), mean)
-        mixed_var = self._tgd_placed_among(self._tgd_repeated(self.running_var, x), var)
-        y = self._tgd_by_statistics(
-            x, mixed_mean, mixed_var, self._tgd_whole("weight"), self._tgd_whole("bias")
+        rows, stored = self._tgd_index("rows"), self._tgd_stored()
+        moving = [self._tgd_repeated(each.index_select(0, rows), x) for each in stored]
+        found = self._tgd_of_batch(part, *moving, momentum=self._tgd_momentum())
+        mean, var = (
+            self._tgd_placed_among(self._tgd_repeated(each, x), values, rows)
+            for each, values in zip(stored, found, strict=True)
         )
-        for each, values in zip(self._tgd_stored(), moving, strict=True):
-            each.index_copy_(
-                0, self._tgd_index("rows"), values.view(-1, len(self._tgd_index("rows"))).mean(0)
-            )
+        y = self._tgd_by_statistics(x, mean, var, self._tgd_whole("weight"), self._tgd_whole("bias"))
+        for each, values in zip(stored, moving, strict=True):
+            each.index_copy_(0, rows, self._tgd_averaged(values, x))
         self._tgd_confirm()
-        return y, mean, var
+        return y, *found
 
     @torch.no_grad()
     def _tgd_held_whole(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,10 +235,9 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
         """(C,) by how much frozen channels that are held grow with their input; None if their gradient is stopped."""
         if self._tgd_compaction.stops_gradient:
             return None
+        slope: Tensor = (self.running_var + self.eps).rsqrt()
         weight = self._tgd_whole("weight")
-        weight = 1.0 if weight is None else weight
-        slope: Tensor = weight * (self.running_var + self.eps).rsqrt()
-        return slope
+        return slope if weight is None else slope * weight
 
     def _tgd_of_batch(self, part: Tensor, *moving: Tensor, momentum: float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel; running ones are moved in place.
@@ -251,21 +259,24 @@ class CompactNorm(HoldsStatistics, CompactChannelLayer):
         moving[1].lerp_(var * (count / (count - 1)), momentum)
         return mean, var
 
-    def _tgd_placed_among(self, stored: Tensor, values: Tensor) -> Tensor:
+    def _tgd_placed_among(self, stored: Tensor, values: Tensor, rows: Tensor) -> Tensor:
         """Statistics of all channels, with those of the trainable ones replaced."""
-        by_channel = (
-            stored.view(-1, len(self._tgd_compaction.mask)),
-            values.view(-1, len(self._tgd_index("rows"))),
-        )
-        return by_channel[0].index_copy(1, self._tgd_index("rows"), by_channel[1]).flatten()
+        if not self._tgd_by_sample:
+            return stored.index_copy(0, rows, values)
+        by_channel = stored.view(-1, len(self._tgd_compaction.mask)), values.view(-1, len(rows))
+        return by_channel[0].index_copy(1, rows, by_channel[1]).flatten()
 
     def _tgd_folded(self, x: Tensor) -> Tensor:
         """x, with the channels that have statistics of their own along axis 1."""
         return x.reshape(1, -1, *x.shape[2:]) if self._tgd_by_sample else x
 
     def _tgd_repeated(self, values: Tensor, x: Tensor) -> Tensor:
-        """Values of each channel for all that have statistics of their own: a copy."""
-        return values.repeat(len(x)) if self._tgd_by_sample else values.clone()
+        """Values of each channel for all that have statistics of their own."""
+        return values.repeat(len(x)) if self._tgd_by_sample else values
+
+    def _tgd_averaged(self, values: Tensor, x: Tensor) -> Tensor:
+        """Back from there: the means over the samples."""
+        return values.view(len(x), -1).mean(0) if self._tgd_by_sample else values
 
     def _tgd_by_statistics(self, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any) -> Tensor:
         """x normalised by the given statistics."""
