@@ -7,6 +7,7 @@
    turns, one step each. The time is the median of CUDA events; the memory is what a step holds beyond what was held.
 3. The same with torch.compile, for two networks in bfloat16.
 4. The time of KSE for all weights of a network.
+5. What a step with TGD spends to take channels out and to put them back, by their numbers and in one block.
 
 It runs from a plain checkout: `python -m benchmarks.gpu`. What is missing (torchvision, PEFT) is left out and named. It
 starts nothing new after `--seconds`, and writes what it has after each part. `--device cpu --tiny` tries the script.
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from benchmarks.gpu_networks import OTHERS, OWN, of_torchvision
 from benchmarks.gpu_page import COLUMNS, FILE, rows
 from benchmarks.gpu_page import laws as laws_of
 from benchmarks.measuring import print_table, setting, write_json
+from benchmarks.rows import moved
 from tgdsurgery import TGDPlan, apply_tgd, kse, plan_tgd, remove_tgd, verify
 
 SHARE = 0.25
@@ -156,9 +159,7 @@ def ways(net: nn.Module, small: Tensor) -> dict[str, nn.Module]:
 def measured(found: dict[str, nn.Module], x: Tensor, precision: str, last: bool) -> Result:
     """Time and memory of the ways, as they are and as ratios to the full step."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    layout = torch.contiguous_format
-    if last:
-        layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    layout = _last(x) if last else torch.contiguous_format
     x = x.to(memory_format=layout)
     steps = {
         name: Step(net.to(x.device, memory_format=layout).train(), x, precision)
@@ -182,6 +183,10 @@ def measured(found: dict[str, nn.Module], x: Tensor, precision: str, last: bool)
         }
         for name in runs
     }
+
+
+def _last(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
 def laws(device: torch.device, clock: Clock) -> Iterator[tuple[str, Result]]:
@@ -253,6 +258,9 @@ def parts(device: torch.device, tiny: bool, clock: Clock, result: Result) -> Ite
                 result["steps"][key] = measured(networks, x, precision, last)
                 yield
         result["kse"][name] = scored(net, device)
+        for way in ("TGD, masked flow", "TGD, full flow"):
+            step = Step(networks[way], x.to(memory_format=_last(x)), "float32")  # as they are now
+            result["moved"][f"{name}, {way}"] = moved(step, partial(seconds, device=device))
         yield
         if name in COMPILED and not clock.over():
             compiled = {way: torch.compile(each) for way, each in networks.items() if way != "LoRA"}
@@ -273,7 +281,7 @@ def main(device: str, tiny: bool, limit: float, out: Path) -> None:
     where, clock = torch.device(device), Clock(limit)
     card = torch.cuda.get_device_name() if where.type == "cuda" else "CPU"
     result: Result = {"setting": setting(card=card, steps=STEPS, share=SHARE, rank=RANK)}
-    result |= {"laws": {}, "steps": {}, "kse": {}, "missing": {}}
+    result |= {"laws": {}, "steps": {}, "kse": {}, "moved": {}, "missing": {}}
     for _ in parts(where, tiny, clock, result):
         write_json(out, result)
     write_json(out, result)

@@ -48,6 +48,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import in_a_child, setting, write_json
+from benchmarks.rows import moved
 from benchmarks.step_page import RESULTS, write_page
 from tgd_pet.network import DnCNN
 from tgdsurgery import TGDPlan, apply_tgd, plan_tgd
@@ -230,6 +231,7 @@ def measure(name: str, rounds: int) -> Result:
         result["ratios"] |= {way: ratios(each, seconds["full"]) for way, each in seconds.items()}
         if EVALUATED in found:
             result["profile"] = {way: profiled(found[way]) for way in ("full", *PROFILED)}
+            result["moved"] = {way: moved(found[way].step) for way in PROFILED}
             control = Way(copy.deepcopy(found["full"].net), found["full"].x)
             result["evaluation"] = evaluated({**found, "control": control}, rounds)
     return result | {"seconds": statistics.median(full)}
