@@ -124,6 +124,36 @@ def test_near_equal_kernels_equal_loops(spread: float, others: int) -> None:
     assert_equals_loops(near_equal_kernels(spread, others), ROUNDING)
 
 
+def hard_kernels(count: int, size: int) -> Tensor:
+    """Kernels of one channel each: random, repeated, in near ties, and far from 0 but close to each other."""
+    random = normal(count, size).double()
+    repeated = random[torch.arange(count) % 7]
+    ties = random[:1] + 1e-7 * random
+    far = 1e6 + random
+    mixed = torch.where(torch.arange(count)[:, None] % 3 == 0, ties, random)
+    return torch.stack([random, repeated, ties, far, mixed])
+
+
+@pytest.mark.parametrize(
+    "count", [1280, 1301, 1600]
+)  # around LONG values per neighbour, and lengths of no groups
+def test_many_kernels_find_their_nearest(count: int) -> None:
+    kernels = hard_kernels(count, 4)
+    assert count >= module.LONG * 5
+    expected = torch.cdist(kernels, kernels, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = expected.topk(6, largest=False).values.sum(2)
+    torch.testing.assert_close(module.neighbour_distances(kernels, 5), expected, rtol=1e-10, atol=0)
+
+
+@given(st.data())
+def test_candidates_hold_the_smallest(data: st.DataObject) -> None:
+    k, length = data.draw(st.integers(1, 4)), data.draw(st.integers(64, 300))
+    values = data.draw(hnp.arrays(np.float64, (2, length), elements=st.integers(0, 9)))
+    found = module._candidates(torch.from_numpy(values), k)
+    assert found.shape[1] < length
+    assert torch.equal(found.sort().values[:, :k], torch.from_numpy(np.sort(values)[:, :k]))
+
+
 @st.composite
 def cases(draw: st.DrawFn, min_channels: int = 1) -> Case:
     """Layers of every kind; small integers, so that kernels repeat, and channels tie exactly."""

@@ -25,6 +25,8 @@ CHUNK_ELEMENTS = 2**18
 # Products of matrices round. Squared distances below NEAR (D + 2) |x|^2 are computed again, by differences; the others
 # are right to 1e-10.
 NEAR = 5e-6
+# From this many values for each wanted one on, groups of values are left out by their minima first. Measured.
+LONG = 256
 # A range below this share of the largest value is rounding, which min-max would blow up to [0, 1].
 SAME = 1e-9
 
@@ -127,12 +129,7 @@ def neighbour_distances(kernels: Tensor, k: int) -> Tensor:
         return _scalar_neighbour_distances(kernels.squeeze(2), k)
     rows = min(n, max(1, CHUNK_ELEMENTS // n))
     channels = max(1, CHUNK_ELEMENTS // (n * rows))
-    sums = kernels.new_empty(kernels.shape[:2])
-    for first in range(0, len(kernels), channels):
-        part = kernels[first : first + channels]
-        for row in range(0, n, rows):
-            sums[first : first + channels, row : row + rows] = _nearest(part, row, rows, k)
-    return sums
+    return torch.cat([_nearest(part, rows, k) for part in kernels.split(channels)])
 
 
 def entropy(distances: Tensor) -> Tensor:
@@ -170,38 +167,58 @@ def indicator(s: Tensor, e: Tensor, alpha: float = 1.0) -> Tensor:
     return (s / (1 + alpha * e)).sqrt()
 
 
-def _nearest(kernels: Tensor, first: int, rows: int, k: int) -> Tensor:
-    """`neighbour_distances` of some kernels of each channel, `rows` of them from `first` on."""
-    queries = kernels[:, first : first + rows]
-    near = _smallest(_squared_distances(queries, kernels, first), k)
-    sums = near.clamp(min=0).sqrt().sum(dim=2)
-    rounded = near.amin(dim=2) < NEAR * (kernels.shape[2] + 2) * queries.square().sum(dim=2)
-    for channel in rounded.any(dim=1).nonzero().flatten().tolist():
-        which = rounded[channel]
-        exact = torch.cdist(
-            queries[channel, which], kernels[channel], compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        # A kernel is exactly 0 from itself, so that it can be let through as one neighbour more.
-        sums[channel, which] = _smallest(exact, k + 1).sum(dim=1)
+def _nearest(kernels: Tensor, rows: int, k: int) -> Tensor:
+    """`neighbour_distances` of kernels that are no scalars, `rows` of them at a time."""
+    squares = kernels.square().sum(dim=2, keepdim=True)
+    one = torch.ones_like(squares)
+    # |x - y|^2 = |x|^2 - 2 x y + |y|^2 in one product of matrices.
+    x = torch.cat([kernels, squares, one], dim=2)
+    y = torch.cat([-2 * kernels, one, squares], dim=2).transpose(1, 2).contiguous()
+    sums = kernels.new_empty(kernels.shape[:2])
+    for first in range(0, kernels.shape[1], rows):
+        where = slice(first, first + rows)
+        near = _smallest(_squared_distances(x[:, where], y, first), k)
+        sums[:, where] = near.clamp(min=0).sqrt().sum(dim=2)
+        rounded = near.amin(dim=2) < NEAR * x.shape[2] * squares[:, where, 0]
+        for channel in rounded.any(dim=1).nonzero().flatten().tolist():
+            which = rounded[channel].nonzero().flatten() + first
+            sums[channel, which] = _exact(kernels[channel, which], kernels[channel], k)
     return sums
 
 
-def _squared_distances(queries: Tensor, kernels: Tensor, first: int) -> Tensor:
-    """|x - y|^2 = |x|^2 - 2 x y + |y|^2 in one product of matrices; infinite between a kernel and itself."""
-    x_squared, y_squared = (x.square().sum(dim=2, keepdim=True) for x in (queries, kernels))
-    x = torch.cat([queries, x_squared, torch.ones_like(x_squared)], dim=2)
-    y = torch.cat([-2 * kernels, torch.ones_like(y_squared), y_squared], dim=2)
-    distances = x @ y.transpose(1, 2)
+def _squared_distances(x: Tensor, y: Tensor, first: int) -> Tensor:
+    """All products of rows of x with columns of y; infinite between a kernel, from `first` on, and itself."""
+    distances = x @ y
     distances.diagonal(first, dim1=1, dim2=2).fill_(math.inf)
     return distances
 
 
+def _exact(queries: Tensor, kernels: Tensor, k: int) -> Tensor:
+    """Distance sums from differences of kernels, which lose no digits."""
+    distances = torch.cdist(queries, kernels, compute_mode="donot_use_mm_for_euclid_dist")
+    # A kernel is exactly 0 from itself, so that it can be let through as one neighbour more.
+    return _smallest(distances, k + 1).sum(dim=1)
+
+
 def _smallest(values: Tensor, k: int) -> Tensor:
     """The k smallest along the last axis, in no order; `values` may be overwritten."""
+    if values.shape[-1] >= LONG * k:
+        values = _candidates(values, k)
     if values.device.type == "cpu":  # where NumPy's selection is vectorised, and torch's is not
         values.numpy().partition(k - 1, axis=-1)
         return values[..., :k]
     return values.topk(k, largest=False, sorted=False).values
+
+
+def _candidates(values: Tensor, k: int) -> Tensor:
+    """Fewer of the values, the k smallest among them: the k groups with the smallest minima, and a rest."""
+    length = values.shape[-1]
+    per_group = math.isqrt(length) // 2
+    whole = length - length % per_group
+    groups = values[..., :whole].unflatten(-1, (per_group, -1))  # one group a column: minima of rows are fast
+    chosen = groups.amin(dim=-2, keepdim=True).topk(k, largest=False, sorted=False).indices
+    chosen = chosen.expand(*groups.shape[:-1], k)
+    return torch.cat([groups.gather(-1, chosen).flatten(-2), values[..., whole:]], dim=-1)
 
 
 def _scalar_neighbour_distances(values: Tensor, k: int) -> Tensor:
@@ -233,7 +250,7 @@ def _ranked(values: Tensor) -> Tensor:
 def _chunks(kernels: Tensor, scale: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """The kernels (C, N, D) in float64, divided by the scale, some channels at a time, and which these are."""
     filters, size = kernels.shape[1:]
-    columns = 1 if size == 1 else size + 2  # with those that `_squared_distances` adds
+    columns = 1 if size == 1 else size + 2  # with those that `_nearest` adds
     count = max(1, CHUNK_ELEMENTS // (filters * columns))
     for first in range(0, len(kernels), count):
         where = slice(first, first + count)
