@@ -38,6 +38,7 @@ def plan_tgd(
     k: int = 5,
     alpha: float = 1.0,
     score: Score | None = None,
+    align: int = 1,
     flow: Flow = "full",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
@@ -57,6 +58,10 @@ def plan_tgd(
             [0, 1], one for each input channel, low for those whose filters are to be retrained. The weight is
             (N, C/g, *K), or (C, N/g, *K) of a transposed conv; of a linear layer after a flatten it is
             (N, C, H*W), and (N, C) of any other.
+        align: the number of trainable channels of a layer is rounded to a multiple of it, for hardware that likes
+            multiples of 8 or 16. It is rounded up: the next scores above phi are retrained too, at most all that
+            are read by another layer. With a budget it is rounded down, and phi rises to what the budget allows.
+            None and all stay none and all.
         flow: "full" masks parameters only; "masked" also stops gradients at frozen feature maps (the paper's layer).
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
@@ -94,7 +99,8 @@ def plan_tgd(
     Reference:
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the plan: section 2.1, equations 1-3).
     """
-    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown, score)
+    rules = dict(overrides or {})
+    settings = TGDSettings(phi, budget, rules, k, alpha, flow, norm_stats, on_unknown, score, align)
     mapped = map_model(model, arguments_for(model, example_inputs), on_unknown=on_unknown)
     return _planned(model, mapped, settings)
 
@@ -110,6 +116,7 @@ def apply_tgd(
     k: int = 5,
     alpha: float = 1.0,
     score: Score | None = None,
+    align: int = 1,
     flow: Flow = "full",
     norm_stats: NormStats = "hold",
     on_unknown: OnUnknown = "raise",
@@ -163,7 +170,8 @@ def apply_tgd(
         Chen, Asma, Chan: Targeted Gradient Descent, MICCAI 2021 (the layer: section 2.2, equation 4).
     """
     check_choice("form", form, get_args(Form))
-    settings = TGDSettings(phi, budget, dict(overrides or {}), k, alpha, flow, norm_stats, on_unknown, score)
+    rules = dict(overrides or {})
+    settings = TGDSettings(phi, budget, rules, k, alpha, flow, norm_stats, on_unknown, score, align)
     if plan is not None:
         _refuse_settings(settings)
         settings = replace(settings, on_unknown="mix" if plan.mixed else on_unknown)

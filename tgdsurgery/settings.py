@@ -9,7 +9,16 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from tgdsurgery.core.errors import PlanError
-from tgdsurgery.core.plan import KSE, Flow, NormStats, Override, check_kse, check_overrides, check_share
+from tgdsurgery.core.plan import (
+    KSE,
+    Flow,
+    NormStats,
+    Override,
+    check_align,
+    check_kse,
+    check_overrides,
+    check_share,
+)
 
 OnUnknown = Literal["raise", "mix"]
 Form = Literal["compact", "layers"]
@@ -30,6 +39,7 @@ class TGDSettings:
         norm_stats: "hold" keeps the running statistics of frozen channels; "batch" lets them drift.
         on_unknown: "raise" at an op without a rule; "mix" keeps more filters than needed instead.
         score: what scores the input channels of a layer; None for KSE. See `plan_tgd`.
+        align: the number of trainable channels of a layer is rounded to a multiple of it. See `plan_tgd`.
 
     Raises:
         PlanError: a value out of range; the message names it.
@@ -47,6 +57,7 @@ class TGDSettings:
     norm_stats: NormStats = "hold"
     on_unknown: OnUnknown = "raise"
     score: Score | None = None
+    align: int = 1
 
     @property
     def score_name(self) -> str:
@@ -59,6 +70,7 @@ class TGDSettings:
             check_share("budget", self.budget)
         check_overrides(self.overrides)
         check_kse(self.k, self.alpha)
+        check_align(self.align)
         if self.score is not None:
             _check_score(self.score, self.k, self.alpha)
         check_choice("flow", self.flow, get_args(Flow))

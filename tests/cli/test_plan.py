@@ -14,6 +14,7 @@ from tgdsurgery.cli.options import InputShape, parse_override, parse_shape
         ([], {}),
         (["--phi", "0.6"], {"phi": 0.6}),
         (["--budget", "0.2"], {"budget": 0.2}),
+        (["--phi", "0.6", "--align", "2"], {"phi": 0.6, "align": 2}),
         (["--override", "up=train", "--override", "stem=0.9"], {"overrides": {"up": "train", "stem": 0.9}}),
         (["--flow", "full", "--norm-stats", "batch"], {"flow": "full", "norm_stats": "batch"}),
         (["--input-shape", "2x1x16x16"], {}),
@@ -39,6 +40,7 @@ def test_bad_options(folder, assert_refused):
     for options, problem in (
         (["--phi", "0.3", "--budget", "0.2"], "--phi and --budget are both given."),
         (["--phi", "3"], "phi is 3.0."),
+        (["--align", "0"], "align is 0."),
         (["--override", "up"], "'up' is not an override. Write NAME=train, NAME=freeze or NAME=0.5"),
         (["--override", "nothing=train"], "'nothing'"),
         (["--input-shape", "1x0x3"], "'1x0x3' is not an input shape. Write it like 1x3x64x64"),

@@ -35,6 +35,13 @@ from tgdsurgery.core.plan import Flow, NormStats, Override
 )
 @override_option
 @click.option(
+    "--align",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Round the trainable channels of a layer up to a multiple of this (down with --budget).",
+)
+@click.option(
     "--flow",
     type=click.Choice(get_args(Flow)),
     default="full",
@@ -58,6 +65,7 @@ def plan_command(
     phi: float | None,
     budget: float | None,
     overrides: Sequence[tuple[str, Override]],
+    align: int,
     flow: Flow,
     norm_stats: NormStats,
     output: Path | None,
@@ -81,6 +89,7 @@ def plan_command(
             example_inputs(net, input_shape),
             budget=budget,
             overrides=dict(overrides),
+            align=align,
             flow=flow,
             norm_stats=norm_stats,
             **settings,

@@ -47,14 +47,22 @@ class LayerPlan:
         """Number of trainable channels."""
         return sum(self.mask)
 
-    def decided(self, rule: Override) -> LayerPlan:
-        """The same layer under "train", "freeze" or a phi. What the user froze before stays frozen."""
+    def decided(self, rule: Override, align: int = 1, *, up: bool = True) -> LayerPlan:
+        """The same layer under "train", "freeze" or a phi. What the user froze before stays frozen.
+
+        Under a phi the number of trainable channels is rounded to a multiple of `align`, see `aligned`.
+        """
         if self.layer.frozen_by_user or rule == "freeze":
             mask = [False] * len(self.scores)
         elif isinstance(rule, str):
             mask = [True] * len(self.scores)
         else:  # a channel that reaches no consumer has no score, and is below nothing
-            mask = [score is not None and score < rule for score in self.scores]
+            scored = sorted(
+                (score, channel) for channel, score in enumerate(self.scores) if score is not None
+            )
+            below = sum(score < rule for score, _ in scored)
+            lowest = {channel for _, channel in scored[: aligned(below, len(scored), align, up=up)]}
+            mask = [channel in lowest for channel in range(len(self.scores))]
         return replace(self, mask=tuple(mask))
 
     def trainable_entries(self) -> int:
@@ -76,6 +84,7 @@ class TGDPlan:
         mixed: ops without a rule that were let through by `on_unknown="mix"`.
         overrides: layer name or module prefix -> "train", "freeze" or a phi of its own.
         score: the name of what scored the channels; for another than KSE, `k` and `alpha` mean nothing.
+        align: what the numbers of trainable channels were rounded to multiples of.
     """
 
     phi: float
@@ -89,6 +98,7 @@ class TGDPlan:
     mixed: tuple[str, ...] = ()
     overrides: Mapping[str, Override] = field(default_factory=dict)
     score: str = KSE  # also of a plan file that does not name it
+    align: int = 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TGDPlan:
         """Itself: nothing in it changes, and networks are copied with their plan."""
@@ -152,6 +162,13 @@ class TGDPlan:
         filters = [entry for entry in self.entries if entry.layer.role == "filter"]
         return sum(e.trainable_entries() for e in filters) / max(sum(e.entries() for e in filters), 1)
 
+    @cached_property
+    def rounding(self) -> int:
+        """Number of filters that `align` added to those below phi; below 0, that it left out."""
+        filters = [entry for entry in self.entries if entry.layer.role == "filter"]
+        below = [entry.decided(rule_of(entry.layer.name, self.overrides, self.phi)) for entry in filters]
+        return sum(entry.trainable for entry in filters) - sum(entry.trainable for entry in below)
+
     @property
     def criterion(self) -> str:
         """What decided, in words: phi, the budget that picked it, and the score if it is not KSE."""
@@ -161,7 +178,8 @@ class TGDPlan:
     def override(self, overrides: Mapping[str, Override]) -> TGDPlan:
         """A new plan in which some layers are decided anew, from the same scores.
 
-        phi stays what it is, also where a budget picked it: the new plan has no budget.
+        phi stays what it is, also where a budget picked it: the new plan has no budget. Layers that the overrides
+        do not name stay as they are.
 
         Args:
             overrides: layer name or module prefix -> "train", "freeze" or a phi of its own. They are added to
@@ -180,7 +198,12 @@ class TGDPlan:
         check_overrides(overrides)
         check_names(overrides, self.layers)
         rules = {**self.overrides, **overrides}
-        entries = tuple(e.decided(rule_of(e.layer.name, rules, self.phi)) for e in self.entries)
+        entries = tuple(
+            entry.decided(rule_of(entry.layer.name, rules, self.phi), self.align)
+            if any(_covers(name, entry.layer.name) for name in overrides)
+            else entry
+            for entry in self.entries
+        )
         return replace(self, entries=entries, overrides=rules, budget=None)
 
     @cached_property
@@ -210,6 +233,7 @@ class TGDPlan:
         check_share("phi", plan.phi)
         check_overrides(plan.overrides)
         check_kse(plan.k, plan.alpha)
+        check_align(plan.align)
         if plan.budget is not None:
             check_share("budget", plan.budget)
         for entry in plan.entries:
@@ -241,6 +265,11 @@ class TGDPlan:
         notes = [
             f"trainable: {self.share:.1%} of all parameters; flow {self.flow}, norm statistics {self.norm_stats}"
         ]
+        if self.align > 1:
+            change = (
+                f"{abs(self.rounding)} filters {'more' if self.rounding >= 0 else 'fewer'} than below phi"
+            )
+            notes.append(f"in multiples of {self.align}: {change}")
         if self.unmapped:
             notes.append(f"frozen whole, in no layer: {', '.join(self.unmapped)}")
         if self.mixed:
@@ -266,6 +295,19 @@ def _check_sizes(entry: LayerPlan) -> None:
         )
 
 
+def aligned(count: int, most: int, align: int, *, up: bool) -> int:
+    """A number of channels rounded to a multiple of `align`, but never above `most`; `most` itself stays.
+
+    >>> [aligned(count, 20, 8, up=True) for count in (0, 3, 8, 17, 20)]
+    [0, 8, 8, 20, 20]
+    >>> [aligned(count, 20, 8, up=False) for count in (0, 3, 8, 17, 20)]
+    [0, 0, 8, 16, 20]
+    """
+    if count == most:
+        return count
+    return min(-(-count // align) * align, most) if up else count // align * align
+
+
 def rule_of(layer: str, overrides: Mapping[str, Override], phi: float) -> Override:
     """What decides over a layer: the override with the longest name that covers it, or else phi."""
     names = [name for name in overrides if _covers(name, layer)]
@@ -286,6 +328,12 @@ def check_kse(k: object, alpha: object) -> None:
         raise PlanError(
             f"KSE needs a finite alpha of at least 0, not {alpha!r}.", "The usual value is alpha=1."
         )
+
+
+def check_align(align: object) -> None:
+    """Raise a PlanError unless it is a whole number from 1."""
+    if isinstance(align, bool) or not isinstance(align, int) or align < 1:
+        raise PlanError(f"align is {align!r}.", "Give a whole number from 1, such as 8.")
 
 
 def check_overrides(overrides: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tgdsurgery.core.errors import PlanError
-from tgdsurgery.core.plan import LayerPlan, TGDPlan, check_names, rule_of
+from tgdsurgery.core.plan import LayerPlan, TGDPlan, aligned, check_names, rule_of
 from tgdsurgery.core.records import ChannelMap, LayerScores
 from tgdsurgery.settings import TGDSettings
 
@@ -17,7 +17,9 @@ def make_plan(channels: ChannelMap, scores: Sequence[LayerScores], settings: TGD
     """Decide for every channel of every layer: trainable if its score is below phi (strictly).
 
     A channel that reaches no consumer (the network's output) is frozen, unless an override says "train". A layer
-    whose parameters the user froze (`requires_grad=False`) stays frozen.
+    whose parameters the user froze (`requires_grad=False`) stays frozen. With `align` the number below phi is rounded
+    up to a multiple, and the next scores are trainable too; with a budget, which may not be exceeded, it is rounded
+    down, and phi is the largest at which what remains fits.
 
     Args:
         channels: the channel map the scores were made with.
@@ -41,13 +43,15 @@ def make_plan(channels: ChannelMap, scores: Sequence[LayerScores], settings: TGD
         mixed=channels.mixed,
         overrides=dict(settings.overrides),
         score=settings.score_name,
+        align=settings.align,
     )
 
 
 def _decide(scored: LayerScores, phi: float, settings: TGDSettings) -> LayerPlan:
     scores = tuple(None if math.isnan(value) else value for value in scored.scores.tolist())
     undecided = LayerPlan(scored.layer, scores, (False,) * len(scores))
-    return undecided.decided(rule_of(scored.layer.name, settings.overrides, phi))
+    rule = rule_of(scored.layer.name, settings.overrides, phi)
+    return undecided.decided(rule, settings.align, up=settings.budget is None)
 
 
 def _trainable(scored: LayerScores, phi: float, settings: TGDSettings) -> int:
@@ -55,7 +59,9 @@ def _trainable(scored: LayerScores, phi: float, settings: TGDSettings) -> int:
     rule = rule_of(scored.layer.name, settings.overrides, phi)
     if isinstance(rule, str):
         return len(scored.scores) if rule == "train" else 0
-    return int((scored.scores < rule).sum())  # NaN, for a channel that reaches no consumer, is below nothing
+    below = int((scored.scores < rule).sum())  # NaN, for a channel that reaches no consumer, is below nothing
+    most = len(scored.scores) - int(scored.scores.isnan().sum())
+    return aligned(below, most, settings.align, up=settings.budget is None)
 
 
 def _phi_for(budget: float, scores: Sequence[LayerScores], settings: TGDSettings) -> float:
