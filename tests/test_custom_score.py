@@ -19,6 +19,7 @@ from tgdsurgery import (
     plan_of,
     plan_tgd,
     save_delta,
+    sweep_phi,
 )
 
 
@@ -134,6 +135,28 @@ def test_the_settings_of_kse_and_what_cannot_be_called_are_refused(net):
         TGDSettings(score="l1")
     with pytest.raises(PlanError, match="plan and score are both given"):
         apply_tgd(net, X, plan=plan_tgd(net, X), score=own_kse)
+
+
+class TestTheThresholdStudy:
+    def test_scores_by_it(self, net):
+        def constant(module: nn.Module, weight: Tensor) -> Tensor:
+            return torch.full_like(own_kse(module, weight), 0.5)
+
+        def distance(candidate: nn.Module) -> float:
+            return 1 + (candidate(X) - net(X)).norm().item()
+
+        rows = sweep_phi(net, distance, [0.5, 0.6], X, score=constant).rows
+        everything = plan_tgd(net, X, phi=0.6, score=constant)
+        assert [row.dropped for row in rows] == [0, everything.share]
+        assert rows[0].value == 1 < rows[1].value
+        by_kse, same = (sweep_phi(net, distance, [0.6], X, score=score) for score in (None, own_kse))
+        assert by_kse == same
+
+    def test_refuses_what_is_no_score(self, net):
+        with pytest.raises(PlanError, match=r"'stem' is torch.float32 \(7,\)"):
+            sweep_phi(net, lambda net: 1.0, [0.5], X, score=lambda module, weight: torch.ones(7))
+        with pytest.raises(PlanError, match="k and alpha are settings of KSE"):
+            sweep_phi(net, lambda net: 1.0, [0.5], X, score=own_kse, k=3)
 
 
 class TestThePlanNamesIt:

@@ -14,9 +14,10 @@ from tgdsurgery.core.measuring import measured
 from tgdsurgery.core.plan import Override, TGDPlan, check_share
 from tgdsurgery.mapping.channel_map import map_model
 from tgdsurgery.mapping.example_inputs import arguments_for
+from tgdsurgery.scoring import gather
+from tgdsurgery.scoring.custom import by
 from tgdsurgery.scoring.decide import make_plan
-from tgdsurgery.scoring.gather import by_kse, score
-from tgdsurgery.settings import TGDSettings
+from tgdsurgery.settings import Score, TGDSettings
 from tgdsurgery.surgery.tgd_network import unwrapped
 from tgdsurgery.sweep.ablation import without_flagged
 from tgdsurgery.sweep.result import SweepResult, SweepRow
@@ -30,6 +31,7 @@ def sweep_phi(
     *,
     k: int = 5,
     alpha: float = 1.0,
+    score: Score | None = None,
     overrides: Mapping[str, Override] | None = None,
     tolerance: float = 0.05,
 ) -> SweepResult:
@@ -52,6 +54,7 @@ def sweep_phi(
         example_inputs: as in `plan_tgd`.
         k: as in `plan_tgd`.
         alpha: as in `plan_tgd`.
+        score: as in `plan_tgd`.
         overrides: as in `plan_tgd`.
         tolerance: the largest relative rise of the value that is accepted; 0.05 means up to 5% above the
             untouched network's.
@@ -60,8 +63,8 @@ def sweep_phi(
         The result, with the `proposed` phi; `print` shows it as a table, `plot` draws it.
 
     Raises:
-        PlanError: a setting out of range; `evaluate` returns no finite number, or 0 for the untouched network
-            (there is no relative rise over 0).
+        PlanError: a setting out of range; a `score` of another shape or range; `evaluate` returns no finite
+            number, or 0 for the untouched network (there is no relative rise over 0).
         RewriteError: the model is wrapped or a TGD network already.
         CaptureError: as in `plan_tgd`.
         UnsupportedOpError: as in `plan_tgd`.
@@ -87,13 +90,13 @@ def sweep_phi(
     # Leaving out a layer that is always retrained says nothing about phi.
     rules = {name: "freeze" if rule == "train" else rule for name, rule in (overrides or {}).items()}
     thresholds = _checked(phis, tolerance)
-    settings = TGDSettings(overrides=rules, k=k, alpha=alpha)
+    settings = TGDSettings(overrides=rules, k=k, alpha=alpha, score=score)
     if unwrapped(model) is not model or any("tgd_plan" in vars(module) for module in model.modules()):
         raise RewriteError(
             "The model is wrapped, or is a TGD network.", "Give the plain network inside; see remove_tgd."
         )
     mapped = map_model(model, arguments_for(model, example_inputs))
-    scores = score(mapped, by_kse(k, alpha))
+    scores = gather.score(mapped, gather.by_kse(k, alpha) if score is None else by(score, model))
     known: dict[tuple[tuple[bool, ...], ...], float] = {}
 
     def value(plan: TGDPlan) -> float:
