@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import ct_noise, delta_switch, step_page, zoo_page
+from benchmarks import ct_noise, delta_switch, epoch_end, step_page, zoo_page
 from benchmarks.measuring import RESULTS, markdown
 from tgdsurgery.cli import main
 
@@ -167,7 +167,7 @@ def test_drawings_are_whole(picture: Path) -> None:
     assert root.find("{http://www.w3.org/2000/svg}title") is not None  # for those who cannot see it
 
 
-@pytest.mark.parametrize("made", [zoo_page, step_page])
+@pytest.mark.parametrize("made", [zoo_page, step_page, epoch_end])
 def test_the_pages_of_benchmarks_are_made_from_their_results(made: ModuleType) -> None:
     results = json.loads(made.RESULTS.read_text(encoding="utf-8"))
     assert made.PAGE.read_text(encoding="utf-8") == made.page(results)
