@@ -61,8 +61,8 @@ the same round: the median, and the quartiles.
 {table}
 
 The goal is a ratio of {goal:g} at most; what misses it is bold. `state_dict` must miss it: beside a network that copies
-nothing, every copy is many times as slow. Loading fills a buffer of each whole parameter, as a plain network does, and then
-gathers the trainable rows and copies them to where they train. Once in an epoch, both are milliseconds.
+nothing, every copy is many times as slow. Loading fills a buffer of each whole parameter, as in a plain network, and
+then gathers the trainable rows and copies them to where they train. Once in an epoch, both are milliseconds.
 """
 
 
