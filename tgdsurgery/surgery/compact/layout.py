@@ -15,7 +15,8 @@ def taken(rows: ParameterRows | None, whole: Tensor, at: Tensor) -> Tensor:
     """A copy of the part `at` of a parameter in its own layout; differentiable."""
     if rows is None:
         return whole.flatten().index_select(0, at)
-    return in_format(by_row(rows, whole).index_select(0, at), memory_format(whole))
+    part, form = by_row(rows, whole).index_select(0, at), memory_format(whole)
+    return part if form is torch.contiguous_format else in_format(part, form)
 
 
 def filled(rows: ParameterRows | None, whole: Tensor, values: Tensor, at: Tensor) -> Tensor:
