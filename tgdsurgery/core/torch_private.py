@@ -15,6 +15,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing as is_fx_tracing
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as PRESERVED
+from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvNd
@@ -50,6 +51,7 @@ __all__ = [
     "is_op",
     "is_traced",
     "keystr",
+    "map_aggregate",
     "outside_of_onnx",
     "runs_hooks",
     "tree_flatten",

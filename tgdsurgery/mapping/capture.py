@@ -33,14 +33,14 @@ from tgdsurgery.core.errors import CaptureError, TGDError, UnsupportedOpError
 from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.torch_private import (
     TorchDispatchMode,
+    map_aggregate,
     tree_leaves,
-    tree_map,
     tree_map_only,
     without_fused_backends,
     without_torch_function,
 )
 from tgdsurgery.mapping.exits import Exits
-from tgdsurgery.mapping.nodes import alias_root, op_of, updated, written
+from tgdsurgery.mapping.nodes import alias_root, op_of, updated, writes, written, written_of
 from tgdsurgery.mapping.original import refuse_tensor_of
 from tgdsurgery.mapping.state import state_of
 
@@ -236,7 +236,7 @@ class _Recorder(TorchDispatchMode):
         known = tree_map_only(Tensor, self._node, output)
         leaves = [leaf for leaf in tree_leaves(known) if isinstance(leaf, fx.Node)]
         for node in self.graph.nodes:
-            node.meta["val"] = tree_map_only(_Spec, _Spec.made, node.meta["val"])
+            node.meta["val"] = map_aggregate(node.meta["val"], _made)
         self.graph.output(tuple(leaves))
         read = {place: self._constants.get(key) for place, key in self._read_from.items()}
         state = {start: (place, places[place]) for place, start in read.items() if start and place in places}
@@ -284,13 +284,16 @@ class _Recorder(TorchDispatchMode):
         with without_torch_function():  # what is done here is not the model's
             self._forget_the_dead()
             # Looked up before the call, which may resize, free or overwrite what it is given.
-            node_args, node_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
-            before = self._about_to_be_overwritten(func, args, kwargs)
+            node_args, node_kwargs = map_aggregate((args, kwargs), self._known)
+            before = self._about_to_be_overwritten(func, args, kwargs) if writes(func) else {}
             result = func(*args, **kwargs)
-            tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            if tensors or any(argument.is_write for argument in func._schema.arguments):
+            if writes(func) or isinstance(result, Tensor) or _has_tensors(result):
                 node = self.graph.call_function(func, node_args, node_kwargs)
-                node.meta |= {"val": tree_map(_spec, result), "module": self.stack[-1], "returned_by": []}
+                node.meta |= {
+                    "val": map_aggregate(result, _spec),
+                    "module": self.stack[-1],
+                    "returned_by": [],
+                }
                 self._remember(node, result)
                 for root, values in before.items():
                     root.meta.setdefault("overwritten", []).append((node, values))
@@ -301,15 +304,10 @@ class _Recorder(TorchDispatchMode):
 
         What becomes of memory that takes in something else is not known anyway.
         """
-        arguments = func._schema.arguments
-        if not any(argument.is_write for argument in arguments):
-            return {}
-        given = [*zip(arguments, args, strict=False)]
-        given += [(argument, kwargs[argument.name]) for argument in arguments if argument.name in kwargs]
-        known = [leaf for leaf in tree_leaves([value for _, value in given]) if isinstance(leaf, Tensor)]
+        known = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not all("value" in self._node(tensor).meta for tensor in known):
             return {}
-        targets = tree_leaves([value for argument, value in given if argument.is_write])
+        targets = tree_leaves(written_of(func, args, kwargs))
         return {alias_root(self._node(t)): _memory(t).clone() for t in targets if isinstance(t, Tensor)}
 
     def exit(self, tensor: Tensor, how: str) -> None:
@@ -357,6 +355,9 @@ class _Recorder(TorchDispatchMode):
                 del self._nodes[key]
             del self._storages[storage]
         self._sweep = len(self._made) + _SWEEP
+
+    def _known(self, argument: Any) -> Any:
+        return self._node(argument) if isinstance(argument, Tensor) else argument
 
     def _node(self, tensor: Tensor) -> fx.Node:
         key = self._key(tensor)
@@ -417,6 +418,10 @@ _SWEEP = 32  # storages that are made before the dead ones are looked for
 _ON_STORAGE = (torch.ops.aten.set_.source_Storage, torch.ops.aten.set_.source_Storage_storage_offset)
 
 
+def _has_tensors(result: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+
+
 @dataclass(frozen=True)
 class _Spec:
     """Of a tensor, until the run is over: small tensors made meanwhile would fragment the heap."""
@@ -425,11 +430,14 @@ class _Spec:
     stride: tuple[int, ...]
     dtype: torch.dtype
 
-    def made(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+def _made(spec: Any) -> Any:
+    if not isinstance(spec, _Spec):
+        return spec
+    return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device="meta")
 
 
-def _spec(value: object) -> object:
+def _spec(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.is_quantized:
@@ -473,14 +481,18 @@ def _settle_fixed(graph: fx.Graph, state: _Kept) -> _Kept:
         Those of `state` that keep something of the input, which the next run reads.
     """
     loose = {node for node in graph.nodes if node.op == "placeholder"}
+    # What makes a node loose, and what it makes loose then.
+    ways = [
+        ({alias_root(node), *node.all_input_nodes}, [alias_root(target) for target in written(node)])
+        for node in graph.nodes
+    ]
     size = -1
     while size != len(loose):
         size = len(loose)
         loose.update(start for start, (_, end) in state.items() if alias_root(end) in loose)
-        for node in graph.nodes:
-            if alias_root(node) in loose or any(parent in loose for parent in node.all_input_nodes):
-                loose.add(node)
-                loose.update(alias_root(target) for target in written(node) if node in loose)
+        for node, (sources, targets) in zip(graph.nodes, ways, strict=True):
+            if not loose.isdisjoint(sources):
+                loose.update((node, *targets))
     for node in graph.nodes:
         node.meta["fixed"] = node not in loose
         if node in loose:

@@ -61,17 +61,25 @@ class Collector:
         self._sets: dict[frozenset[Producer], int] = after._sets if after else {}
         self._singles: dict[tuple[str, int], Sequence[tuple[Producer]]] = after._singles if after else {}
         self._writers: list[Sequence[Producer]] = []  # what each writer stands for
+        self._blocks: dict[str, list[Block]] = {}  # layer -> its writers
+        self._returned: dict[str, list[fx.Node]] = {}  # module -> what it returned
         self._indices: dict[int, int] = {}  # label -> index of its set
-        self._translated: dict[int, frozenset[Producer]] = {}
 
     def collect(self) -> MappedModel:
         """All layers, then the sets that reach the consumers."""
         self._own_parameters()
-        self._writers = [known for block in self.found.table.blocks for known in self._producers(block)]
+        for block in self.found.table.blocks:
+            producers = self._producers(block)
+            self._writers += producers
+            for producer in producers[0][:1] if producers else ():
+                self._blocks.setdefault(producer.layer, []).append(block)
+        for node in self.found.returned:
+            for path in node.meta["returned_by"]:
+                self._returned.setdefault(path, []).append(node)
         if self.after and self._writers[: len(self.after._writers)] == self.after._writers:
-            self._indices, self._translated = self.after._indices, self.after._translated
-        known = self.after.layers if self.after else {}
-        self.layers = {name: known.get(name) or self._layer(name) for name in self._execution_order()}
+            self._indices = self.after._indices
+        layers = self.after.layers if self.after else {}
+        self.layers = {name: layers.get(name) or self._layer(name) for name in self._execution_order()}
         inputs = {name: tuple(self._reached(calls)) for name, calls in self.calls.items()}
         mixed = tuple(sorted(self.found.mixed))
         channels = ChannelMap(self.layers, inputs, tuple(self._sets), mixed=mixed)
@@ -151,8 +159,7 @@ class Collector:
             for call in self.found.filter_calls
         ):
             return {None}  # A block that calls this filter, among others, by torch.nn.functional.
-        returned = [node for node in self.found.returned if path in node.meta["returned_by"]]
-        return {self._axis(layer, node) for node in returned} or {None}
+        return {self._axis(layer, node) for node in self._returned.get(path, ())} or {None}
 
     def _axis(self, layer: Layer, node: fx.Node) -> int | None:
         """The axis along which `node` has channel 0, 1, ... of the layer, from the end."""
@@ -170,15 +177,21 @@ class Collector:
 
     def _are_channels(self, layer: Layer, labels: Tensor) -> bool:
         """Whether row n is all written by channel n of the layer, by no other, and a filter's by nobody else."""
+        own = {}  # writer -> the channel it stands for, if it is one
+        for block in self._blocks.get(layer.name, ()):
+            fresh = self.found.table.block(block.kind, block.name, block.count)
+            if block.kind == "layer" and torch.equal(labels.flatten(), fresh):
+                return True  # what comes out of a filter layer, in most cases
+            for writer in range(block.start, block.start + block.count):
+                producers = self._writers[writer]
+                own[writer] = producers[0].channel if len(producers) == 1 else None
         for channel, row in enumerate(labels.tolist()):
             for label in row:
-                own = {
-                    producer.channel if producer.layer == layer.name else None
-                    for writer in self.found.table.members(label)
-                    for producer in self._writers[writer]
-                    if layer.role == "filter" or producer.layer == layer.name
-                }
-                if own != {channel}:
+                writers = self.found.table.members(label)
+                written = writers & own.keys()
+                if {own[writer] for writer in written} != {channel}:
+                    return False
+                if layer.role == "filter" and any(self._writers[writer] for writer in writers - written):
                     return False
         return True
 
@@ -186,20 +199,16 @@ class Collector:
         united = calls[0].inputs
         for call in calls[1:]:
             united = self.found.table.union(united, call.inputs)
-        return [self._index(label) for label in united.tolist()]
-
-    def _index(self, label: int) -> int:
-        index = self._indices.get(label)
-        if index is None:
-            index = self._sets.setdefault(self._translate(label), len(self._sets))
-            self._indices[label] = index
-        return index
-
-    def _translate(self, label: int) -> frozenset[Producer]:
-        if label not in self._translated:
-            writers = self.found.table.members(label)
-            self._translated[label] = frozenset(chain.from_iterable(map(self._writers.__getitem__, writers)))
-        return self._translated[label]
+        indices, sets = self._indices, self._sets
+        reached = []
+        for label in united.tolist():
+            index = indices.get(label)
+            if index is None:
+                writers = self.found.table.members(label)
+                producers = frozenset(chain.from_iterable(map(self._writers.__getitem__, writers)))
+                index = indices[label] = sets.setdefault(producers, len(sets))
+            reached.append(index)
+        return reached
 
     def _producers(self, block: Block) -> Sequence[Sequence[Producer]]:
         """What each writer of a block stands for: its channel; none if the parameter stays frozen anyway."""

@@ -21,6 +21,10 @@ EMPTY = 0
 SINGLE = 2**30
 
 
+# Up to so many labels Python is faster than finding the distinct ones first.
+_FEW = 4096
+
+
 # A member takes some 60 bytes. The sets of a ViT-L have ten million; where everything mixes with everything
 # (layer upon layer whose kernels are made from the input) there is no end to it.
 MAX_MEMBERS = 50_000_000
@@ -78,9 +82,13 @@ class LabelTable:
 
     def knows(self, labels: Tensor) -> bool:
         """Whether all of these numbers are labels."""
-        small = collapse(labels)
-        single = (small >= SINGLE) & (small < SINGLE + len(self._block_of))
-        return bool((single | (small >= 0) & (small < len(self._sets))).all())
+        if not labels.numel():
+            return True
+        lowest, highest = (int(end) for end in torch.aminmax(collapse(labels)))
+        if lowest < 0 or highest >= SINGLE + len(self._block_of):
+            return False
+        sets = len(self._sets)
+        return highest < sets or lowest >= SINGLE or not bool(((labels >= sets) & (labels < SINGLE)).any())
 
     def block_of(self, writer: int) -> Block:
         """The block that a writer's number belongs to."""
@@ -105,15 +113,18 @@ class LabelTable:
 
     def union(self, first: Tensor, second: Tensor) -> Tensor:
         """Element by element the union of two label tensors, which are broadcast against each other."""
-        shape = torch.broadcast_shapes(first.shape, second.shape)
+        first, second = torch.broadcast_tensors(first, second)
+        shape = first.shape
         first, second = torch.broadcast_tensors(collapse(first), collapse(second))
         if torch.equal(first, second) or not bool(second.any()):
             return first.expand(shape)
         if not bool(first.any()):
             return second.expand(shape)
-        pairs, place = torch.unique((first << 32) | second, return_inverse=True)
-        united = torch.tensor([self._unite_pair(pair) for pair in pairs.tolist()], dtype=torch.int64)
-        return united[place].expand(shape)
+        pairs = (first << 32) | second
+        if pairs.numel() <= _FEW:
+            return torch.tensor(self._unite_pairs(pairs.flatten().tolist())).view(pairs.shape).expand(shape)
+        pairs, place = torch.unique(pairs, return_inverse=True)
+        return torch.tensor(self._unite_pairs(pairs.tolist()))[place].expand(shape)
 
     def reduce(self, labels: Tensor, dims: Sequence[int]) -> Tensor:
         """The union over `dims`, which stay as axes of length 1 (0-d tensors stay as they are)."""
@@ -127,34 +138,51 @@ class LabelTable:
             kept = [dim for dim in range(small.dim()) if dim not in over]
             rows = small.permute(*kept, *over).flatten(len(kept))
             shape, rows = rows.shape[:-1], rows.reshape(-1, rows.shape[-1])
-            distinct, place = torch.unique(rows, dim=0, return_inverse=True)
-            united = torch.tensor([self.unite(row) for row in distinct.tolist()], dtype=torch.int64)
-            small = united[place].reshape(shape)
+            whole, width = rows.numpy().tobytes(), rows.shape[-1] * rows.itemsize
+            contents = [whole[start : start + width] for start in range(0, len(whole), width)]
+            places = {content: place for place, content in enumerate(contents)}
+            united = {content: self.unite(rows[place].tolist()) for content, place in places.items()}
+            small = torch.tensor([united[content] for content in contents]).reshape(shape)
             for dim in over:
                 small = small.unsqueeze(dim)
         return small.expand(kept_shape)
 
     def unite(self, labels: Iterable[int]) -> int:
         """One label: the union of the given ones."""
-        return self._intern(frozenset().union(*map(self.members, set(labels))))
+        distinct = set(labels)
+        alone = [label - SINGLE for label in distinct if label >= SINGLE]
+        return self._intern(
+            frozenset(alone).union(*(self._sets[label] for label in distinct if label < SINGLE))
+        )
 
     def mix(self, *tensors: Tensor) -> Tensor:
         """One label (a 0-d tensor): everything that is in the given tensors."""
-        return torch.tensor(self.unite(label for t in tensors for label in collapse(t).unique().tolist()))
+        small = [collapse(tensor).flatten() for tensor in tensors]
+        few = (labels if labels.numel() <= _FEW else labels.unique() for labels in small)
+        return torch.tensor(self.unite(label for labels in few for label in labels.tolist()))
 
-    def _unite_pair(self, pair: int) -> int:
-        label = self._united.get(pair)
-        if label is None:
-            label = self._united[pair] = self._intern(
-                self.members(pair >> 32) | self.members(pair & 0xFFFFFFFF)
-            )
-        return label
+    def _unite_pairs(self, pairs: Iterable[int]) -> list[int]:
+        """The union of each pair of labels, which are two in one number. Most pairs have been united before."""
+        known = self._united
+        united = []
+        for pair in pairs:
+            label = known.get(pair)
+            if label is None:
+                one, other = pair >> 32, pair & 0xFFFFFFFF
+                if one >= SINGLE and other >= SINGLE:
+                    members = frozenset((one - SINGLE, other - SINGLE))
+                else:
+                    members = self.members(one) | self.members(other)
+                label = known[pair] = self._intern(members)
+            united.append(label)
+        return united
 
     def _intern(self, members: frozenset[int]) -> int:
         if len(members) == 1:
             return SINGLE + next(iter(members))
-        label = self._ids.setdefault(members, len(self._sets))
-        if label == len(self._sets):
+        label = self._ids.get(members)
+        if label is None:
+            label = self._ids[members] = len(self._sets)
             self._sets.append(members)
             self._members += len(members)
             if self._members > MAX_MEMBERS:
@@ -168,13 +196,15 @@ def collapse(labels: Tensor) -> Tensor:
     >>> collapse(torch.tensor([[1, 2], [1, 2]]))
     tensor([[1, 2]])
     """
+    strides = labels.stride()
+    if 0 in strides:
+        shape = [size if stride else min(size, 1) for size, stride in zip(labels.shape, strides, strict=True)]
+        labels = labels.as_strided(shape, strides)
     for dim, size in enumerate(labels.shape):
         if size < 2:
             continue
         first = labels.narrow(dim, 0, 1)
-        if labels.stride(dim) == 0 or (
-            # The ends differ in most cases: a look at them spares the pass over all.
-            torch.equal(first, labels.narrow(dim, size - 1, 1)) and bool((labels == first).all())
-        ):
+        # The ends differ in most cases: a look at them spares the pass over all.
+        if torch.equal(first, labels.narrow(dim, size - 1, 1)) and bool((labels == first).all()):
             labels = first
     return labels

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from operator import getitem
 from typing import Any
 
@@ -22,6 +25,46 @@ def place_of(node: fx.Node) -> str:
     return repr(node.meta["module"] or "the model itself")
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the schema of an op says about its arguments, each by its place and name.
+
+    Args:
+        names: of all arguments.
+        written: the arguments that it writes to.
+        shown: those whose memory its (first) output looks at.
+    """
+
+    names: tuple[str, ...]
+    written: tuple[tuple[int, str], ...]
+    shown: tuple[tuple[int, str], ...]
+
+
+@cache
+def _facts(op: OpOverload) -> _Facts:
+    schema = op._schema
+    returned = schema.returns[0].alias_info if schema.returns else None
+    shared = returned.before_set if returned is not None else set()
+    known = [(place, a.name, a.alias_info) for place, a in enumerate(schema.arguments)]
+    return _Facts(
+        tuple(name for _, name, _ in known),
+        tuple((place, name) for place, name, alias in known if alias is not None and alias.is_write),
+        tuple(
+            (place, name) for place, name, alias in known if alias is not None and alias.before_set & shared
+        ),
+    )
+
+
+def writes(op: OpOverload) -> bool:
+    """Whether the op writes to an argument."""
+    return bool(_facts(op).written)
+
+
+def written_of(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Of the arguments given to an op those that it writes to."""
+    return _given(_facts(op).written, args, kwargs)
+
+
 def aliases(node: fx.Node) -> fx.Node | None:
     """The node whose memory `node` looks at, if it is a view of it or was written in place; else None."""
     if node.op != "call_function":
@@ -30,21 +73,16 @@ def aliases(node: fx.Node) -> fx.Node | None:
         parent = node.args[0]
         assert isinstance(parent, fx.Node)
         return aliases(parent)
-    schema = op_of(node)._schema
-    returned = schema.returns[0].alias_info if schema.returns else None
-    if returned is None:
-        return None
-    for argument, value in _given(node):
-        if argument.alias_info is not None and argument.alias_info.before_set & returned.before_set:
-            return value if isinstance(value, fx.Node) else None
-    return None
+    shown = _facts(op_of(node)).shown
+    given = _given(shown, node.args, node.kwargs) if shown else ()
+    return given[0] if given and isinstance(given[0], fx.Node) else None
 
 
 def written(node: fx.Node) -> list[fx.Node]:
     """The arguments that the op of `node` writes to."""
-    if node.op != "call_function" or node.target is getitem:
+    if node.op != "call_function" or node.target is getitem or not writes(op_of(node)):
         return []
-    targets = tree_leaves([value for argument, value in _given(node) if argument.is_write])
+    targets = tree_leaves(written_of(op_of(node), node.args, node.kwargs))
     return [target for target in targets if isinstance(target, fx.Node)]
 
 
@@ -52,16 +90,18 @@ def updated(node: fx.Node) -> list[fx.Node]:
     """The running statistics that a batch norm of torch in train mode moves, which its schema may not say."""
     if node.op != "call_function" or node.target is getitem:
         return []
-    given = {argument.name: value for argument, value in _given(node)}
+    names = _facts(op_of(node)).names
+    if "training" not in names:
+        return []
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     statistics = [given.get(name) for name in STATISTICS] if given.get("training") else []
     return [target for target in statistics if isinstance(target, fx.Node)]
 
 
-def _given(node: fx.Node) -> list[tuple[Any, Any]]:
-    """The arguments of the op in its schema, and what this call gives for them."""
-    arguments = op_of(node)._schema.arguments
-    named = [(argument, node.kwargs[argument.name]) for argument in arguments if argument.name in node.kwargs]
-    return [*zip(arguments, node.args, strict=False), *named]
+def _given(wanted: Sequence[tuple[int, str]], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Those of the wanted arguments that a call gives."""
+    by_place = [args[place] for place, _ in wanted if place < len(args)]
+    return by_place + [kwargs[name] for _, name in wanted if name in kwargs]
 
 
 def alias_root(node: fx.Node) -> fx.Node:

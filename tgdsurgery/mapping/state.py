@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.torch_private import keystr, tree_leaves_with_path
 
-_NOT_STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_NOT_STATE = frozenset(vars(nn.Module()))  # parameters, modules, hooks; buffers are looked at by name
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -62,7 +62,8 @@ def _slip_of_one(labels: Any, output: Tensor, table: LabelTable) -> str:
 
 def fits(labels: Tensor, to: Tensor) -> bool:
     """Whether `labels` can be expanded to the shape of `to`."""
-    try:
-        return bool(torch.broadcast_shapes(labels.shape, to.shape) == to.shape)
-    except RuntimeError:
-        return False
+    have, want = labels.shape, to.shape
+    missing = len(want) - len(have)
+    return missing >= 0 and all(
+        size in (1, wanted) for size, wanted in zip(have, want[missing:], strict=True)
+    )
