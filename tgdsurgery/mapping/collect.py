@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -61,6 +62,7 @@ class Collector:
         self._sets: dict[frozenset[Producer], int] = after._sets if after else {}
         self._singles: dict[tuple[str, int], Sequence[tuple[Producer]]] = after._singles if after else {}
         self._writers: list[Sequence[Producer]] = []  # what each writer stands for
+        self._one: list[Producer | None] = []  # the same, None where it stands for none or several
         self._blocks: dict[str, list[Block]] = {}  # layer -> its writers
         self._returned: dict[str, list[fx.Node]] = {}  # module -> what it returned
         self._indices: dict[int, int] = {}  # label -> index of its set
@@ -73,6 +75,7 @@ class Collector:
             self._writers += producers
             for producer in producers[0][:1] if producers else ():
                 self._blocks.setdefault(producer.layer, []).append(block)
+        self._one = [producers[0] if len(producers) == 1 else None for producers in self._writers]
         for node in self.found.returned:
             for path in node.meta["returned_by"]:
                 self._returned.setdefault(path, []).append(node)
@@ -177,14 +180,14 @@ class Collector:
 
     def _are_channels(self, layer: Layer, labels: Tensor) -> bool:
         """Whether row n is all written by channel n of the layer, by no other, and a filter's by nobody else."""
-        own = {}  # writer -> the channel it stands for, if it is one
+        own: dict[int, int | None] = {}  # writer -> the channel it stands for, if it is one
         for block in self._blocks.get(layer.name, ()):
             fresh = self.found.table.block(block.kind, block.name, block.count)
             if block.kind == "layer" and torch.equal(labels.flatten(), fresh):
                 return True  # what comes out of a filter layer, in most cases
             for writer in range(block.start, block.start + block.count):
-                producers = self._writers[writer]
-                own[writer] = producers[0].channel if len(producers) == 1 else None
+                producer = self._one[writer]
+                own[writer] = producer.channel if producer else None
         for channel, row in enumerate(labels.tolist()):
             for label in row:
                 writers = self.found.table.members(label)
@@ -199,16 +202,20 @@ class Collector:
         united = calls[0].inputs
         for call in calls[1:]:
             united = self.found.table.union(united, call.inputs)
-        indices, sets = self._indices, self._sets
+        indices, sets, one, members = self._indices, self._sets, self._one, self.found.table.members
         reached = []
         for label in united.tolist():
             index = indices.get(label)
             if index is None:
-                writers = self.found.table.members(label)
-                producers = frozenset(chain.from_iterable(map(self._writers.__getitem__, writers)))
+                alone: Any = frozenset(map(one.__getitem__, members(label)))
+                producers = self._several(members(label)) if None in alone else alone
                 index = indices[label] = sets.setdefault(producers, len(sets))
             reached.append(index)
         return reached
+
+    def _several(self, writers: frozenset[int]) -> frozenset[Producer]:
+        """What the writers stand for, where some stand for none or several."""
+        return frozenset(chain.from_iterable(map(self._writers.__getitem__, writers)))
 
     def _producers(self, block: Block) -> Sequence[Sequence[Producer]]:
         """What each writer of a block stands for: its channel; none if the parameter stays frozen anyway."""

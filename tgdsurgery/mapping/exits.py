@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from tgdsurgery.core.errors import UnsupportedOpError
 from tgdsurgery.core.torch_private import tree_leaves
-from tgdsurgery.mapping.labels import collapse
+from tgdsurgery.mapping.labels import any_in
 from tgdsurgery.mapping.nodes import place_of
 
 
@@ -55,7 +55,7 @@ def refuse_exit(node: fx.Node, labels: Tensor | None) -> None:
 
     Integers made of the input alone are let go, as single numbers are: lengths and sizes.
     """
-    labelled = labels is not None and bool(collapse(labels).any())
+    labelled = labels is not None and any_in(labels)
     dtype = node.meta["val"].dtype
     if labelled or (not node.meta["fixed"] and (dtype.is_floating_point or dtype.is_complex)):
         raise UnsupportedOpError(

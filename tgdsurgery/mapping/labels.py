@@ -70,7 +70,10 @@ class LabelTable:
     def __init__(self) -> None:
         self._sets: list[frozenset[int]] = [frozenset()]
         self._ids: dict[frozenset[int], int] = {frozenset(): EMPTY}
-        self._united: dict[int, int] = {}  # two labels in one number -> their union
+        self._pairs: dict[int, int] = {}  # two labels in one number -> their union
+        self._united: dict[
+            tuple[torch.Size, bytes], Tensor
+        ] = {}  # the same for tensors of pairs, by their content
         self._blocks: dict[tuple[str, str, int], tuple[Block, Tensor]] = {}
         self._block_of: list[Block] = []
         self.unknown: list[Block] = []  # those of kind "nothing"
@@ -84,7 +87,7 @@ class LabelTable:
         """Whether all of these numbers are labels."""
         if not labels.numel():
             return True
-        lowest, highest = (int(end) for end in torch.aminmax(collapse(labels)))
+        lowest, highest = (int(end) for end in torch.aminmax(unexpanded(labels)))
         if lowest < 0 or highest >= SINGLE + len(self._block_of):
             return False
         sets = len(self._sets)
@@ -121,10 +124,11 @@ class LabelTable:
         if not bool(first.any()):
             return second.expand(shape)
         pairs = (first << 32) | second
-        if pairs.numel() <= _FEW:
-            return torch.tensor(self._unite_pairs(pairs.flatten().tolist())).view(pairs.shape).expand(shape)
-        pairs, place = torch.unique(pairs, return_inverse=True)
-        return torch.tensor(self._unite_pairs(pairs.tolist()))[place].expand(shape)
+        # The runs of a model are mostly alike, so that the same is united again.
+        content = pairs.shape, pairs.numpy().tobytes()
+        if content not in self._united:
+            self._united[content] = self._unite_pairs(pairs)
+        return self._united[content].expand(shape)
 
     def reduce(self, labels: Tensor, dims: Sequence[int]) -> Tensor:
         """The union over `dims`, which stay as axes of length 1 (0-d tensors stay as they are)."""
@@ -161,11 +165,14 @@ class LabelTable:
         few = (labels if labels.numel() <= _FEW else labels.unique() for labels in small)
         return torch.tensor(self.unite(label for labels in few for label in labels.tolist()))
 
-    def _unite_pairs(self, pairs: Iterable[int]) -> list[int]:
-        """The union of each pair of labels, which are two in one number. Most pairs have been united before."""
-        known = self._united
+    def _unite_pairs(self, pairs: Tensor) -> Tensor:
+        """The union of each pair of labels, which are two in one number."""
+        place = None
+        if pairs.numel() > _FEW:
+            pairs, place = torch.unique(pairs, return_inverse=True)
+        known, ids = self._pairs, self._ids
         united = []
-        for pair in pairs:
+        for pair in pairs.flatten().tolist():
             label = known.get(pair)
             if label is None:
                 one, other = pair >> 32, pair & 0xFFFFFFFF
@@ -173,20 +180,25 @@ class LabelTable:
                     members = frozenset((one - SINGLE, other - SINGLE))
                 else:
                     members = self.members(one) | self.members(other)
-                label = known[pair] = self._intern(members)
+                label = ids.get(members)
+                label = known[pair] = self._new(members) if label is None else label
             united.append(label)
-        return united
+        whole = torch.tensor(united).view(pairs.shape)
+        return whole if place is None else whole[place]
 
     def _intern(self, members: frozenset[int]) -> int:
+        label = self._ids.get(members)
+        return self._new(members) if label is None else label
+
+    def _new(self, members: frozenset[int]) -> int:
+        """The label of a set that has none yet, or of one writer alone."""
         if len(members) == 1:
             return SINGLE + next(iter(members))
-        label = self._ids.get(members)
-        if label is None:
-            label = self._ids[members] = len(self._sets)
-            self._sets.append(members)
-            self._members += len(members)
-            if self._members > MAX_MEMBERS:
-                raise TableFullError
+        label = self._ids[members] = len(self._sets)
+        self._sets.append(members)
+        self._members += len(members)
+        if self._members > MAX_MEMBERS:
+            raise TableFullError
         return label
 
 
@@ -196,10 +208,7 @@ def collapse(labels: Tensor) -> Tensor:
     >>> collapse(torch.tensor([[1, 2], [1, 2]]))
     tensor([[1, 2]])
     """
-    strides = labels.stride()
-    if 0 in strides:
-        shape = [size if stride else min(size, 1) for size, stride in zip(labels.shape, strides, strict=True)]
-        labels = labels.as_strided(shape, strides)
+    labels = unexpanded(labels)
     for dim, size in enumerate(labels.shape):
         if size < 2:
             continue
@@ -208,3 +217,17 @@ def collapse(labels: Tensor) -> Tensor:
         if torch.equal(first, labels.narrow(dim, size - 1, 1)) and bool((labels == first).all()):
             labels = first
     return labels
+
+
+def unexpanded(labels: Tensor) -> Tensor:
+    """The same labels without the axes that were expanded; quicker than `collapse`."""
+    strides = labels.stride()
+    if 0 not in strides:
+        return labels
+    shape = [size if stride else min(size, 1) for size, stride in zip(labels.shape, strides, strict=True)]
+    return labels.as_strided(shape, strides)
+
+
+def any_in(labels: Tensor) -> bool:
+    """Whether any element has a writer."""
+    return bool(unexpanded(labels).any())

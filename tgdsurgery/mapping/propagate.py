@@ -24,7 +24,7 @@ from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.core.torch_private import tree_leaves, tree_map_only
 from tgdsurgery.mapping.capture import Capture, value_at
 from tgdsurgery.mapping.exits import refuse_exit
-from tgdsurgery.mapping.labels import MAX_MEMBERS, LabelTable, TableFullError, collapse
+from tgdsurgery.mapping.labels import MAX_MEMBERS, LabelTable, TableFullError, any_in, collapse
 from tgdsurgery.mapping.nodes import alias_root, aliases, op_of, place_of, written
 from tgdsurgery.mapping.rules.call import Call, FilterCall, Traced
 from tgdsurgery.mapping.rules.check import fits, labels_by
@@ -66,7 +66,7 @@ class Propagation:
 
     def left(self) -> list[StorageWeakRef]:
         """The memory that the run has left behind and that filters have a part in."""
-        kept = {node for node, labels in self.kept.items() if bool(collapse(labels).any())}
+        kept = {node for node, labels in self.kept.items() if any_in(labels)}
         return [memory for memory, nodes in self.capture.left.items() if kept.intersection(nodes)]
 
     def after(self, earlier: Propagation) -> Propagation:
@@ -199,7 +199,7 @@ class _Interpreter:
 
     def _is_labelled(self, node: fx.Node) -> bool:
         labels = self.labels[node]
-        return isinstance(labels, Tensor) and bool(collapse(labels).any())
+        return isinstance(labels, Tensor) and any_in(labels)
 
     def _seeds(self, node: fx.Node) -> Tensor | None:
         """The rows of a parameter are writers, and so are those of a norm's running statistics."""
@@ -307,7 +307,7 @@ class _Interpreter:
             value = None  # Whole numbers may be places: those drawn by chance are others in the next run.
         empty = torch.zeros((), dtype=torch.int64)
         shown = empty.expand(spec.shape) if labels is None else labels
-        labelled = bool(collapse(shown).any())
+        labelled = labels is not None and any_in(labels)
         return Traced(shown, labelled, value, spec.shape, spec.dtype, node)
 
     def _without_rule(self, node: fx.Node) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.torch_private import keystr, tree_leaves_with_path
 
+_PLAIN = (int, float, bool, str, type(None))
 _NOT_STATE = frozenset(vars(nn.Module()))  # parameters, modules, hooks; buffers are looked at by name
 
 
@@ -36,7 +37,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _may_hold(value: object) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, (dict, list, tuple, deque)) and bool(value))
+    """Most containers are the sizes of kernels and strides: a look at them spares the walk."""
+    if isinstance(value, (dict, list, tuple, deque)):
+        parts = value.values() if isinstance(value, dict) else value
+        return any(type(part) not in _PLAIN for part in parts)
+    return isinstance(value, Tensor)
 
 
 def _is_memory(value: object) -> bool:
