@@ -122,6 +122,31 @@ def test_small_networks_are_compared_in_float64(other: Callable[[], nn.Module]) 
     assert forms_differ(Net, other) == "its outputs or gradients differ"
 
 
+@pytest.mark.parametrize("other", [GradientOff, BiasLost, OutputOff, OutputNan, Detached, Listed])
+def test_what_is_not_rounding_is_a_difference_at_first_sight_too(
+    other: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tgdsurgery.surgery.equivalence.MAX_SMALL_PARAMETERS", 0)
+    assert forms_differ(Net, other) == "its outputs or gradients differ"
+    assert forms_differ(Net, Reordered) is None
+    assert forms_differ(Net, Net) is None
+
+
+def test_a_first_look_takes_two_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tgdsurgery.surgery.equivalence.MAX_SMALL_PARAMETERS", 0)
+    seen: list[int] = []
+
+    class Seen(Net):
+        def forward(self, x: Tensor) -> Any:
+            seen.append(len(x))
+            return super().forward(x)
+
+    assert forms_differ(Net, Seen) is None
+    assert seen == [2, 2]
+    assert forms_differ(GradientOff, Seen) == "its outputs or gradients differ"
+    assert seen[-1] == len(X)
+
+
 def test_a_form_that_does_not_run_says_why() -> None:
     class Broken(Net):
         def first(self, x: Tensor) -> Tensor:

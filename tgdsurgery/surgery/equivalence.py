@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,15 +14,20 @@ from torch import Tensor, nn
 from tgdsurgery.core.arguments import Arguments
 from tgdsurgery.core.copying import copy_model, own_randomness
 from tgdsurgery.core.errors import RewriteError
-from tgdsurgery.core.torch_private import tree_flatten, tree_map_only
+from tgdsurgery.core.torch_private import tree_flatten, tree_leaves, tree_map_only
 from tgdsurgery.surgery.compact import full_parameters
 
 Outcome = tuple[list[Any], Any, dict[str, Tensor]]
+# Whether two tensors are the same, given the largest value of the module's tensors and of all.
+_Close = Callable[[Tensor, Tensor, float, float], bool]
 
 _MODES = {False: "eval", True: "train"}
 _PARTS = "Apply TGD to the parts that it can be applied to: model.backbone = apply_tgd(model.backbone, ...)."
 
 MAX_FLOAT64_PARAMETERS = 50_000_000  # up to which a network is tried in float64
+MAX_SMALL_PARAMETERS = 1_000_000  # up to which nothing else is tried before
+SAMPLES = 2  # that a first look takes
+CLEAR = 1e-4  # part of the largest value that is rounding in any type; what is lost or added changes more
 MAX_ENTRIES_AT_A_TIME = 2**20  # that are compared
 
 
@@ -31,7 +37,8 @@ def same_results(reference: nn.Module, other: nn.Module, arguments: Arguments) -
     Runs both, so that their buffers move: hand in copies. An output that cannot be compared is not the same.
     """
     modes = (False, True)
-    return all(_same(*(_run(net, arguments, mode) for net in (reference, other))) for mode in modes)
+    outcomes = ([_run(net, arguments, mode) for net in (reference, other)] for mode in modes)
+    return all(_same(*pair, outputs=_equal, gradients=_close) for pair in outcomes)
 
 
 def difference(
@@ -48,6 +55,7 @@ def difference(
     that of a compact layer's parameter in the parameter's full shape. In float64 if the reference runs in it
     and is not large: an activation that rounding takes across the kink of a ReLU changes a gradient by far more
     than rounding. In the network's own type each module's gradient is compared by its length instead.
+    A first look at two samples spares all this where everything clearly is the same.
 
     Args:
         model: what both are made from; it is copied. The reference's outputs are compared with its.
@@ -60,8 +68,12 @@ def difference(
         RewriteError: the reference is not `model`: it has other outputs, or does not run in a mode in which that runs.
     """
     ran, refusal = False, ""
+    clear = _clearly_same(model, reference, other, arguments, holds=holds)
     for training in (False, True):
         failure: Exception | None = None
+        if training in clear:
+            ran = True
+            continue
         for precise in (True, False):
             try:
                 expected = _outcome(reference, arguments, training, precise)
@@ -77,13 +89,80 @@ def difference(
                 found = _outcome(other, arguments, training, precise)
             except Exception as error:  # user code that reads a weight, and finds some of its rows
                 return f"it does not run ({type(error).__name__}: {error})"
-            if not _same(expected, found, rounded=True):
+            if not _same(expected, found, outputs=_close, gradients=_close if precise else _alike):
                 return "its outputs or gradients differ"
             break
         if failure is not None:
             _refuse_if_it_runs(model, arguments, training, failure)
             refusal = f"{type(failure).__name__}: {failure}"
     return None if ran else f"the network runs neither in eval nor in train mode ({refusal})"
+
+
+def _clearly_same(
+    model: nn.Module,
+    reference: Callable[[], nn.Module],
+    other: Callable[[], nn.Module],
+    arguments: Arguments,
+    *,
+    holds: bool,
+) -> list[bool]:
+    """The modes (whether training) in which a first look at two samples shows that all are the same.
+
+    It costs far less than a look at all of a large batch, and less still where float32 is enough to see it.
+
+    Args: as those of `difference`.
+    """
+    size = sum(parameter.numel() for parameter in model.parameters())
+    clear: list[bool] = []
+    if not MAX_SMALL_PARAMETERS < size <= MAX_FLOAT64_PARAMETERS:
+        return clear
+    arguments, precise = _first_samples(arguments), False
+    with contextlib.suppress(Exception):  # the second look tells what it was
+        forms = reference(), other()
+        for training in (False, True):
+            same = partial(_same_at_first_sight, model, forms, training=training, held=training and holds)
+            found = not precise and same(arguments, precise=False)
+            if not (found or precise):
+                precise, arguments = True, tree_map_only(Tensor, _double, arguments)
+                for form in forms:
+                    form.double()
+            if found or same(arguments, precise=True):
+                clear.append(training)
+    return clear
+
+
+def _same_at_first_sight(
+    model: nn.Module,
+    forms: tuple[nn.Module, nn.Module],
+    arguments: Arguments,
+    *,
+    training: bool,
+    held: bool,
+    precise: bool,
+) -> bool:
+    """Whether the forms are the same in one mode, and the model itself if they do not hold statistics there."""
+    expected, found = (_run(net, arguments, training, of_inputs=True) for net in forms)
+    rounded = _close if precise else _clear
+    # Where the outputs are the same to the bit, rounding has taken nothing across a kink.
+    outputs = rounded if precise or held else _equal
+    if not _same(expected, found, outputs=outputs, gradients=rounded):
+        return False
+    del found
+    if held:
+        return True
+    plain = copy_model(model).double() if precise else copy_model(model)
+    return _same_outputs(_run(plain, arguments, training, backward=False), expected, outputs)
+
+
+def _first_samples(arguments: Arguments) -> Arguments:
+    """The first samples of a batch, if all tensors have the same first axis."""
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    if len({tensor.shape[:1] for tensor in tensors}) != 1:
+        return arguments
+    few: Arguments = tree_map_only(
+        Tensor, lambda tensor: tensor[:SAMPLES] if tensor.dim() else tensor, arguments
+    )
+    return few
 
 
 def refuse_other(
@@ -124,21 +203,21 @@ def _refuse_other_output(
     plain = partial(copy_model, model)
     try:
         expected = _outcome(plain, arguments, training, precise, backward=False)
-        if _same_outputs(expected, found):
+        if _same_outputs(expected, found, _close):
             return
         again = _outcome(plain, arguments, training, precise, backward=False)
     except Exception:  # it cannot be compared
         return
-    if _same_outputs(expected, again):  # else it is another one in every call
+    if _same_outputs(expected, again, _close):  # else it is another one in every call
         raise RewriteError(
             f"With TGD this {type(model).__name__} computes something else in {_MODES[training]} mode.",
             _PARTS,
         )
 
 
-def _same_outputs(one: Outcome, other: Outcome) -> bool:
+def _same_outputs(one: Outcome, other: Outcome, close: _Close) -> bool:
     pairs = (tree_map_only(Tensor, Tensor.detach, list(outcome[0])) for outcome in (one, other))
-    return one[1] == other[1] and all(_same_output(a, b, rounded=True) for a, b in zip(*pairs, strict=True))
+    return one[1] == other[1] and all(_same_output(a, b, close) for a, b in zip(*pairs, strict=True))
 
 
 def _outcome(
@@ -187,11 +266,11 @@ def _run(
     return leaves, structure, full_parameters(net, gradients)
 
 
-def _same(one: Outcome, other: Outcome, *, rounded: bool = False) -> bool:
+def _same(one: Outcome, other: Outcome, *, outputs: _Close, gradients: _Close) -> bool:
     return (
         one[1] == other[1]
-        and all(_same_output(a, b, rounded) for a, b in zip(one[0], other[0], strict=True))
-        and _same_gradients(one[2], other[2], _loss(one[0]), rounded)
+        and all(_same_output(a, b, outputs) for a, b in zip(one[0], other[0], strict=True))
+        and _same_gradients(one[2], other[2], _loss(one[0]), gradients)
     )
 
 
@@ -203,16 +282,16 @@ def _loss(leaves: list[Any]) -> float:
     return sum(float(leaf.detach().abs().square().sum().nan_to_num()) for leaf in _trained(leaves))
 
 
-def _same_output(a: object, b: object, rounded: bool) -> bool:
+def _same_output(a: object, b: object, close: _Close) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.dtype != b.dtype or a.requires_grad != b.requires_grad or a.shape != b.shape:
             return False
-        return _close(a, b, _largest(a)) if rounded and a.is_floating_point() else torch.equal(a, b)
+        return torch.equal(a, b) or (a.is_floating_point() and close(a, b, _largest(a), 0.0))
     return type(a) is type(b) and isinstance(a, int | float | str | None) and a == b
 
 
 def _same_gradients(
-    one: Mapping[str, Tensor], other: Mapping[str, Tensor], loss: float, rounded: bool
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], loss: float, close: _Close
 ) -> bool:
     """Whether all are the same but for the order of sums, which differs even between runs on some devices.
 
@@ -228,11 +307,18 @@ def _same_gradients(
         module = name.rpartition(".")[0]
         scales[module] = max(scales.get(module, 0.0), _largest(gradient))
     most = max(scales.values(), default=0.0) + loss
-    for name, gradient in one.items():
-        close = _close if gradient.dtype == torch.float64 or not rounded else _alike
-        if not close(gradient, other[name], scales[name.rpartition(".")[0]], most):
-            return False
-    return True
+    return all(
+        close(gradient, other[name], scales[name.rpartition(".")[0]], most) for name, gradient in one.items()
+    )
+
+
+def _equal(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
+    return torch.equal(a, b)
+
+
+def _clear(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
+    """Whether the difference is nothing but rounding at first sight."""
+    return all(bool(((x - y).abs() <= CLEAR * scale).all()) for x, y in _pieces(a, b))
 
 
 def _alike(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
@@ -245,7 +331,7 @@ def _alike(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
     return bool(difference <= 0.01 * length + absolute)
 
 
-def _close(a: Tensor, b: Tensor, scale: float, background: float = 0.0) -> bool:
+def _close(a: Tensor, b: Tensor, scale: float, background: float) -> bool:
     # Half of the digits. An op that was lost, or a gradient that was not handed on, changes far more. What cancels
     # out to nothing may have been larger than all that is left: a norm sometimes divides by almost zero.
     precision = torch.finfo(a.dtype).eps
