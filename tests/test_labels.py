@@ -59,6 +59,26 @@ def test_reduce_is_the_union_over_the_axes(
         assert table.members(int(reduced[place])) == members
 
 
+def test_large_tensors_of_few_labels_are_united_slice_by_slice() -> None:
+    """As with a class token: of many tokens two are different."""
+    table = LabelTable()
+    first, last, own = (table.block("layer", name, 60) for name in ("first", "last", "own"))
+    tokens = torch.stack([first, *[last] * 99, first])  # over 4096 of them
+    united = table.union(tokens, own)
+    for token in (0, 1, 57, 100):
+        of = first if token in (0, 100) else last
+        assert torch.equal(united[token], table.union(of, own))
+    assert torch.equal(table.reduce(united, [0])[0], table.union(table.union(first, last), own))
+    everything = table.reduce(united, [0, 1])
+    assert table.members(int(everything)) == frozenset(range(180))
+    mixed = torch.randint(2**30, 2**30 + 180, (70, 70), generator=torch.Generator().manual_seed(0))
+    again = table.union(mixed, mixed.t())
+    for row, column in ((0, 0), (3, 5), (69, 2)):
+        assert table.members(int(again[row, column])) == table.members(
+            int(mixed[row, column])
+        ) | table.members(int(mixed[column, row]))
+
+
 @given(pairs())
 def test_collapse_keeps_every_label(drawn: tuple[LabelTable, torch.Tensor, torch.Tensor]) -> None:
     _, labels, _ = drawn

@@ -74,6 +74,7 @@ class LabelTable:
         self._united: dict[
             tuple[torch.Size, bytes], Tensor
         ] = {}  # the same for tensors of pairs, by their content
+        self._rows: dict[bytes, int] = {}  # labels -> their union
         self._blocks: dict[tuple[str, str, int], tuple[Block, Tensor]] = {}
         self._block_of: list[Block] = []
         self.unknown: list[Block] = []  # those of kind "nothing"
@@ -123,12 +124,7 @@ class LabelTable:
             return first.expand(shape)
         if not bool(first.any()):
             return second.expand(shape)
-        pairs = (first << 32) | second
-        # The runs of a model are mostly alike, so that the same is united again.
-        content = pairs.shape, pairs.numpy().tobytes()
-        if content not in self._united:
-            self._united[content] = self._unite_pairs(pairs)
-        return self._united[content].expand(shape)
+        return self._unite_pairs((first << 32) | second).expand(shape)
 
     def reduce(self, labels: Tensor, dims: Sequence[int]) -> Tensor:
         """The union over `dims`, which stay as axes of length 1 (0-d tensors stay as they are)."""
@@ -142,11 +138,9 @@ class LabelTable:
             kept = [dim for dim in range(small.dim()) if dim not in over]
             rows = small.permute(*kept, *over).flatten(len(kept))
             shape, rows = rows.shape[:-1], rows.reshape(-1, rows.shape[-1])
-            whole, width = rows.numpy().tobytes(), rows.shape[-1] * rows.itemsize
-            contents = [whole[start : start + width] for start in range(0, len(whole), width)]
-            places = {content: place for place, content in enumerate(contents)}
-            united = {content: self.unite(rows[place].tolist()) for content, place in places.items()}
-            small = torch.tensor([united[content] for content in contents]).reshape(shape)
+            rows, _ = _distinct(rows, 1)
+            rows, which = _distinct(rows, 0)
+            small = torch.tensor([self._unite_row(row) for row in rows.contiguous()])[which].reshape(shape)
             for dim in over:
                 small = small.unsqueeze(dim)
         return small.expand(kept_shape)
@@ -167,9 +161,19 @@ class LabelTable:
 
     def _unite_pairs(self, pairs: Tensor) -> Tensor:
         """The union of each pair of labels, which are two in one number."""
-        place = None
         if pairs.numel() > _FEW:
-            pairs, place = torch.unique(pairs, return_inverse=True)
+            for dim, size in enumerate(pairs.shape):
+                distinct, which = _distinct(pairs, dim)
+                if distinct.shape[dim] < size:
+                    return self._unite_pairs(distinct).index_select(dim, which)
+            return self._unite_each(pairs)
+        # The runs of a model are mostly alike, so that the same is united again.
+        content = pairs.shape, pairs.numpy().tobytes()
+        if content not in self._united:
+            self._united[content] = self._unite_each(pairs)
+        return self._united[content]
+
+    def _unite_each(self, pairs: Tensor) -> Tensor:
         known, ids = self._pairs, self._ids
         united = []
         for pair in pairs.flatten().tolist():
@@ -183,8 +187,14 @@ class LabelTable:
                 label = ids.get(members)
                 label = known[pair] = self._new(members) if label is None else label
             united.append(label)
-        whole = torch.tensor(united).view(pairs.shape)
-        return whole if place is None else whole[place]
+        return torch.tensor(united).view(pairs.shape)
+
+    def _unite_row(self, row: Tensor) -> int:
+        """The union of some labels, (L,)."""
+        content = row.numpy().tobytes()
+        if content not in self._rows:
+            self._rows[content] = self.unite(row.tolist())
+        return self._rows[content]
 
     def _intern(self, members: frozenset[int]) -> int:
         label = self._ids.get(members)
@@ -200,6 +210,22 @@ class LabelTable:
         if self._members > MAX_MEMBERS:
             raise TableFullError
         return label
+
+
+def _distinct(labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The distinct slices along an axis, and which of them each slice is."""
+    slices = labels.movedim(dim, 0)
+    whole = slices.numpy().tobytes()
+    width = len(whole) // len(slices)
+    contents = [whole[start : start + width] for start in range(0, len(whole), width)]
+    numbers: dict[bytes, int] = {}
+    which = [numbers.setdefault(content, len(numbers)) for content in contents]
+    if len(numbers) < len(slices):
+        first: dict[int, int] = {}
+        for place, number in enumerate(which):
+            first.setdefault(number, place)
+        labels = labels.index_select(dim, torch.tensor(list(first.values())))
+    return labels, torch.tensor(which)
 
 
 def collapse(labels: Tensor) -> Tensor:

@@ -207,7 +207,9 @@ def fresh_labels(call: Call, inputs: Tensor, weight: Weight, bias: Traced | None
     )
     main_rows = parameters[0] if parameters else None
     count = main_rows.channels if main_rows else weight.filters
-    fresh = call.table.block("layer", layer, count)[list(channels)]
+    fresh = call.table.block("layer", layer, count)
+    if channels != tuple(range(count)):
+        fresh = fresh[list(channels)]
     # A bias that is not the filters' own: made from the input, or of a parameter in another order.
     return fresh if bias is None or biases else call.table.union(fresh, bias.labels)
 
