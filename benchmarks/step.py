@@ -51,7 +51,7 @@ from benchmarks.measuring import in_a_child, setting, write_json
 from benchmarks.rows import moved
 from benchmarks.step_page import RESULTS, write_page
 from tgd_pet.network import DnCNN
-from tgdsurgery import TGDPlan, apply_tgd, plan_tgd
+from tgdsurgery import TGDPlan, apply_tgd, channel_map, plan_tgd
 
 SHARES = (0.1, 0.25, 0.5, 0.9, 1.0)
 LAYERS_SHARE = 0.25  # the layers form does the same work at any share
@@ -59,6 +59,7 @@ LIMIT = 1200.0  # seconds per network
 RANK = 8
 PROFILED = ("masked 0.25", "full flow 0.25")
 EVALUATED = PROFILED[0]  # in evaluation mode the flow makes no difference
+WAYS_IN = 3  # how often the way in is measured
 EVALUATIONS = 5  # rounds of forwards for each round of steps: they are short, and what is looked for is small
 Result = dict[str, Any]
 
@@ -217,6 +218,7 @@ def measure(name: str, rounds: int) -> Result:
     warnings.simplefilter("ignore")
     os.environ["KINETO_LOG_LEVEL"] = "5"
     result: Result = {"shape": list(SUBJECTS[name].shape), "ratios": {}, "memory": {}, "products": {}}
+    result["way_in"] = way_in(SUBJECTS[name])
     full: list[float] = []
     for found in groups(SUBJECTS[name]):
         for way in found.values():
@@ -235,6 +237,20 @@ def measure(name: str, rounds: int) -> Result:
             control = Way(copy.deepcopy(found["full"].net), found["full"].x)
             result["evaluation"] = evaluated({**found, "control": control}, rounds)
     return result | {"seconds": statistics.median(full)}
+
+
+def way_in(subject: Subject) -> dict[str, float]:
+    """CPU seconds until a network can be trained: its map alone, with the scores, and all, the comparison included."""
+    torch.manual_seed(0)
+    net, x = subject.make(), torch.rand(subject.shape)
+    parts: dict[str, Callable[[], object]] = {
+        "map": lambda: channel_map(net, x),
+        "plan": lambda: plan_tgd(net, x, budget=LAYERS_SHARE),
+        "apply": lambda: apply_tgd(net, x, budget=LAYERS_SHARE),
+    }
+    channel_map(net, x)  # torch loads what it needs
+    rounds = [taking_turns(parts, 1) for _ in range(WAYS_IN)]
+    return {part: round(statistics.median(each[part][0] for each in rounds), 3) for part in parts}
 
 
 def taking_turns(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

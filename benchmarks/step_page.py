@@ -16,6 +16,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 RESULTS = measuring.RESULTS / "step.json"
 SHARES = ("0.1", "0.25", "0.5", "0.9", "1")
 FLOWS = ("masked", "full flow")
+WAY_IN = ("map", "plan", "apply")
 SHORT = ("network", "batch", *SHARES)
 MASKED_GOALS = {
     "DnCNN": 0.45,
@@ -117,6 +118,14 @@ What keeps a compact step above its bound:
   the weight is up to date (*per layer* in the table of goals). It takes longer between kernels that fill the caches
   than alone. With many small layers and small images that is a few percent. `remove_tgd` gives a network without it.
 
+## The way in
+
+CPU seconds of one thread before the first step, for the batch above and a budget of 25%: the channel map alone
+(`channel_map`); the map and the scores (`plan_tgd`); and all (`apply_tgd`), which also makes the network and compares
+its outputs and gradients with those of the layers form.
+
+{way_in}
+
 ## On a GPU
 
 {gpu}
@@ -179,6 +188,18 @@ def page(found: Mapping[str, Any]) -> str:
                 ]
                 for name, result in measured.items()
                 for way, moves in result.get("moved", {}).items()
+            ],
+        ),
+        way_in=markdown(
+            ("network", "parameters", *WAY_IN),
+            [
+                [
+                    name,
+                    f"{result['memory']['full']['trained'] / 1e6:.1f} M",
+                    *(f"{result['way_in'][part]:.2f}" for part in WAY_IN),
+                ]
+                for name, result in measured.items()
+                if "way_in" in result
             ],
         ),
         gpu=gpu_page.section(),
