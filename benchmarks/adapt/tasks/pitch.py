@@ -60,7 +60,7 @@ def make(profile: str, folder: Path) -> Task:
         distance=divergence,
         errors=lambda net, split: (off(net, *data(split, "old", test)), off(net, *data(split, "new", test))),
         steps=steps,
-        rates=(1e-3, 3e-3),
+        rates=(1e-3, 3e-3, 1e-2),
     )
 
 
