@@ -73,6 +73,8 @@ bench-step: $(ZOO)/.installed
 bench-adapt: export OMP_NUM_THREADS ?= 1
 bench-adapt: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.adapt.study
+	$(BIN)/python -m benchmarks.adapt.slack
+	$(BIN)/python -m benchmarks.adapt.page
 
 bench-delta: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.delta_switch

@@ -60,6 +60,20 @@ class TaskResults:
         errors = np.array([[point["test"] for point in _along(run)] for run in self.runs(name)]).mean(axis=0)
         return np.vstack([[0, *self.untouched()], np.column_stack([steps, errors])])
 
+    def front(self, name: str) -> FloatArray:
+        """(points, 2): old and new test errors over all rates and steps that no other point beats in both.
+
+        Of the runs that looked for the rate; the untouched network counts, too. In the order of the old error.
+        """
+        runs = self.data["tuning"][name].values()
+        found = [self.untouched(), *(tuple(point["test"]) for run in runs for point in run)]
+        best, lowest = [], float("inf")
+        for old, new in sorted(found):
+            if new < lowest:
+                best.append((old, new))
+                lowest = new
+        return np.array(best)
+
     def stopped(self, name: str) -> Errors:
         """Where the new error on validation data was lowest, over the steps."""
         best = [min(_along(run), key=lambda point: point["validation"][1]) for run in self.runs(name)]

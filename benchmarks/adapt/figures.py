@@ -1,8 +1,9 @@
-"""A figure per task: the old error against the new one along training, and the new one against time."""
+"""A figure per task: the old error against the new one, along training and over all rates; the new one against time."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -29,22 +30,29 @@ IN_TIME = (
     ("TGD full 25 %", "tab:red", "-"),
 )
 
+THIN: dict[str, Any] = {"markersize": 3, "linewidth": 1.3}
+
 
 def draw(results: TaskResults, path: Path) -> None:
     """Draw the figure of a task."""
-    figure = new_figure(10.5, 4.4, dpi=120)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(15, 4.4, dpi=110)
+    along, fronts, in_time = figure.subplots(1, 3)
     for name, colour, line in SHOWN:
         if name in results.data["methods"]:
+            look: dict[str, Any] = {"color": colour, "linestyle": line, "marker": "o", "label": name, **THIN}
             _, old, new = results.curve(name).T
-            left.plot(new, old, line, color=colour, marker="o", markersize=3, linewidth=1.3, label=name)
+            along.plot(new, old, **look)
+            old, new = results.front(name).T
+            fronts.plot(new, old, **look)
     for name, colour, line in IN_TIME:
         steps, _, new = results.curve(name).T
         time = steps * results.data["costs"][name]["time"][1]
-        right.plot(time, new, line, color=colour, marker="o", markersize=3, linewidth=1.3, label=name)
-    left.plot(*results.untouched()[::-1], "k*", markersize=11, label="untouched")
-    _label(left, "error on new data", "error on old data", "Old against new, along training")
-    _label(right, "time, in steps of full fine-tuning", "error on new data", "New against time")
+        in_time.plot(time, new, color=colour, linestyle=line, marker="o", label=name, **THIN)
+    for axes in (along, fronts):
+        axes.plot(*results.untouched()[::-1], "k*", markersize=11, label="untouched")
+    _label(along, "error on new data", "error on old data", "Old against new, along training")
+    _label(fronts, "error on new data", "error on old data", "The best of all rates and steps (one seed)")
+    _label(in_time, "time, in steps of full fine-tuning", "error on new data", "New against time")
     figure.suptitle(results.data["title"])
     save_figure(figure, path)
 

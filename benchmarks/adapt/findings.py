@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
-from benchmarks.adapt.methods import OURS, PEERS, REFERENCE
+from benchmarks.adapt.methods import METHODS, OURS, PEERS, REFERENCE, Method
 from benchmarks.adapt.slack import HIGH, LOW
 from tgd_kit.report.markdown import markdown
 
+PAPER_LOW = 0.51  # of the scores of the paper's network, below LOW
 SLACK = """
 ## When there is slack
 
@@ -22,8 +25,26 @@ decoupled weight decay, or with a group lasso on its filters (the strength times
 
 {table}
 
+{verdict}
+
 ![Scores against training](images/adapt_slack.png)
 """
+MOST = 3  # tasks on which a recipe has to be the best
+RECIPE_LABELS = {
+    REFERENCE: "25%",
+    "Keep 0.3": "25%, Keep 0.3",
+    f"{REFERENCE} + Keep": "25%, Keep 1",
+    "last layer": "25%, last layer",
+    "Keep 0.3, last layer": "25%, Keep 0.3, last layer",
+    "Keep, last layer": "25%, Keep 1, last layer",
+    "TGD full 50 %": "50%",
+    "50 %, Keep 0.3": "50%, Keep 0.3",
+    "TGD full 50 % + Keep": "50%, Keep 1",
+    "50 %, last layer": "50%, last layer",
+    "50 %, Keep 0.3, last layer": "50%, Keep 0.3, last layer",
+    "50 %, Keep, last layer": "50%, Keep 1, last layer",
+}
+RECIPES = tuple(METHODS[name] for name in RECIPE_LABELS)
 FLOWS = {flow: f"TGD {flow} 25 %" for flow in ("masked", "sampled", "full")}
 NEEDED = 2  # tasks on which sampled flow has to be best, to be part of the library
 CANDIDATES = tuple(
@@ -36,7 +57,13 @@ def finding(tasks: dict[str, TaskResults]) -> str:
     lines = ["In short:", ""]
     for gain in GAINS:
         lines += _verdicts(tasks, gain)
-    lines += [f"* {_best_step(tasks)}", f"* {flows(tasks)}", f"* {choice(tasks)}", f"* {_keep(tasks)}"]
+    lines += [
+        f"* {_best_step(tasks)}",
+        f"* {flows(tasks)}",
+        f"* {choice(tasks)}",
+        f"* {_keep(tasks)}",
+        f"* {recipe(tasks)}",
+    ]
     return "\n".join(lines)
 
 
@@ -150,6 +177,51 @@ def _keep(tasks: dict[str, TaskResults]) -> str:
     return f"What Keep changes for *{REFERENCE}*, at the best step: {'; '.join(parts)}."
 
 
+def recipe(tasks: dict[str, TaskResults]) -> str:
+    """Which mixture of share, distillation and last layer has the least old error on validation data."""
+    parts = []
+    for gain in GAINS:
+        best = [task.best(RECIPES, gain) for task in tasks.values()]
+        counts = Counter(name for name in best if name is not None)
+        name, count = counts.most_common(1)[0] if counts else ("none", 0)
+        each = "; ".join(f"{task.data['title']}: {_beside_peers(task, gain)}" for task in tasks.values())
+        verdict = (
+            f"*{_recipe(name)}* is the best on {count} of {len(tasks)} tasks"
+            if count >= MOST
+            else f"no recipe is the best on {MOST} of {len(tasks)} tasks"
+        )
+        parts.append(f"With {gain:.0%} of the gain, {verdict} ({each}).")
+    reached = {
+        method.name: sum(task.at_gain(method.name, GAINS[0]) is not None for task in _with(tasks, method))
+        for method in RECIPES
+    }
+    most = max(reached.values())
+    there = ", ".join(f"*{_recipe(name)}*" for name, count in reached.items() if count == most)
+    parts.append(f"Those that get to {GAINS[0]:.0%} on most tasks, {most} of {len(tasks)}: {there}.")
+    for task in tasks.values():
+        tried = sum(method in task.methods for method in RECIPES)
+        if tried < len(RECIPES):
+            parts.append(f"On {task.data['title']} only {tried} of the {len(RECIPES)} were tried.")
+    return " ".join(parts)
+
+
+def _beside_peers(task: TaskResults, gain: float) -> str:
+    """The best recipe, and its old error less that of the best peer on test data."""
+    ours, peer = task.best(RECIPES, gain), task.best(PEERS, gain)
+    if ours is None or peer is None:
+        return _recipe(ours)
+    change = task.difference(ours, peer, gain)
+    return f"{_recipe(ours)}, {_more(change.mean, change.sign)} *{peer}*"
+
+
+def _with(tasks: dict[str, TaskResults], method: Method) -> list[TaskResults]:
+    return [task for task in tasks.values() if method in task.methods]
+
+
+def _recipe(name: str | None) -> str:
+    return "none gets there" if name is None else RECIPE_LABELS[name]
+
+
 def forgetting(task: TaskResults) -> str:
     """Whether full fine-tuning forgets at all."""
     found = over_seeds(task.stopped(FULL).old, task.untouched()[0])
@@ -173,11 +245,32 @@ def slack_section(ways: dict[str, dict[str, Any]]) -> str:
     for name, found in ways.items():
         cells = []
         for mark in marks:
-            scores = np.array(found[mark]["scores"])
-            low, between = np.mean(scores < LOW), np.mean((scores >= LOW) & (scores <= HIGH))
+            low, between = _shares(found[mark]["scores"])
             cells.append(f"{low:.0%}, {between:.0%} ({found[mark]['error']:.3f})")
         rows.append([name, *cells])
     table = markdown(
         ["below 0.3, between 0.3 and 0.7 (old error)", *(f"{mark} steps" for mark in marks)], rows
     )
-    return SLACK.format(table=table)
+    return SLACK.format(table=table, verdict=_bimodal(ways))
+
+
+def _bimodal(ways: dict[str, dict[str, Any]]) -> str:
+    """Whether the paper's share of low scores is reached, with few in the middle."""
+    shares = {
+        (name, mark): _shares(state["scores"])
+        for name, found in ways.items()
+        for mark, state in found.items()
+        if mark != "0"
+    }
+    name, mark = max(shares, key=lambda key: shares[key][0])
+    low, between = shares[name, mark]
+    most = f"The largest share below {LOW} is {low:.0%} ({name}, {mark} steps), with {between:.0%} in the middle."
+    if low >= PAPER_LOW and between < low:
+        return f"{most} So the scores become bimodal as the paper's."
+    return f"{most} The paper's {PAPER_LOW:.0%} is never reached."
+
+
+def _shares(scores: Sequence[float]) -> tuple[float, float]:
+    """Of the scores that are low, and of those in the middle."""
+    found = np.array(scores)
+    return float(np.mean(found < LOW)), float(np.mean((found >= LOW) & (found <= HIGH)))

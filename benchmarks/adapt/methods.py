@@ -95,12 +95,34 @@ CHOICES = tuple(
     Method(f"by {score}", "choice", "tgd", share=0.25, score=score, rate_of=REFERENCE)
     for score in ("lowest L1", "FPGM", "batch-norm scale", "KSE x gradient", "random", "highest KSE")
 )
+
+
+def _ingredient(
+    name: str, percent: int = 25, distil: float = 0.0, *, head: bool = False, rounds: int = 1
+) -> Method:
+    return Method(
+        name,
+        "ingredient",
+        "tgd",
+        share=percent / 100,
+        distil=distil,
+        head=head,
+        rounds=rounds,
+        rate_of=REFERENCE,
+    )
+
+
 INGREDIENTS = (
-    Method("Keep 0.3", "ingredient", "tgd", share=0.25, distil=0.3, rate_of=REFERENCE),
-    Method("Keep 3", "ingredient", "tgd", share=0.25, distil=3.0, rate_of=REFERENCE),
-    Method("Keep, two rounds", "ingredient", "tgd", share=0.25, distil=KEEP, rounds=2, rate_of=REFERENCE),
-    Method("last layer", "ingredient", "tgd", share=0.25, head=True, rate_of=REFERENCE),
-    Method("Keep, last layer", "ingredient", "tgd", share=0.25, distil=KEEP, head=True, rate_of=REFERENCE),
+    _ingredient("Keep 0.3", distil=0.3),
+    _ingredient("Keep 3", distil=3.0),
+    _ingredient("Keep, two rounds", distil=KEEP, rounds=2),
+    _ingredient("last layer", head=True),
+    _ingredient("Keep, last layer", distil=KEEP, head=True),
+    _ingredient("Keep 0.3, last layer", distil=0.3, head=True),
+    _ingredient("50 %, Keep 0.3", 50, 0.3),
+    _ingredient("50 %, last layer", 50, head=True),
+    _ingredient("50 %, Keep, last layer", 50, KEEP, head=True),
+    _ingredient("50 %, Keep 0.3, last layer", 50, 0.3, head=True),
     *(
         Method(f"sampled, p = {p:g}", "sampled", "tgd", share=0.25, sampled=p, rate_of=REFERENCE)
         for p in (0.125, 0.5)

@@ -44,6 +44,8 @@ say how much other test data would change. Old data are used to measure, never t
   the steps, and that at the end with half of the change (`load_delta(..., scale=0.5)`), the one with the lowest old
   error whose new error is there, both on validation data; errors on test data. A dash: some seed does not get there.
   This compares methods where they have learned as much.
+* *Best of all rates and steps*, in the figures: the points of the runs that looked for the rate, on test data, that no
+  other point of the method beats on both kinds of data.
 * *Time*, *memory*: of a step, over those of full fine-tuning, taking turns on one core. *Stored*: the file that holds
   what changed.
 * *Keep*: distillation of the untouched network's outputs on the new inputs, with weight 1, as in *LwF*
@@ -66,8 +68,10 @@ with the 95% interval over the seeds; bold where it does not contain 0.
 
 ## What Keep is made of
 
-At a budget of 25%, full flow. New and old error at the best step, and the old error at half of the gain. The last
-layer, which no layer reads, is frozen unless `overrides={{name: "train"}}` says otherwise.
+Full flow at a budget of 25% and 50%, without distillation or with a weight of it. New and old error at the best step,
+and the old error at half and at three quarters of the gain. The last layer, which no layer reads, is frozen; in *last
+layer* it is trained whole (`overrides={{name: "train"}}`). The methods of the tables above have rates of their own, the
+others that of *{reference}*.
 
 {ingredients}
 
@@ -85,7 +89,7 @@ on validation data. The difference is in old error on test data, with the 95% in
 
 {advice}
 {slack}"""
-TABLE = re.compile(r"(<!-- by make bench-adapt -->\n).*?(?=<!-- end -->)", re.DOTALL)  # in the README
+TABLE = re.compile(r"(<!-- by make bench-adapt -->\n).*?(?=<!-- end -->)", re.DOTALL)  # in other pages
 README_ROWS = {
     FULL: "full fine-tuning",
     "last layers": "last three layers",
@@ -95,15 +99,17 @@ README_ROWS = {
     REFERENCE: "TGD 25%",
     f"{REFERENCE} + Keep": "TGD 25%, with distillation (Keep)",
 }
-INGREDIENT_LABELS = {
-    REFERENCE: "no distillation",
-    "Keep 0.3": "Keep, weight 0.3",
-    f"{REFERENCE} + Keep": "Keep, weight 1",
-    "Keep 3": "Keep, weight 3",
-    "Keep, two rounds": "weight 1, and new masks after half of the steps",
-    "last layer": "no distillation, and the last layer trained whole",
-    "Keep, last layer": "weight 1, and the last layer trained whole",
+INGREDIENT_LABELS = findings.RECIPE_LABELS | {
+    "Keep 3": "25%, Keep 3",
+    "Keep, two rounds": "25%, Keep 1, and new masks after half of the steps",
 }
+KEEP_ROWS = (
+    "TGD full 50 %",
+    "50 %, Keep 0.3",
+    "TGD full 50 % + Keep",
+    "50 %, last layer",
+    "50 %, Keep 0.3, last layer",
+)
 TASK = """\
 ## {title}
 
@@ -124,24 +130,37 @@ def write_page(data: dict[str, Any], root: Path = ROOT) -> None:
     for name, task in tasks.items():
         draw(task, images / f"adapt_{name}.png")
     write_text(root / "docs" / "adapting.md", page(data["setting"], tasks, findings.slack(root)))
-    readme = root / "README.md"
-    if readme.exists():
-        table = readme_table(tasks)
-        write_text(
-            readme, TABLE.sub(lambda found: f"{found[1]}{table}\n", readme.read_text(encoding="utf-8"))
-        )
+    for page_, table in ((root / "README.md", readme_table), (root / "docs" / "training.md", keep_table)):
+        if page_.exists():
+            text = page_.read_text(encoding="utf-8")
+            write_text(page_, TABLE.sub(f"\\g<1>{table(tasks)}\n", text))
 
 
 def readme_table(tasks: dict[str, TaskResults]) -> str:
-    """The few rows that the README shows: the errors of each task at the best step."""
+    """The few rows that the README shows."""
+    return _short_table(tasks, README_ROWS)
+
+
+def keep_table(tasks: dict[str, TaskResults]) -> str:
+    """The few rows on Keep that the page on training shows."""
+    return _short_table(tasks, {name: INGREDIENT_LABELS[name] for name in KEEP_ROWS})
+
+
+def _short_table(tasks: dict[str, TaskResults], labels: dict[str, str]) -> str:
+    """The errors of each task at the best step, for some methods."""
     header = ["new error / old error", *(task.data["title"] for task in tasks.values())]
     rows = [
         ["untouched", *(f"{number(t.untouched()[1])} / {number(t.untouched()[0])}" for t in tasks.values())]
     ]
-    for name, label in README_ROWS.items():
-        found = [task.stopped(name) for task in tasks.values()]
-        rows.append([label, *(f"{number(each.new.mean())} / {number(each.old.mean())}" for each in found)])
+    rows += [[label, *(_new_and_old(t, name) for t in tasks.values())] for name, label in labels.items()]
     return markdown(header, rows)
+
+
+def _new_and_old(task: TaskResults, name: str) -> str:
+    if name not in task.data["methods"]:
+        return "-"
+    found = task.stopped(name)
+    return f"{number(found.new.mean())} / {number(found.old.mean())}"
 
 
 def page(setting: dict[str, str], tasks: dict[str, TaskResults], slack: str) -> str:
@@ -154,7 +173,7 @@ def page(setting: dict[str, str], tasks: dict[str, TaskResults], slack: str) -> 
         flows=f"{findings.flows(tasks)}\n\n{flow_table(tasks)}",
         choices=f"{choice_table(tasks)}\n\n{findings.choice(tasks)}",
         reference=REFERENCE,
-        ingredients=ingredient_table(tasks),
+        ingredients=f"{ingredient_table(tasks)}\n\n{findings.recipe(tasks)}",
         default=default_table(tasks),
         advice=advice_table(tasks),
         advice_steps=STEPS[setting["profile"]],
@@ -254,7 +273,7 @@ def _both(tasks: dict[str, TaskResults], name: str) -> list[str]:
 
 
 def ingredient_table(tasks: dict[str, TaskResults]) -> str:
-    """The errors with each ingredient: new and old at the best step, old at half of the gain."""
+    """The errors with each ingredient: new and old at the best step, old at shares of the gain."""
     rows = [["untouched", *("{1:#.3g} / {0:#.3g}".format(*task.untouched()) for task in tasks.values())]]
     for name in _known(list(INGREDIENT_LABELS), tasks):
         cells = []
@@ -262,11 +281,11 @@ def ingredient_table(tasks: dict[str, TaskResults]) -> str:
             if name not in task.data["methods"]:
                 cells.append("-")
                 continue
-            stopped, found = task.stopped(name), task.at_gain(name, GAINS[0])
-            reached = "-" if found is None else number(found.old.mean())
-            cells.append(f"{number(stopped.new.mean())} / {number(stopped.old.mean())}; {reached}")
+            stopped, reached = task.stopped(name), [task.at_gain(name, gain) for gain in GAINS]
+            old = ", ".join("-" if found is None else number(found.old.mean()) for found in reached)
+            cells.append(f"{number(stopped.new.mean())} / {number(stopped.old.mean())}; {old}")
         rows.append([INGREDIENT_LABELS[name], *cells])
-    return markdown(["new / old; old at half", *(task.data["title"] for task in tasks.values())], rows)
+    return markdown(["new / old; old at 50%, 75%", *(task.data["title"] for task in tasks.values())], rows)
 
 
 def default_table(tasks: dict[str, TaskResults]) -> str:

@@ -2,8 +2,8 @@
 
 The PET task's network is trained from the start on its old data, with Adam at a constant rate: plainly, with decoupled
 weight decay, or with a group lasso on the filters (strength times the sum of their lengths). On the way its KSE scores
-and its error are recorded. Run `python -m benchmarks.adapt.slack`, about ten minutes on two cores, after
-`make bench-adapt`, whose patients it uses.
+and its error are recorded. `make bench-adapt` runs it after the study, whose patients it uses: about ten minutes on two
+cores.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.adapt import advice, methods, run, study
+from benchmarks.adapt import advice, findings, methods, run, study
 from benchmarks.adapt import slack as slack_study
 from benchmarks.adapt.analysis import TaskResults
 from benchmarks.adapt.findings import slack, slack_section
-from benchmarks.adapt.page import FILE, ROOT, page, readme_table
+from benchmarks.adapt.page import FILE, ROOT, keep_table, page, readme_table
 from tests.adapt import toy
 
 KEPT = (
@@ -28,6 +28,7 @@ KEPT = (
     "TGD by default",
     "by random",
     "Keep 3",
+    "Keep 0.3, last layer",
 )
 
 
@@ -95,6 +96,37 @@ def test_errors_at_a_gain() -> None:
     assert task.curve("LwF").tolist() == [[0, 1, 10], [10, 2, 8], [20, 2.75, 6], [30, 4, 3]]
 
 
+def test_the_front_is_what_nothing_beats_over_all_rates() -> None:
+    tuning = {"0.001": points((2, 8), (4, 5)), "0.01": points((3, 6), (5, 6), (6, 2))}
+    data = {"untouched": {"test": (1, 10)}, "methods": {}, "tuning": {"LwF": tuning}}
+    assert TaskResults(data).front("LwF").tolist() == [[1, 10], [2, 8], [3, 6], [4, 5], [6, 2]]
+
+
+def recipe_task(title: str, *old: float) -> TaskResults:
+    """Full fine-tuning goes from 10 to 2; each method gets there, with its old error."""
+    seeds = {"full fine-tuning": [points((9, 2))]} | {
+        method.name: [points((error, 2))] for method, error in zip(findings.RECIPES, old, strict=False)
+    }
+    methods = {name: {"rate": 1e-3, "seeds": found} for name, found in seeds.items()}
+    return TaskResults({"title": title, "untouched": {"validation": (1, 10)}, "methods": methods})
+
+
+def test_the_recipe_is_the_best_of_three_tasks() -> None:
+    tasks = {str(i): recipe_task(f"T{i}", 5, 4, i) for i in range(4)}
+    assert "*25%, Keep 1* is the best on 4 of 4 tasks" in findings.recipe(tasks)
+    assert "On T0 only 3 of the 12 were tried." in findings.recipe(tasks)
+    tasks |= {str(i): recipe_task(f"T{i}", 1, 4, 5) for i in range(2)}
+    assert "no recipe is the best on 3 of 4 tasks" in findings.recipe(tasks)
+
+
+def test_whether_the_papers_share_of_low_scores_is_reached() -> None:
+    few = {"plain": {mark: {"scores": [0.1, 0.5, 0.5, 0.9], "error": 1.0} for mark in ("0", "9")}}
+    many = {"plain": {mark: {"scores": [0.1, 0.1, 0.5, 0.9, 0.1], "error": 1.0} for mark in ("0", "9")}}
+    assert "largest share below 0.3 is 25% (plain, 9 steps), with 50% in the middle" in slack_section(few)
+    assert "51% is never reached" in slack_section(few)
+    assert "become bimodal" in slack_section(many)
+
+
 @pytest.mark.skipif(not FILE.exists(), reason="the study has not been published")
 def test_the_page_is_made_of_the_results() -> None:
     data = json.loads(FILE.read_text(encoding="utf-8"))
@@ -102,6 +134,7 @@ def test_the_page_is_made_of_the_results() -> None:
     written = (ROOT / "docs" / "adapting.md").read_text(encoding="utf-8")
     assert written == page(data["setting"], tasks, slack(ROOT))
     assert readme_table(tasks) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert keep_table(tasks) in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def test_the_study_of_slack_runs_through(tmp_path: Path) -> None:
