@@ -103,13 +103,7 @@ INGREDIENT_LABELS = findings.RECIPE_LABELS | {
     "Keep 3": "25%, Keep 3",
     "Keep, two rounds": "25%, Keep 1, and new masks after half of the steps",
 }
-KEEP_ROWS = (
-    "TGD full 50 %",
-    "50 %, Keep 0.3",
-    "TGD full 50 % + Keep",
-    "50 %, last layer",
-    "50 %, Keep 0.3, last layer",
-)
+KEEP_ROWS = (REFERENCE, "Keep 0.3", f"{REFERENCE} + Keep", "last layer", "Keep 0.3, last layer")
 TASK = """\
 ## {title}
 
