@@ -69,7 +69,7 @@ bench-zoo: $(ZOO)/.installed
 bench-step: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.step
 
-# docs/adapting.md says how long it takes; interrupted, it goes on where it stopped.
+# Takes hours; interrupted, it goes on where it stopped.
 bench-adapt: export OMP_NUM_THREADS ?= 1
 bench-adapt: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.adapt.study
