@@ -177,6 +177,16 @@ def _keep(tasks: dict[str, TaskResults]) -> str:
     return f"What Keep changes for *{REFERENCE}*, at the best step: {'; '.join(parts)}."
 
 
+def at_the_edge(tasks: dict[str, TaskResults]) -> str:
+    """For how many methods the highest rate was the best, so that a higher one could be better."""
+    parts = []
+    for task in tasks.values():
+        chosen = [task.data["methods"][name]["rate"] for name in task.data["tuning"]]
+        highest = max(task.data["rates"])
+        parts.append(f"{chosen.count(highest)} of {len(chosen)} ({task.data['title']}, {highest:g})")
+    return f"The highest rate was the best for {', '.join(parts)} methods: there, a higher one could be better still."
+
+
 def recipe(tasks: dict[str, TaskResults]) -> str:
     """Which mixture of share, distillation and last layer has the least old error on validation data."""
     parts = []

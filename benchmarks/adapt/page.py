@@ -39,6 +39,8 @@ with {seeds} other seeds, which draw the small set of new data, its order, and w
 width of the 95% interval over the seeds. Validation and test data are the same for all seeds, so the intervals do not
 say how much other test data would change. Old data are used to measure, never to train.
 
+{edge}
+
 * *Best step*: where the new error on validation data was lowest, of three points along the steps; errors on test data.
 * *Old error at 50% (75%) of the gain*: the gain is what full fine-tuning takes off the new error. Of the points along
   the steps, and that at the end with half of the change (`load_delta(..., scale=0.5)`), the one with the lowest old
@@ -167,6 +169,7 @@ def page(setting: dict[str, str], tasks: dict[str, TaskResults], slack: str) -> 
         flows=f"{findings.flows(tasks)}\n\n{flow_table(tasks)}",
         choices=f"{choice_table(tasks)}\n\n{findings.choice(tasks)}",
         reference=REFERENCE,
+        edge=findings.at_the_edge(tasks),
         ingredients=f"{ingredient_table(tasks)}\n\n{findings.recipe(tasks)}",
         default=default_table(tasks),
         advice=advice_table(tasks),

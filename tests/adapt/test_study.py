@@ -119,6 +119,13 @@ def test_the_recipe_is_the_best_of_three_tasks() -> None:
     assert "no recipe is the best on 3 of 4 tasks" in findings.recipe(tasks)
 
 
+def test_whether_a_higher_rate_could_be_better() -> None:
+    methods = {"LwF": {"rate": 0.01}, "LoRA 8": {"rate": 0.001}, "Keep 3": {"rate": 0.01}}
+    data = {"title": "T", "rates": [0.001, 0.01], "methods": methods, "tuning": {"LwF": {}, "LoRA 8": {}}}
+    task = TaskResults(data)
+    assert "the best for 1 of 2 (T, 0.01) methods" in findings.at_the_edge({"t": task})
+
+
 def test_whether_the_papers_share_of_low_scores_is_reached() -> None:
     few = {"plain": {mark: {"scores": [0.1, 0.5, 0.5, 0.9], "error": 1.0} for mark in ("0", "9")}}
     many = {"plain": {mark: {"scores": [0.1, 0.1, 0.5, 0.9, 0.1], "error": 1.0} for mark in ("0", "9")}}
