@@ -6,7 +6,7 @@
    channels, and LoRA (with PEFT). In float32, TF32 and bfloat16 (autocast), contiguous and channels last. The ways take
    turns, one step each. The time is the median of CUDA events; the memory is what a step holds beyond what was held.
 3. The same with torch.compile, for two networks in bfloat16.
-4. The time of KSE for all weights of a network.
+4. The time of KSE for all weights of a network, and for those of a VGG-16.
 5. What a step with TGD spends to take channels out and to put them back, by their numbers and in one block.
 
 It runs from a plain checkout: `python -m benchmarks.gpu`. What is missing (torchvision, PEFT) is left out and named. It
@@ -31,7 +31,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_networks import OTHERS, OWN, of_torchvision
+from benchmarks.gpu_networks import OTHERS, OWN, VGG16, of_torchvision
 from benchmarks.gpu_page import COLUMNS, FILE, rows
 from benchmarks.gpu_page import laws as laws_of
 from benchmarks.measuring import print_table, setting, write_json
@@ -224,10 +224,15 @@ def kept(net: nn.Module, x: Tensor, device: torch.device, form: Any) -> dict[str
     return {"forward": forward, "frozen": frozen, "removed": removed}
 
 
-def scored(net: nn.Module, device: torch.device) -> float:
-    """The time of KSE for all weights of a network."""
+def weights_of(net: nn.Module) -> list[tuple[Tensor, int]]:
+    """The weights of a network that KSE scores, and their groups."""
     layers = (nn.Conv2d, nn.Linear)
-    weights = [(m.weight.to(device), getattr(m, "groups", 1)) for m in net.modules() if isinstance(m, layers)]
+    return [(m.weight.detach(), getattr(m, "groups", 1)) for m in net.modules() if isinstance(m, layers)]
+
+
+def scored(weights: list[tuple[Tensor, int]], device: torch.device) -> float:
+    """The time of KSE."""
+    weights = [(weight.to(device), groups) for weight, groups in weights]
 
     def run() -> None:
         for weight, groups in weights:
@@ -257,7 +262,7 @@ def parts(device: torch.device, tiny: bool, clock: Clock, result: Result) -> Ite
                 key = f"{name}, {precision}, {'channels last' if last else 'contiguous'}"
                 result["steps"][key] = measured(networks, x, precision, last)
                 yield
-        result["kse"][name] = scored(net, device)
+        result["kse"][name] = scored(weights_of(net), device)
         for way in ("TGD, masked flow", "TGD, full flow"):
             step = Step(networks[way], x.to(memory_format=_last(x)), "float32")  # as they are now
             result["moved"][f"{name}, {way}"] = moved(step, partial(seconds, device=device))
@@ -268,6 +273,10 @@ def parts(device: torch.device, tiny: bool, clock: Clock, result: Result) -> Ite
                 compiled, x, "bfloat16", True
             )
             yield
+    if not clock.over():
+        shapes = VGG16[:3] if tiny else VGG16
+        result["kse"]["VGG-16"] = scored([(torch.randn(shape), 1) for shape in shapes], device)
+        yield
 
 
 @click.command()

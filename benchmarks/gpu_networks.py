@@ -117,3 +117,12 @@ OTHERS = (
     *("efficientnet_b0", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x1_0"),
     *("regnet_y_400mf", "convnext_tiny", "mnasnet0_5", "squeezenet1_1"),
 )
+
+# The weights of VGG-16 (Simonyan and Zisserman, 2015, table 1, D) as KSE sees them: the first linear layer reads a
+# flattened feature map, so that it has kernels of 7 x 7.
+_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+VGG16 = [(n, c, 3, 3) for c, n in itertools.pairwise(_WIDTHS)] + [
+    (4096, 512, 7, 7),
+    (4096, 4096),
+    (1000, 4096),
+]

@@ -58,6 +58,7 @@ LAYERS_SHARE = 0.25  # the layers form does the same work at any share
 LIMIT = 1200.0  # seconds per network
 RANK = 8
 PROFILED = ("masked 0.25", "full flow 0.25")
+MOVED = (*PROFILED, "masked 0.9", "full flow 0.9")
 EVALUATED = PROFILED[0]  # in evaluation mode the flow makes no difference
 WAYS_IN = 3  # how often the way in is measured
 EVALUATIONS = 5  # rounds of forwards for each round of steps: they are short, and what is looked for is small
@@ -217,8 +218,8 @@ def measure(name: str, rounds: int) -> Result:
     """Times and memory of all ways."""
     warnings.simplefilter("ignore")
     os.environ["KINETO_LOG_LEVEL"] = "5"
-    result: Result = {"shape": list(SUBJECTS[name].shape), "ratios": {}, "memory": {}, "products": {}}
-    result["way_in"] = way_in(SUBJECTS[name])
+    result: Result = {"shape": list(SUBJECTS[name].shape), "way_in": way_in(SUBJECTS[name])}
+    result |= {"ratios": {}, "memory": {}, "products": {}, "moved": {}}
     full: list[float] = []
     for found in groups(SUBJECTS[name]):
         for way in found.values():
@@ -228,12 +229,12 @@ def measure(name: str, rounds: int) -> Result:
         runs: dict[str, Callable[[], None]] = {way: each.step for way, each in found.items()}
         if not full:
             runs["forward"] = found["full"].forward
+        result["moved"] |= {way: moved(found[way].step) for way in MOVED if way in found}
         seconds = taking_turns(runs, rounds)
         full += seconds["full"]
         result["ratios"] |= {way: ratios(each, seconds["full"]) for way, each in seconds.items()}
         if EVALUATED in found:
             result["profile"] = {way: profiled(found[way]) for way in ("full", *PROFILED)}
-            result["moved"] = {way: moved(found[way].step) for way in PROFILED}
             control = Way(copy.deepcopy(found["full"].net), found["full"].x)
             result["evaluation"] = evaluated({**found, "control": control}, rounds)
     return result | {"seconds": statistics.median(full)}

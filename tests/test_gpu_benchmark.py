@@ -32,6 +32,7 @@ def test_it_runs_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(result["steps"][key]) >= {"full", "forward", "TGD, masked flow", "TGD, full flow"}
     assert result["steps"][key]["full"]["time"] == 1.0
     assert result["kse"]["U-Net 2-d"] > 0
+    assert result["kse"]["VGG-16"] > 0
     moves = result["moved"]["U-Net 2-d, TGD, full flow"]
     assert moves["numbers"] > 0
     assert moves["weights"] > 0
