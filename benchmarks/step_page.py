@@ -84,7 +84,8 @@ cost less too.
 
 If the trainable rows of every layer lay in one block (as S2FT does it for language models), slices would take the place
 of gathers, and the rows would need no writing into the weight. The moves of one step were recorded, and done again
-both ways; a slice counts as a copy, which torch's kernels make of it. Shares of a full step:
+both ways; a slice counts as a copy, which torch's kernels make of it. One after another, the moves find the caches
+warmer than in the step itself, where they take what the column *gather and scatter* says. Shares of a full step:
 
 {moved}
 
