@@ -9,7 +9,7 @@ round:
 * average: an update of `torch.optim.swa_utils.AveragedModel` as an exponential moving average.
 
 CPU seconds of one thread; a ratio is that to the plain network in the same round, and the median is given with the
-quartiles. ResNet-50 is measured where torchvision is installed.
+quartiles.
 
 Run `python -m benchmarks.epoch_end`; it writes docs/epoch_end.md too.
 """
@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import io
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import measuring
-from benchmarks.measuring import markdown, setting, write_json
+from benchmarks.gpu_networks import OWN
+from benchmarks.measuring import cpu_seconds, markdown, setting, write_json
 from benchmarks.traffic import resnet18
-from tgd_pet.network import DnCNN
 from tgdsurgery import apply_tgd
 
 PAGE = Path(__file__).parent.parent / "docs" / "epoch_end.md"
@@ -66,22 +65,7 @@ then gathers the trainable rows and copies them to where they train. Once in an 
 """
 
 
-def dncnn() -> nn.Module:
-    """The paper's denoiser, as if trained: a new one's last layer is zero, and scores nothing."""
-    net = DnCNN()
-    nn.init.kaiming_normal_(net.convolutions[-1].weight)
-    return net
-
-
-def resnet50() -> nn.Module:
-    """torchvision's."""
-    from torchvision.models import resnet50 as make  # noqa: PLC0415 (the others are measured without it)
-
-    net: nn.Module = make()
-    return net
-
-
-NETWORKS = {"DnCNN": dncnn, "ResNet-18": resnet18, "ResNet-50": resnet50}
+NETWORKS = {"DnCNN": OWN["DnCNN"], "ResNet-18": resnet18, "ResNet-50": OWN["ResNet-50"]}
 
 
 def work(net: nn.Module, state: dict[str, Any]) -> dict[str, Callable[[], object]]:
@@ -95,12 +79,6 @@ def work(net: nn.Module, state: dict[str, Any]) -> dict[str, Callable[[], object
     }
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 def measure(make: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
     """Seconds of the plain network and of the compact one, and quartiles of their ratio."""
     torch.manual_seed(0)
@@ -109,7 +87,7 @@ def measure(make: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
     plain, compact = work(net, state), work(apply_tgd(net, torch.zeros(2, 3, 32, 32), budget=BUDGET), state)
     found = {}
     for name in plain:
-        pairs = [(seconds(plain[name]), seconds(compact[name])) for _ in range(rounds + 1)][1:]
+        pairs = [(cpu_seconds(plain[name]), cpu_seconds(compact[name])) for _ in range(rounds + 1)][1:]
         found[name] = {
             "plain": statistics.median(one for one, _ in pairs),
             "compact": statistics.median(other for _, other in pairs),
@@ -142,12 +120,7 @@ def page(results: Result) -> str:
 def main(rounds: int) -> None:
     """Measure what is done between epochs."""
     torch.set_num_threads(1)
-    networks = {}
-    for name, make in NETWORKS.items():
-        try:
-            networks[name] = measure(make, rounds)
-        except ModuleNotFoundError as missing:
-            print(f"{name} is left out: {missing}.")
+    networks = {name: measure(make, rounds) for name, make in NETWORKS.items()}
     results = {"setting": setting(threads=1, rounds=rounds), "networks": networks}
     write_json(RESULTS, results)
     PAGE.write_text(page(results), encoding="utf-8")

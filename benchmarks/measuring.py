@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,13 @@ def setting(*packages: str, **more: object) -> dict[str, str]:
     found = {name: version(name) for name in ("tgdsurgery", "torch", *packages)}
     found |= {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     return found | {"cores": str(os.cpu_count())} | {name: str(value) for name, value in more.items()}
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """Of one run, in all threads of this process."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def forget_peak() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,6 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.measuring import cpu_seconds
 from tgdsurgery.surgery.compact import backward_conv, backward_norm, channels, layout, twin
 
 ROUNDS = 11
@@ -69,13 +69,6 @@ def recorded() -> Iterator[list[Move]]:
             for place in places:
                 stack.enter_context(mock.patch.object(place, function.__name__, noted))
         yield found
-
-
-def cpu_seconds(run: Callable[[], None]) -> float:
-    """Of one run."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 @torch.no_grad()

@@ -103,8 +103,7 @@ What keeps a compact step above its bound:
 * Some layers compute the backward of all channels, and keep in memory what it needs: norms without parameters,
   which are in no plan; a PReLU whose one parameter is shared by all channels, which is frozen whole; and group, layer
   and RMS norms, whose channels need each other. In MONAI's U-Net these are nearly all activations, so only the
-  optimizer's memory is saved there. (On a CPU torch's own backward of PReLU takes ten times as long as that of a leaky
-  ReLU. The compact form has one of vectorised ops.)
+  optimizer's memory is saved there. (On a CPU torch's own backward of PReLU is not vectorised. The compact form's is.)
 * Where arithmetic is fast compared with memory, the passes weigh more. So ratios differ between machines.
 * Residual networks read sums. A channel of a sum needs its gradient if any of its producers is trainable, which the
   bound ignores. In ResNet-50 that costs little arithmetic: see the products.
@@ -200,7 +199,7 @@ def page(found: Mapping[str, Any]) -> str:
                     f"{saved(moves) / result['seconds']:.1%}",
                 ]
                 for name, result in measured.items()
-                for way, moves in result.get("moved", {}).items()
+                for way, moves in result["moved"].items()
             ],
         ),
         way_in=markdown(
@@ -216,7 +215,6 @@ def page(found: Mapping[str, Any]) -> str:
                     ),
                 ]
                 for name, result in measured.items()
-                if "way_in" in result
             ],
         ),
         zoo=over_the_zoo(),

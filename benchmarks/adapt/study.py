@@ -65,8 +65,7 @@ class Study:
     def __init__(self, folder: Path, profile: Profile, task: str) -> None:
         self.folder, self.profile, self.name = folder, profile, task
         self.task = the_task(task, profile, folder)
-        groups = self.task.ablations
-        methods = [method for method in METHODS.values() if not method.rate_of or method.group in groups]
+        methods = [method for method in METHODS.values() if self.task.ablations or not method.rate_of]
         self.methods = [method for method in methods if applies(method, self.task.network)]
 
     def run(self, method: Method, rate: float, seed: int) -> Run:

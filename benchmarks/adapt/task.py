@@ -29,7 +29,7 @@ class Task:
         errors: the error of a network in eval mode on the old and on the new data.
         steps: how many steps a run has.
         rates: learning rates for Adam that are worth trying, ascending, a factor of about 3 apart.
-        ablations: groups of methods that are tried at the reference's rate, too: a third of the runs.
+        ablations: whether other choices of filters and single ingredients are tried, too: a third of the runs.
     """
 
     name: str
@@ -43,4 +43,4 @@ class Task:
     errors: Callable[[nn.Module, Split], tuple[float, float]]
     steps: int
     rates: tuple[float, ...]
-    ablations: tuple[str, ...] = ("choice", "ingredient", "sampled")
+    ablations: bool = True

@@ -50,7 +50,7 @@ def make(profile: str, folder: Path) -> Task:
         ),
         steps=steps,
         rates=(3e-4, 1e-3),
-        ablations=() if profile == "quick" else ("choice", "ingredient"),
+        ablations=profile != "quick",
     )
 
 
