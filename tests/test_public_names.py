@@ -88,15 +88,21 @@ def test_every_error_is_a_tgd_error(name):
         assert issubclass(value, tgdsurgery.TGDError)
 
 
-def test_a_bare_import_pulls_in_nothing_heavy():
-    code = f"import sys, tgdsurgery; print(*[name for name in {HEAVY} if name in sys.modules])"
+def test_all_names_together_pull_in_nothing_heavy():
+    code = f"import sys; from tgdsurgery import *; print(*[name for name in {HEAVY} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
 
 
+@pytest.mark.parametrize("imported", ["tgdsurgery", "tgdsurgery.cli"])
+def test_a_bare_import_does_not_wait_for_torch(imported):
+    code = f"import sys, {imported}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_sets_no_hook_for_all_optimizers():
     code = """
-import tgdsurgery
+from tgdsurgery import *
 from torch.optim import optimizer
 assert not optimizer._global_optimizer_pre_hooks
 assert not optimizer._global_optimizer_post_hooks

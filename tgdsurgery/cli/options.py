@@ -6,12 +6,14 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from tgdsurgery.core.errors import TGDError
-from tgdsurgery.core.plan import Override
+
+if TYPE_CHECKING:
+    from tgdsurgery.core.plan import Override  # imports torch
 
 _DEBUG = "tgdsurgery.debug"
 MODEL = (
@@ -65,7 +67,7 @@ def parse_override(value: str) -> tuple[str, Override]:
     try:
         if not (name and equals):
             raise ValueError
-        return name, cast(Override, rule) if rule in ("train", "freeze") else float(rule)
+        return name, cast("Override", rule) if rule in ("train", "freeze") else float(rule)
     except ValueError:
         raise ArgumentError(
             f"{value!r} is not an override.", "Write NAME=train, NAME=freeze or NAME=0.5 (a phi of its own)."
