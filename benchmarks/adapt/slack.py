@@ -3,22 +3,24 @@
 The PET task's network is trained from the start on its old data, with Adam at a constant rate: plainly, with decoupled
 weight decay, or with a group lasso on the filters (strength times the sum of their lengths). On the way its KSE scores
 and its error are recorded. `make bench-adapt` runs it after the study, whose patients it uses: about ten minutes on two
-cores.
+cores. Beside that stand the scores of networks that wheels ship.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.adapt.tasks import pet
+from benchmarks.adapt.tasks import pet, pitch, text
 from benchmarks.adapt.tasks.denoising import BATCH, rmse
 from benchmarks.measuring import RESULTS, setting
 from benchmarks.measuring import write_json as write_results
@@ -31,6 +33,16 @@ from tgdsurgery import plan_tgd
 
 FILE = RESULTS / "slack.json"
 IMAGE = Path(__file__).parent.parent.parent / "docs" / "images" / "adapt_slack.png"
+WHEELS = {
+    "CREPE *tiny*": lambda: (pitch.crepe("tiny"), torch.zeros(2, pitch.FRAME)),
+    "CREPE *full*": lambda: (pitch.crepe("full"), torch.zeros(2, pitch.FRAME)),
+    "RapidOCR, direction": lambda: (
+        text.rapidocr("ch_ppocr_mobile_v2.0_cls_infer"),
+        torch.zeros(2, 3, 48, 192),
+    ),
+    "RapidOCR, detector": lambda: (text.rapidocr("ch_PP-OCRv4_det_infer"), torch.zeros(1, 3, 64, 64)),
+    "RapidOCR, recogniser": lambda: (text.rapidocr("ch_PP-OCRv4_rec_infer"), torch.zeros(1, 3, 48, 320)),
+}
 MARKS = {"tiny": (0, 2), "quick": (0, 200, 800, 1600)}  # steps
 RATE = 1e-3
 LOW, HIGH = 0.3, 0.7
@@ -84,11 +96,32 @@ def lengths(network: DnCNN) -> torch.Tensor:
 
 def state(network: nn.Module, measured: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> dict[str, Any]:
     """The scores of all filters, and the error."""
-    network.eval()
-    plan = plan_tgd(network, torch.zeros(1, 3, pet.PATCH, pet.PATCH), budget=1.0)
-    filters = (entry for entry in plan.entries if entry.layer.role == "filter")
-    scores = [round(score, 4) for entry in filters for score in entry.scores if score is not None]
+    scores = scores_of(network.eval(), torch.zeros(1, 3, pet.PATCH, pet.PATCH))
     return {"scores": scores, "error": rmse(network, *measured)}
+
+
+def scores_of(network: nn.Module, inputs: Tensor) -> list[float]:
+    """The scores of all filters that have one."""
+    plan = plan_tgd(network, inputs, budget=1.0)
+    filters = (entry for entry in plan.entries if entry.layer.role == "filter")
+    return [round(score, 4) for entry in filters for score in entry.scores if score is not None]
+
+
+def low_and_between(scores: Sequence[float]) -> tuple[float, float]:
+    """The share of the scores below LOW, and of those from there to HIGH."""
+    found = np.array(scores)
+    return float(np.mean(found < LOW)), float(np.mean((found >= LOW) & (found <= HIGH)))
+
+
+def of_wheels() -> dict[str, dict[str, float]]:
+    """Size and scores of the networks that wheels ship."""
+    found = {}
+    for name, make in WHEELS.items():
+        network, inputs = make()
+        low, between = low_and_between(scores := scores_of(network, inputs))
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        found[name] = {"parameters": parameters, "scores": len(scores), "low": low, "between": between}
+    return found
 
 
 def draw(ways: dict[str, dict[str, Any]], path: Path) -> None:
@@ -121,7 +154,8 @@ def main(profile: str, out: Path, workers: int) -> None:
     image = IMAGE if profile == "quick" else out / profile / IMAGE.name
     draw(ways, image)
     file = FILE if profile == "quick" else out / profile / FILE.name
-    write_results(file, {"setting": setting(profile=profile), "ways": ways})
+    data = {"setting": setting(profile=profile), "ways": ways, "wheels": of_wheels()}
+    write_results(file, data)
 
 
 if __name__ == "__main__":

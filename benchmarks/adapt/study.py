@@ -24,14 +24,12 @@ from benchmarks.adapt.advice import write_advice
 from benchmarks.adapt.methods import METHODS, Method, applies
 from benchmarks.adapt.page import FILE, write_page
 from benchmarks.adapt.run import TASKS, Profile, Run, do, errors, the_task
-from benchmarks.adapt.slack import LOW
-from benchmarks.adapt.task import Task
+from benchmarks.adapt.slack import low_and_between, scores_of
 from benchmarks.measuring import setting
 from benchmarks.measuring import write_json as write_results
 from tgd_kit.devices import one_thread
 from tgd_kit.runs.files import read_json, write_json
 from tgd_kit.runs.jobs import run_jobs
-from tgdsurgery import plan_tgd
 
 SEEDS = {"tiny": 2, "quick": 5, "full": 10}
 ROUNDS = {"tiny": 2, "quick": 11, "full": 21}  # of the measurement of costs
@@ -49,14 +47,6 @@ def lowest_new(run: Run) -> float:
     """The lowest error on validation data of the new task, over the steps of a run."""
     points = read_json(run.path)["points"]
     return min(point["validation"][1] for point in points if point["scale"] == 1)
-
-
-def share_of_low_scores(task: Task) -> float:
-    """The share of the filters' KSE scores that lie below LOW, in the network before adaptation."""
-    plan = plan_tgd(task.network, next(task.batches(0))[0], phi=LOW)
-    filters = (entry for entry in plan.entries if entry.layer.role == "filter")
-    scores = [score for entry in filters for score in entry.scores if score is not None]
-    return round(sum(score < LOW for score in scores) / len(scores), 4)
 
 
 class Study:
@@ -104,6 +94,7 @@ class Study:
     def results(self) -> dict[str, Any]:
         """All that the page is made of."""
         final = self.final()
+        low, _ = low_and_between(scores_of(self.task.network, next(self.task.batches(0))[0]))
         runs = {method.name: [run for run in final if run.method == method.name] for method in self.methods}
         return {
             "title": self.task.title,
@@ -113,7 +104,7 @@ class Study:
             "rates": list(self.task.rates),
             "parameters": sum(p.numel() for p in self.task.network.parameters()),
             "untouched": errors(self.task, self.task.network),
-            "low": share_of_low_scores(self.task),
+            "low": low,
             "costs": self.measured(),
             "advice": read_json(self.advice),
             "tuning": {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks.adapt import advice, findings, methods, run, study
@@ -129,9 +130,9 @@ def test_whether_a_higher_rate_could_be_better() -> None:
 def test_whether_the_papers_share_of_low_scores_is_reached() -> None:
     few = {"plain": {mark: {"scores": [0.1, 0.5, 0.5, 0.9], "error": 1.0} for mark in ("0", "9")}}
     many = {"plain": {mark: {"scores": [0.1, 0.1, 0.5, 0.9, 0.1], "error": 1.0} for mark in ("0", "9")}}
-    assert "largest share below 0.3 is 25% (plain, 9 steps), with 50% in the middle" in slack_section(few)
-    assert "51% is never reached" in slack_section(few)
-    assert "become bimodal" in slack_section(many)
+    assert "largest share below 0.3 is 25% (plain, 9 steps), with 50% in the middle" in slack_section(few, {})
+    assert "51% is never reached" in slack_section(few, {})
+    assert "become bimodal" in slack_section(many, {})
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="the study has not been published")
@@ -144,17 +145,25 @@ def test_the_page_is_made_of_the_results() -> None:
     assert keep_table(tasks) in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def test_the_study_of_slack_runs_through(tmp_path: Path) -> None:
+def test_the_study_of_slack_runs_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one() -> tuple[torch.nn.Module, torch.Tensor]:
+        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
+        return layers.eval(), torch.zeros(1, 3, 8, 8)
+
+    monkeypatch.setattr(slack_study, "WHEELS", {"one": one})
     done = CliRunner().invoke(
         slack_study.main,
         ["--profile", "tiny", "--out", str(tmp_path), "--workers", "1"],
         catch_exceptions=False,
     )
     assert done.exit_code == 0
-    ways = json.loads((tmp_path / "tiny" / "slack.json").read_text())["ways"]
+    written = json.loads((tmp_path / "tiny" / "slack.json").read_text())
+    ways, wheels = written["ways"], written["wheels"]
+    assert (wheels["one"]["parameters"], wheels["one"]["scores"]) == (370, 8)
     assert list(ways) == [way.name for way in slack_study.WAYS]
     plain, lasso = (ways[name]["2"] for name in ("plain", "group lasso 0.0001"))
     assert plain["scores"] != lasso["scores"]
     assert ways["plain"]["0"]["scores"] == ways["weight decay 1"]["0"]["scores"]
-    assert "| plain |" in slack_section(ways)
+    assert "| plain |" in slack_section(ways, wheels)
+    assert "| one | 0.00 million | 8 |" in slack_section(ways, wheels)
     assert (tmp_path / "tiny" / "adapt_slack.png").stat().st_size > 10_000

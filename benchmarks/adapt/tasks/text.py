@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from benchmarks.adapt.task import Batch, Split, Task
@@ -55,11 +55,16 @@ def make(profile: str, folder: Path) -> Task:
 
 
 def classifier() -> nn.Module:
-    """The network in the wheel's ONNX file; it ends in a softmax."""
+    """The network; it ends in a softmax."""
+    return rapidocr("ch_ppocr_mobile_v2.0_cls_infer")
+
+
+def rapidocr(name: str) -> fx.GraphModule:
+    """The network in one of the wheel's ONNX files."""
     models = Path(str(distribution("rapidocr-onnxruntime").locate_file("rapidocr_onnxruntime/models")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return from_onnx(models / "ch_ppocr_mobile_v2.0_cls_infer.onnx")
+        return from_onnx(models / f"{name}.onnx")
 
 
 def logarithm(outputs: Tensor) -> Tensor:
