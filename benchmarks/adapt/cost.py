@@ -31,7 +31,8 @@ def costs(task: Task, rounds: int) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler writes to the terminal
-    names = [name for name, method in METHODS.items() if applies(method, task.network) and not method.rate_of]
+    methods = (method for method in METHODS.values() if method.group != "choice")  # they cost the same
+    names = [method.name for method in methods if applies(method, task.network)]
     for start in range(0, len(names), TOGETHER):
         found |= _together(task, list(dict.fromkeys([FULL, *names[start : start + TOGETHER]])), rounds)
     return found

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
-from benchmarks.adapt.methods import METHODS, OURS, PEERS, REFERENCE, Method
+from benchmarks.adapt.methods import INGREDIENTS, METHODS, OURS, PEERS, REFERENCE
+from benchmarks.adapt.numbers import change, number
 from benchmarks.adapt.slack import LOW, low_and_between
 from tgd_kit.report.markdown import markdown
+from tgd_kit.report.statistics import Difference
 
 PAPER_LOW = 0.51  # of the scores of the paper's network, below LOW
 SLACK = """
@@ -49,53 +51,88 @@ RECIPE_LABELS = {
     "50 %, Keep 0.3, last layer": "50%, Keep 0.3, last layer",
     "50 %, Keep, last layer": "50%, Keep 1, last layer",
 }
+INGREDIENT_LABELS = RECIPE_LABELS | {
+    "Keep 3": "25%, Keep 3",
+    "Keep, two rounds": "25%, Keep 1, and new masks after half of the steps",
+}
 RECIPES = tuple(METHODS[name] for name in RECIPE_LABELS)
 FLOWS = {flow: f"TGD {flow} 25 %" for flow in ("masked", "sampled", "full")}
+GAIN_TABLE = """\
+What each gains on the new task at its best step, as a share of what full fine-tuning gains, and in brackets what it
+loses on the old task, as a share of what that loses:"""
+GAIN_ROWS = (
+    "last layers",
+    "LwF",
+    "LoRA 8",
+    *FLOWS.values(),
+    f"{REFERENCE} + Keep",
+    "TGD by default",
+)
 NEEDED = 2  # tasks on which sampled flow has to be best, to be part of the library
-CANDIDATES = tuple(
-    method for method in OURS if "sampled" not in method.group
-)  # sampled flow is not in the library
+# All that a user can do with TGD; sampled flow is not part of the library.
+CANDIDATES = tuple(method for method in (*OURS, *INGREDIENTS) if not method.sampled)
 
 
 def finding(tasks: dict[str, TaskResults]) -> str:
     """The first paragraphs: where TGD wins and where it loses, and what is recommended."""
-    lines = ["In short:", ""]
-    for gain in GAINS:
-        lines += _verdicts(tasks, gain)
-    lines += [
-        f"* {_why(tasks)}",
-        f"* {_best_step(tasks)}",
-        f"* {flows(tasks)}",
-        f"* {choice(tasks)}",
-        f"* {_keep(tasks)}",
-        f"* {recipe(tasks)}",
-    ]
-    return "\n".join(lines)
+    parts = (
+        verdict(tasks),
+        verdict_table(tasks),
+        _why(tasks),
+        GAIN_TABLE,
+        gain_table(tasks),
+        flows(tasks),
+        choice(tasks),
+        recipe(tasks),
+    )
+    return "\n\n".join(parts)
 
 
-def _verdicts(tasks: dict[str, TaskResults], gain: float) -> list[str]:
-    """A line on all tasks, and one below it for each."""
-    lines, wins = [], 0
-    for task in tasks.values():
-        ours, peer = task.best(CANDIDATES, gain), task.best(PEERS, gain)
-        title = task.data["title"]
-        if ours is None or peer is None:
-            who = "TGD does not get" if ours is None else "no peer gets"
-            lines.append(f"    * {title}: {who} there with all seeds.")
-            continue
-        change = task.difference(ours, peer, gain)
-        wins += change.sign == -1
-        times = [task.data["costs"][name]["time"][1] for name in (ours, peer)]
-        lines.append(
-            f"    * {title}: *{ours}* has {_more(change.mean, change.sign)} the best peer, *{peer}* "
-            f"({change.mean:+.3g}, {change.low:+.3g} to {change.high:+.3g}). A step takes {times[0]:.2f} of a full "
-            f"one, the peer's {times[1]:.2f}."
-        )
-    what = f"With {gain:.0%} of what full fine-tuning gains on the new task"
-    return [
-        f"* {what}, TGD has certainly less old error than every peer on {wins} of {len(tasks)} tasks:",
-        *lines,
-    ]
+def verdict(tasks: dict[str, TaskResults]) -> str:
+    """On how many tasks TGD certainly has less old error than every peer."""
+    found = [[_rivals(task, gain)[2] for task in tasks.values()] for gain in GAINS]
+    wins = [sum(change is not None and change.sign == -1 for change in changes) for changes in found]
+    counts = " and ".join(
+        f"on {won} of {len(tasks)} tasks with {gain:.0%} of the gain"
+        for won, gain in zip(wins, GAINS, strict=True)
+    )
+    return (
+        f"**In short.** TGD certainly has less old error than every peer {counts}. The gain is what full fine-tuning "
+        "takes off the new error; the less old error, the less is forgotten. "
+        f"The best of {len(CANDIDATES)} variants of TGD and of {len(PEERS)} peers are chosen on validation data, and "
+        "the errors are those on test data."
+    )
+
+
+def verdict_table(tasks: dict[str, TaskResults]) -> str:
+    """The best of TGD beside the best peer."""
+    header = ["", "best of TGD: old error", "best peer: old error", "difference", "time of a step: TGD, peer"]
+    return markdown(header, [_verdict_row(task, gain) for task in tasks.values() for gain in GAINS])
+
+
+def _verdict_row(task: TaskResults, gain: float) -> list[str]:
+    ours, peer, difference = _rivals(task, gain)
+    row = [f"{task.data['title']}, {gain:.0%}"]
+    for name in (ours, peer):
+        errors = None if name is None else task.at_gain(name, gain)
+        row.append("none gets there" if errors is None else f"*{_label(name)}*: {number(errors.old.mean())}")
+    if difference is None:
+        return [*row, "-", "-"]
+    times = [task.data["costs"][name]["time"][1] for name in (ours, peer)]
+    return [*row, change(difference), f"{times[0]:.2f}, {times[1]:.2f}"]
+
+
+def _label(name: str) -> str:
+    """The method's name, with what it leaves unsaid."""
+    return f"TGD {INGREDIENT_LABELS[name]}" if METHODS[name].group == "ingredient" else name
+
+
+def _rivals(task: TaskResults, gain: float) -> tuple[str | None, str | None, Difference | None]:
+    """The best of ours, the best peer, and the old error of ours less that of the peer."""
+    ours, peer = task.best(CANDIDATES, gain), task.best(PEERS, gain)
+    if ours is None or peer is None:
+        return ours, peer, None
+    return ours, peer, task.difference(ours, peer, gain)
 
 
 def _why(tasks: dict[str, TaskResults]) -> str:
@@ -108,40 +145,29 @@ def _why(tasks: dict[str, TaskResults]) -> str:
     )
 
 
-def _more(mean: float, sign: int | None) -> str:
-    if not sign:
-        return "about as much old error as"
-    return "less old error than" if mean < 0 else "more old error than"
+def gain_table(tasks: dict[str, TaskResults]) -> str:
+    """Gain and loss at the best step, as shares of those of full fine-tuning."""
+    rows = [[name, *(_gain_and_loss(task, name) for task in tasks.values())] for name in GAIN_ROWS]
+    return markdown(["gain (loss)", *(task.data["title"] for task in tasks.values())], rows)
 
 
-def _best_step(tasks: dict[str, TaskResults]) -> str:
-    """How much of full fine-tuning's gain the documented recipe reaches, wherever that is."""
-    parts = []
-    for task in tasks.values():
-        untouched, full = task.untouched()[1], task.stopped(FULL).new.mean()
-        ours = task.stopped(REFERENCE).new.mean()
-        parts.append(f"{(untouched - ours) / (untouched - full):.0%} ({task.data['title']})")
-    return f"Of what full fine-tuning gains on the new task at its best step, *{REFERENCE}* gains {', '.join(parts)}."
+def _gain_and_loss(task: TaskResults, name: str) -> str:
+    if name not in task.data["methods"]:
+        return "-"
+    untouched, full, found = np.array(task.untouched()), task.stopped(FULL), task.stopped(name)
+    ours, all_ = (np.array([errors.old.mean(), errors.new.mean()]) - untouched for errors in (found, full))
+    loss = f"{ours[0] / all_[0]:.0%}" if all_[0] > 0 else "-"
+    return f"{ours[1] / all_[1]:.0%} ({loss})"
 
 
 def flows(tasks: dict[str, TaskResults]) -> str:
     """Which gradient learns most per time, at 25 %."""
-    gained, best = [], {"masked": 0, "sampled": 0, "full": 0}
-    for task in tasks.values():
-        untouched, full = task.untouched()[1], task.stopped(FULL).new.mean()
-        shares = {
-            flow: (untouched - task.stopped(name).new.mean()) / (untouched - full)
-            for flow, name in FLOWS.items()
-        }
-        gained.append(
-            f"{shares['masked']:.0%}, {shares['sampled']:.0%} and {shares['full']:.0%} ({task.data['title']})"
-        )
-        best[fastest(task)] += 1
+    best = Counter(fastest(task) for task in tasks.values())
     left_out = " So sampled flow is not part of the library." if best["sampled"] < NEEDED else ""
     return (
-        f"At 25%, masked, sampled and full flow gain {'; '.join(gained)} of what full fine-tuning gains. In the time "
-        f"that masked flow takes for all its steps, full flow has the lowest new error on {best['full']}, sampled on "
-        f"{best['sampled']} and masked on {best['masked']} of {len(tasks)} tasks.{left_out}"
+        "*Which gradient.* At 25%, in the time that masked flow takes for all its steps, full flow has the lowest new "
+        f"error on {best['full']}, sampled on {best['sampled']} and masked on {best['masked']} of {len(tasks)} tasks."
+        f"{left_out}"
     )
 
 
@@ -172,25 +198,13 @@ def choice(tasks: dict[str, TaskResults]) -> str:
         kse, random = task.stopped(REFERENCE), task.stopped("by random")
         new, old = over_seeds(kse.new, random.new), over_seeds(kse.old, random.old)
         words.append(f"{task.data['title']}: new {_word(new.sign)}, old {_word(old.sign)}")
-    return f"Filters chosen by the lowest KSE, against random ones at equal share: {'; '.join(words)}."
+    return (
+        f"*Which filters.* Chosen by the lowest KSE, against random ones at equal share: {'; '.join(words)}."
+    )
 
 
 def _word(sign: int | None) -> str:
     return {1: "worse", -1: "better"}.get(sign or 0, "no different")
-
-
-def _keep(tasks: dict[str, TaskResults]) -> str:
-    parts = []
-    for task in tasks.values():
-        plain, keep = task.stopped(REFERENCE), task.stopped(f"{REFERENCE} + Keep")
-        untouched = task.untouched()
-        rise = [found.old.mean() - untouched[0] for found in (plain, keep)]
-        gain = [untouched[1] - found.new.mean() for found in (plain, keep)]
-        parts.append(
-            f"{task.data['title']}: the old error rises by {rise[1]:.3g} instead of {rise[0]:.3g}, the new one "
-            f"falls by {gain[1]:.3g} instead of {gain[0]:.3g}"
-        )
-    return f"What Keep changes for *{REFERENCE}*, at the best step: {'; '.join(parts)}."
 
 
 def at_the_edge(tasks: dict[str, TaskResults]) -> str:
@@ -204,48 +218,28 @@ def at_the_edge(tasks: dict[str, TaskResults]) -> str:
 
 
 def recipe(tasks: dict[str, TaskResults]) -> str:
-    """Which mixture of share, distillation and last layer has the least old error on validation data."""
+    """Whether one mixture of share, distillation and last layer has the least old error on most tasks."""
     parts = []
     for gain in GAINS:
-        best = [task.best(RECIPES, gain) for task in tasks.values()]
-        counts = Counter(name for name in best if name is not None)
-        name, count = counts.most_common(1)[0] if counts else ("none", 0)
-        each = "; ".join(f"{task.data['title']}: {_beside_peers(task, gain)}" for task in tasks.values())
-        verdict = (
-            f"*{_recipe(name)}* is the best on {count} of {len(tasks)} tasks"
-            if count >= MOST
-            else f"no recipe is the best on {MOST} of {len(tasks)} tasks"
+        best = Counter(task.best(RECIPES, gain) for task in tasks.values())
+        del best[None]
+        name, count = best.most_common(1)[0] if best else ("none", 0)
+        who = f"*{RECIPE_LABELS[name]}*" if count >= MOST else "none"
+        parts.append(
+            f"with {gain:.0%} of the gain, {who} is the best on {max(count, MOST)} of {len(tasks)} tasks"
         )
-        parts.append(f"With {gain:.0%} of the gain, {verdict} ({each}).")
-    reached = {
-        method.name: sum(task.at_gain(method.name, GAINS[0]) is not None for task in _with(tasks, method))
+    reached = Counter(
+        method.name
+        for task in tasks.values()
         for method in RECIPES
-    }
-    most = max(reached.values())
-    there = ", ".join(f"*{_recipe(name)}*" for name, count in reached.items() if count == most)
-    parts.append(f"Those that get to {GAINS[0]:.0%} on most tasks, {most} of {len(tasks)}: {there}.")
-    for task in tasks.values():
-        tried = sum(method in task.methods for method in RECIPES)
-        if tried < len(RECIPES):
-            parts.append(f"On {task.data['title']} only {tried} of the {len(RECIPES)} were tried.")
-    return " ".join(parts)
-
-
-def _beside_peers(task: TaskResults, gain: float) -> str:
-    """The best recipe, and its old error less that of the best peer on test data."""
-    ours, peer = task.best(RECIPES, gain), task.best(PEERS, gain)
-    if ours is None or peer is None:
-        return _recipe(ours)
-    change = task.difference(ours, peer, gain)
-    return f"{_recipe(ours)}, {_more(change.mean, change.sign)} *{peer}*"
-
-
-def _with(tasks: dict[str, TaskResults], method: Method) -> list[TaskResults]:
-    return [task for task in tasks.values() if method in task.methods]
-
-
-def _recipe(name: str | None) -> str:
-    return "none gets there" if name is None else RECIPE_LABELS[name]
+        if method in task.methods and task.at_gain(method.name, GAINS[0]) is not None
+    )
+    most = max(reached.values(), default=0)
+    there = ", ".join(f"*{RECIPE_LABELS[name]}*" for name, count in reached.items() if count == most)
+    return (
+        f"*Which recipe.* Of {len(RECIPES)} mixtures of budget, distillation (*Keep*, with its weight) and last layer, "
+        f"{'; '.join(parts)}. On most tasks, {most} of {len(tasks)}, {there} get to {GAINS[0]:.0%}."
+    )
 
 
 def forgetting(task: TaskResults) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from benchmarks.adapt import findings
 from benchmarks.adapt.advice import STEPS, against_long_runs
 from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
 from benchmarks.adapt.figures import draw
+from benchmarks.adapt.findings import INGREDIENT_LABELS
 from benchmarks.adapt.methods import CHOICES, INGREDIENTS, OURS, PEERS, REFERENCE, SHARES, Method
+from benchmarks.adapt.numbers import change, number, with_interval
 from benchmarks.measuring import RESULTS
-from tgd_kit.report.markdown import interval, markdown
+from tgd_kit.report.markdown import markdown
 from tgd_kit.runs.files import write_text
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,10 +101,6 @@ README_ROWS = {
     "TGD masked 25 %": "TGD 25%, the paper's masked flow",
     REFERENCE: "TGD 25%",
     f"{REFERENCE} + Keep": "TGD 25%, with distillation (Keep)",
-}
-INGREDIENT_LABELS = findings.RECIPE_LABELS | {
-    "Keep 3": "25%, Keep 3",
-    "Keep, two rounds": "25%, Keep 1, and new masks after half of the steps",
 }
 KEEP_ROWS = (REFERENCE, "Keep 0.3", f"{REFERENCE} + Keep", "last layer", "Keep 0.3, last layer")
 TASK = """\
@@ -301,21 +298,9 @@ def advice_table(tasks: dict[str, TaskResults]) -> str:
     rows = []
     for task in tasks.values():
         best, more = against_long_runs(task)
-        shown = "does not get there" if more is None else interval(more, "+.3g")
+        shown = "does not get there" if more is None else change(more)
         rows.append([task.data["title"], task.data["advice"]["method"] or "nothing", best or "none", shown])
     return markdown(["", "`advise`", "long runs", "more old error"], rows)
-
-
-def with_interval(values: Sequence[float] | Any) -> str:
-    """Mean and half width of the 95% interval."""
-    found = over_seeds(values, 0.0)
-    half = found.high - found.mean
-    return number(found.mean) if math.isnan(half) else f"{number(found.mean)} ± {number(half)}"
-
-
-def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:#.3g}".rstrip(".")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ cores. Beside that stand the scores of networks that wheels ship.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tgdsurgery import plan_tgd
 
 FILE = RESULTS / "slack.json"
 IMAGE = Path(__file__).parent.parent.parent / "docs" / "images" / "adapt_slack.png"
-WHEELS = {
+WHEELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "CREPE *tiny*": lambda: (pitch.crepe("tiny"), torch.zeros(2, pitch.FRAME)),
     "CREPE *full*": lambda: (pitch.crepe("full"), torch.zeros(2, pitch.FRAME)),
     "RapidOCR, direction": lambda: (

@@ -14,8 +14,10 @@ from benchmarks.adapt import advice, findings, methods, run, study
 from benchmarks.adapt import slack as slack_study
 from benchmarks.adapt.analysis import TaskResults
 from benchmarks.adapt.findings import slack, slack_section
+from benchmarks.adapt.numbers import change
 from benchmarks.adapt.page import FILE, ROOT, keep_table, page, readme_table
 from tests.adapt import toy
+from tgd_kit.report.statistics import Difference
 
 KEPT = (
     "full fine-tuning",
@@ -67,7 +69,7 @@ def test_the_study_runs_through_and_goes_on(results: dict[str, Any]) -> None:
     costs = task.data["costs"]
     assert costs["full fine-tuning"]["time"] == [1.0, 1.0, 1.0]
     assert costs["TGD full 25 %"]["trained"] < costs["full fine-tuning"]["trained"]
-    assert "Keep 3" not in costs
+    assert "by random" not in costs
 
 
 def points(*errors: tuple[float, float]) -> list[dict[str, Any]]:
@@ -115,9 +117,55 @@ def recipe_task(title: str, *old: float) -> TaskResults:
 def test_the_recipe_is_the_best_of_three_tasks() -> None:
     tasks = {str(i): recipe_task(f"T{i}", 5, 4, i) for i in range(4)}
     assert "*25%, Keep 1* is the best on 4 of 4 tasks" in findings.recipe(tasks)
-    assert "On T0 only 3 of the 12 were tried." in findings.recipe(tasks)
     tasks |= {str(i): recipe_task(f"T{i}", 1, 4, 5) for i in range(2)}
-    assert "no recipe is the best on 3 of 4 tasks" in findings.recipe(tasks)
+    assert "none is the best on 3 of 4 tasks" in findings.recipe(tasks)
+
+
+def rivals(*old: float) -> TaskResults:
+    """Two seeds in which TGD ends with the first two old errors, and full fine-tuning with the others."""
+    ours, full = ([[{**points((error, 2))[0]}] for error in pair] for pair in (old[:2], old[2:]))
+    found = {"full fine-tuning": full, "50 %, Keep, last layer": ours}
+    return TaskResults(
+        {
+            "title": "T",
+            "untouched": {"validation": (1, 10), "test": (1, 10)},
+            "methods": {name: {"rate": 1e-3, "seeds": seeds} for name, seeds in found.items()},
+            "costs": {name: {"time": [1, 1.5, 2]} for name in found},
+        }
+    )
+
+
+def test_the_verdict_counts_what_is_certain() -> None:
+    tasks = {
+        "won": rivals(1.0, 2.0, 5.0, 6.1),
+        "open": rivals(1.0, 6.0, 5.0, 6.0),
+        "lost": rivals(5, 6.1, 1, 2),
+    }
+    assert "every peer on 1 of 3 tasks with 50% of the gain and on 1 of 3 tasks with 75%" in findings.verdict(
+        tasks
+    )
+    rows = findings.verdict_table(tasks).splitlines()[2::2]
+    ours, full = "*TGD 50%, Keep 1, last layer*", "*full fine-tuning*"
+    assert rows[0] == f"| T, 50% | {ours}: 1.50 | {full}: 5.55 | **-4.05 (-4.69 to -3.41)** | 1.50, 1.50 |"
+    assert rows[1] == f"| T, 50% | {ours}: 3.50 | {full}: 5.50 | -2 (-27 to +23) | 1.50, 1.50 |"
+
+
+def test_gains_and_losses_are_shares_of_those_of_full_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "GAIN_ROWS", ("50 %, Keep, last layer", "LwF"))
+    table = findings.gain_table({"t": rivals(2.0, 2.0, 5.0, 5.0)})
+    assert table.splitlines()[2:] == ["| 50 %, Keep, last layer | 100% (25%) |", "| LwF | - |"]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Difference(-5.04e-05, -0.00168, 0.00157, 0.9, 5), "-0.0001 (-0.0017 to +0.0016)"),
+        (Difference(12.3, 10.1, 14.5, 0.01, 5), "**+12.3 (+10.1 to +14.5)**"),
+        (Difference(1.0, float("nan"), float("nan"), float("nan"), 1), "+1.00"),
+    ],
+)
+def test_digits_follow_the_interval(found: Difference, text: str) -> None:
+    assert change(found) == text
 
 
 def test_whether_a_higher_rate_could_be_better() -> None:
