@@ -9,7 +9,8 @@ from torch import fx, nn
 
 from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import CaptureError, UnsupportedOpError
-from tgdsurgery.mapping.capture import capture, value_at
+from tgdsurgery.mapping.capture import capture
+from tgdsurgery.mapping.fixed import value_at
 from tgdsurgery.mapping.nodes import alias_root, written
 
 

@@ -27,7 +27,8 @@ FLOORS = (
 INSIDE = {
     "mapping": (
         ("labels", "nodes", "state"),
-        ("rules", "exits", "original"),
+        ("rules", "exits", "original", "fixed"),
+        ("recorder",),
         ("capture", "unwritten", "example_inputs"),
         ("propagate",),
         ("collect",),

@@ -22,8 +22,9 @@ from tgdsurgery.core.errors import UnsupportedOpError
 from tgdsurgery.core.norm_statistics import STATISTICS
 from tgdsurgery.core.records import ParameterRows
 from tgdsurgery.core.torch_private import tree_leaves, tree_map_only
-from tgdsurgery.mapping.capture import Capture, value_at
+from tgdsurgery.mapping.capture import Capture
 from tgdsurgery.mapping.exits import refuse_exit
+from tgdsurgery.mapping.fixed import value_at
 from tgdsurgery.mapping.labels import MAX_MEMBERS, LabelTable, TableFullError, any_in, collapse
 from tgdsurgery.mapping.nodes import alias_root, aliases, op_of, place_of, written
 from tgdsurgery.mapping.rules.call import Call, FilterCall, Traced

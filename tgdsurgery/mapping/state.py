@@ -46,3 +46,8 @@ def _may_hold(value: object) -> bool:
 
 def _is_memory(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+
+
+def statistics_of(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The running statistics of norms, by name."""
+    return [(n, buffer) for n, buffer in model.named_buffers() if n.rpartition(".")[2] in STATISTICS]
