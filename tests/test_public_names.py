@@ -94,6 +94,17 @@ def test_all_names_together_pull_in_nothing_heavy():
     assert run.stdout.split() == []
 
 
+def test_folders_are_attributes_and_other_names_are_none():
+    code = """
+import tgdsurgery
+assert tgdsurgery.api.apply_tgd is tgdsurgery.apply_tgd
+assert not hasattr(tgdsurgery, "unknown")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'tgdsurgery' has no attribute 'unknown'"):
+        tgdsurgery.unknown  # noqa: B018
+
+
 @pytest.mark.parametrize("imported", ["tgdsurgery", "tgdsurgery.cli"])
 def test_a_bare_import_does_not_wait_for_torch(imported):
     code = f"import sys, {imported}; assert 'torch' not in sys.modules"
