@@ -22,10 +22,12 @@ def number(value: float) -> str:
 
 
 def with_interval(values: Sequence[float] | Any) -> str:
-    """Mean and half width of the 95% interval."""
+    """Mean and half width of the 95% interval; no interval of one value."""
     found = over_seeds(values, 0.0)
-    half = found.high - found.mean
-    return number(found.mean) if math.isnan(half) else f"{number(found.mean)} ± {number(half)}"
+    if found.n == 1:
+        return number(found.mean)
+    half = "0" if min(values) == max(values) else number(found.high - found.mean)
+    return f"{number(found.mean)} ± {half}"
 
 
 def change(found: Difference) -> str:

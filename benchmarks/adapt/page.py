@@ -37,20 +37,23 @@ Four pretrained networks are adapted to new data. Each method has Adam at a cons
 tenth of the steps; batch norms keep their running statistics, in TGD those of frozen channels. A method's rate is the
 one of the task's rates with the lowest new error on validation data, in one run with a seed of its own. Then it is run
 with {seeds} other seeds, which draw the small set of new data, its order, and what the method draws. ± is the half
-width of the 95% interval over the seeds. Validation and test data are the same for all seeds, so the intervals do not
-say how much other test data would change. Old data are used to measure, never to train.
+width of the 95% interval over the seeds, and bold differences are those whose interval does not contain 0. Validation
+and test data are the same for all seeds, so the intervals do not say how much other test data would change. Old data
+are used to measure, never to train.
 
 {edge}
 
 * *Best step*: where the new error on validation data was lowest, of three points along the steps; errors on test data.
 * *Old error at 50% (75%) of the gain*: the gain is what full fine-tuning takes off the new error. Of the points along
   the steps, and that at the end with half of the change (`load_delta(..., scale=0.5)`), the one with the lowest old
-  error whose new error is there, both on validation data; errors on test data. A dash: some seed does not get there.
+  error among those that have gained as much, both on validation data; errors on test data. A dash: some seed does not
+  get there.
   This compares methods where they have learned as much.
 * *Best of all rates and steps*, in the figures: the points of the runs that looked for the rate, on test data, that no
   other point of the method beats on both kinds of data.
-* *Time*, *memory*: of a step, over those of full fine-tuning, taking turns on one core. *Stored*: the file that holds
-  what changed.
+* *Trained*: parameters, over those of the network; low-rank factors can be more than that. *Time*, *memory*: of a step,
+  over those of full fine-tuning, taking turns on one core. *Stored*: what changed; TGD's file also holds its plan and
+  the checks of the base, which count in a small network.
 * *Keep*: distillation of the untouched network's outputs on the new inputs, with weight 1, as in *LwF*
   (`tgd_kit.training.distillation`). *TGD n %*: a budget of that share of the filters' parameters.
 * *Sampled*: the input gradient of each convolution comes from a quarter of its channels, drawn anew in each step; an
@@ -88,7 +91,7 @@ others that of *{reference}*.
 
 [`tgd advise`](cli.md#look-before-you-leap) was asked with the tasks' validation data: trials of {advice_steps} steps.
 Beside it, the best of what it tries by the long runs: the lowest old error at half of full fine-tuning's gain, chosen
-on validation data. The difference is in old error on test data, with the 95% interval over the seeds.
+on validation data. The difference is in old error on test data, with the 95% interval over the seeds. {agreement}
 
 {advice}
 {slack}"""
@@ -170,6 +173,7 @@ def page(setting: dict[str, str], tasks: dict[str, TaskResults], slack: str) -> 
         ingredients=f"{ingredient_table(tasks)}\n\n{findings.recipe(tasks)}",
         default=default_table(tasks),
         advice=advice_table(tasks),
+        agreement=agreement(tasks),
         advice_steps=STEPS[setting["profile"]],
         slack=slack,
     )
@@ -298,9 +302,24 @@ def advice_table(tasks: dict[str, TaskResults]) -> str:
     rows = []
     for task in tasks.values():
         best, more = against_long_runs(task)
-        shown = "does not get there" if more is None else change(more)
+        shown = "its choice does not get there" if more is None else change(more)
         rows.append([task.data["title"], task.data["advice"]["method"] or "nothing", best or "none", shown])
     return markdown(["", "`advise`", "long runs", "more old error"], rows)
+
+
+def agreement(tasks: dict[str, TaskResults]) -> str:
+    """How often `advise` says what the long runs say."""
+    found = [(task.data["advice"]["method"], *against_long_runs(task)) for task in tasks.values()]
+    same = sum(chosen == best for chosen, best, _ in found)
+    more = sum(
+        chosen != best and difference is not None and difference.sign == 1
+        for chosen, best, difference in found
+    )
+    short = sum(chosen is not None and difference is None for chosen, _, difference in found)
+    return (
+        f"They agree on {same} of {len(tasks)} tasks. Elsewhere the choice of `advise` certainly has more old error on "
+        f"{more}, and does not get there with all seeds on {short}."
+    )
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_the_recipe_is_the_best_of_three_tasks() -> None:
     tasks = {str(i): recipe_task(f"T{i}", 5, 4, i) for i in range(4)}
     assert "*25%, Keep 1* is the best on 4 of 4 tasks" in findings.recipe(tasks)
     tasks |= {str(i): recipe_task(f"T{i}", 1, 4, 5) for i in range(2)}
-    assert "none is the best on 3 of 4 tasks" in findings.recipe(tasks)
+    assert "no single one is the best on 3 or more tasks with 50%" in findings.recipe(tasks)
 
 
 def rivals(*old: float) -> TaskResults:
@@ -144,6 +144,11 @@ def test_the_verdict_counts_what_is_certain() -> None:
     assert "every peer on 1 of 3 tasks with 50% of the gain and on 1 of 3 tasks with 75%" in findings.verdict(
         tasks
     )
+    close = rivals(1.0, 2.0, 5.0, 6.1)
+    close.data["methods"]["LwF"] = {"rate": 1e-3, "seeds": [[points((error, 2))[0]] for error in (1.5, 9)]}
+    assert "every peer on 0 of 1 tasks" in findings.verdict(
+        {"t": TaskResults(close.data)}
+    )  # best peer or not
     rows = findings.verdict_table(tasks).splitlines()[2::2]
     ours, full = "*TGD 50%, Keep 1, last layer*", "*full fine-tuning*"
     assert rows[0] == f"| T, 50% | {ours}: 1.50 | {full}: 5.55 | **-4.05 (-4.69 to -3.41)** | 1.50, 1.50 |"
