@@ -45,6 +45,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(study, "METHODS", kept)
     monkeypatch.setattr(study.cost, "METHODS", kept)
     monkeypatch.setattr(study, "TASKS", ("toy",))
+    monkeypatch.setattr(advice, "SHARES", (25,))  # of those, all are kept
     out = ["--profile", "tiny", "--out", str(tmp_path), "--workers", "1"]
     done = CliRunner().invoke(study.main, out, catch_exceptions=False)
     assert done.exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tgdsurgery import Advice
+from tgdsurgery.storage.checkpoints import write_state_dict
 
 TASK = """
 import torch
@@ -29,6 +30,16 @@ def fails(net):
 
 def number():
     return 3
+
+def as_number(outputs, targets):
+    return loss(outputs, targets).item()
+
+def ends():
+    yield from batches()
+    raise ValueError("no file")
+
+def wide():
+    return [(X.expand(-1, 3, -1, -1), torch.ones(4, 3))]
 """
 FUNCTIONS = {"--batches": "batches", "--loss": "loss", "--evaluate-old": "old", "--evaluate-new": "new"}
 
@@ -59,14 +70,26 @@ def test_the_advice_is_shown_and_written(folder, network, command, tgd):
     [
         ({"evaluate_old": "fails"}, "task.py:fails failed: KeyError: 'image'."),
         ({"batches": "number"}, "task.py:number returned int."),
-        ({"batches": "loss"}, "task.py:loss failed: loss() missing 2 required"),
+        ({"batches": "loss"}, "task.py:loss failed: TypeError: loss() missing 2 required"),
         ({"batches": "none"}, "task.py has no 'none'."),
+        ({"batches": "ends"}, "task.py:ends failed: ValueError: no file."),
+        ({"batches": "wide"}, "The model's forward failed on a batch: RuntimeError: "),
+        (
+            {"loss": "old"},
+            "task.py:old failed: TypeError: old() takes 1 positional argument but 2 were given. It is the loss: "
+            "called with the outputs and the targets of a batch, it returns a scalar tensor",
+        ),
+        (
+            {"loss": "as_number"},
+            "loss returned no tensor but float. It is called with the outputs and the targets",
+        ),
     ],
 )
 def test_bad_functions_are_one_line_and_write_nothing(folder, command, tgd, other, message):
     result = tgd(*command(**other), "-o", "advice.json")
     assert result.exit_code == 2
     assert message in result.stderr
+    assert result.stderr.count("\n") == 1
     assert not (folder / "advice.json").exists()
 
 
@@ -80,3 +103,16 @@ def test_what_is_read_is_not_replaced(command, tgd):
     result = tgd(*command(), "-o", "task.py")
     assert result.exit_code == 2
     assert "would be replaced" in result.stderr
+
+
+def test_weights_of_nan_are_named(folder, network, command, tgd):
+    state = network.state_dict()
+    state["norm.running_mean"][1] = float("nan")
+    write_state_dict(state, folder / "nan.pt")
+    result = tgd(*command(), "--checkpoint", "nan.pt")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: 'norm.running_mean' of the model has NaN. Load weights that are finite.\n"
+
+
+def test_the_help_says_what_shares_look_like(tgd):
+    assert "--shares SHARE,SHARE,..." in tgd("advise", "--help").output

@@ -5,63 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
-from tgdsurgery.core.plan import Flow
+from tgdsurgery.advice.records import Errors, Method, Trial
 from tgdsurgery.core.reading import read_record
 from tgdsurgery.core.tables import as_text, histogram, table
+from tgdsurgery.sweep.result import SweepResult
 
-ADVICE_FORMAT = "tgdsurgery-advice-1"
+ADVICE_FORMAT = "tgdsurgery-advice-2"
+DERIVED = ("text", "target", "chosen", "slack")  # in JSON for readers
 WIDTH = 110  # of the text, as of tables
 LOW = 0.3  # the paper's phi, below which 51 % of its network's scores lie
-Method = Literal["TGD", "full fine-tuning", "LoRA"]
-
-
-@dataclass(frozen=True)
-class Errors:
-    """What the user's functions say of a network.
-
-    Args:
-        old: error on old data.
-        new: error on new data.
-    """
-
-    old: float
-    new: float
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A short training.
-
-    Args:
-        method: TGD, or what it is compared with.
-        flow: of TGD, else None.
-        share: TGD's budget, else None.
-        rate: of Adam.
-        trained: how many parameters were trained.
-        seconds: CPU seconds of a step, the median; only ratios mean something.
-        points: errors at a third, two thirds and all of the steps.
-    """
-
-    method: Method
-    flow: Flow | None
-    share: float | None
-    rate: float
-    trained: int
-    seconds: float
-    points: tuple[Errors, ...]
-
-    @property
-    def name(self) -> str:
-        """As in tables."""
-        return self.method if self.share is None else f"TGD, {self.share:.0%}, {self.flow} flow"
-
-    def at(self, target: float) -> Errors | None:
-        """The point with the lowest old error whose new error is at most `target`; None if there is none."""
-        reached = [point for point in self.points if point.new <= target]
-        return min(reached, key=lambda point: point.old) if reached else None
+GAIN = 0.5  # of what full fine-tuning gains: where the methods are compared
+ALIKE = 0.02  # relative difference of old errors that a short trial cannot tell
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -72,14 +31,10 @@ class Advice:
         untouched: errors of the network as it is.
         steps: of each trial.
         trials: all of them.
-        histogram: how many scores lie in each tenth of [0, 1].
-        low: share of the scores below 0.3.
-        slack: the largest phi tried below which all channels can be left out for at most `tolerance` more old error;
-            None if there is none.
-        tolerance: see there.
-        target: the new error at which the trials are compared: half of what full fine-tuning gained is gained there.
-            None if full fine-tuning gained nothing.
-        chosen: the number of the trial that is recommended; None if none is.
+        histogram: how many scores of filters lie in each tenth of [0, 1].
+        low: share of these scores below 0.3.
+        sweep: what it costs the old task to leave out the channels below each phi; None where the untouched network
+            has an old error of 0, over which nothing rises by a share.
     """
 
     untouched: Errors
@@ -87,15 +42,55 @@ class Advice:
     trials: tuple[Trial, ...]
     histogram: tuple[int, ...]
     low: float
-    slack: float | None
-    tolerance: float
-    target: float | None
-    chosen: int | None
+    sweep: SweepResult | None
+
+    @property
+    def target(self) -> float | None:
+        """The new error at which the trials are compared; None if full fine-tuning gains nothing.
+
+        It has half of what full fine-tuning gains at the end of its best trial.
+        """
+        lowest = self._ending_lowest()["full fine-tuning"].last.new
+        target = self.untouched.new - GAIN * (self.untouched.new - lowest)
+        return target if target < self.untouched.new else None
+
+    @property
+    def old_at_target(self) -> tuple[float | None, ...]:
+        """The old error of each trial at the target, see `Trial.old_at`; None if it ends above the target."""
+        target = self.target
+        return tuple(
+            None if target is None else trial.old_at(target, self.untouched) for trial in self.trials
+        )
+
+    @property
+    def chosen(self) -> int | None:
+        """The number of the trial that is recommended; None if none is.
+
+        It has the lowest old error at the target. TGD's lowest counts as that if it is at most 2 % above.
+        """
+        lowest, ours = self._lowest(METHODS), self._lowest(["TGD"])
+        if lowest is None:
+            return None
+        if ours is None or ours[0] > lowest[0] + ALIKE * abs(lowest[0]):
+            return lowest[1]
+        return ours[1]
 
     @property
     def best(self) -> Trial | None:
         """The trial that is recommended."""
         return None if self.chosen is None else self.trials[self.chosen]
+
+    @property
+    def slack(self) -> float | None:
+        """The largest phi tried below which there are channels, and all can be left out at little cost; or None.
+
+        Little is at most 5 % more old error, also at all smaller ones.
+        """
+        if self.sweep is None:
+            return None
+        left_out = {row.phi: row.dropped for row in self.sweep.rows}
+        proposed = self.sweep.proposed
+        return proposed if proposed is not None and left_out[proposed] > 0 else None
 
     @property
     def text(self) -> str:
@@ -104,7 +99,8 @@ class Advice:
 
     def to_json(self) -> str:
         """The advice as JSON text; `Advice.from_json` reads it back to an equal one."""
-        return json.dumps({"format": ADVICE_FORMAT, "text": self.text, **dataclasses.asdict(self)}, indent=1)
+        derived = {name: getattr(self, name) for name in DERIVED}
+        return json.dumps({"format": ADVICE_FORMAT, **derived, **dataclasses.asdict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Advice:
@@ -114,57 +110,97 @@ class Advice:
             PlanError: the text is not JSON, or no advice of this format.
         """
         remedy = "Write one with `tgd advise ... -o advice.json`."
-        return read_record(cls, text, ADVICE_FORMAT, "an advice", remedy, derived=("text",))
+        return read_record(cls, text, ADVICE_FORMAT, "an advice", remedy, derived=DERIVED)
 
     def __str__(self) -> str:
         full = next(trial for trial in self.trials if trial.method == "full fine-tuning")
         rows = [("untouched", "", "", "", f"{self.untouched.new:.4g}", f"{self.untouched.old:.4g}", "")]
-        for trial in self.trials:
-            at = None if self.target is None else trial.at(self.target)
+        for trial, at_target in zip(self.trials, self.old_at_target, strict=True):
             name = f"{trial.name} *" if trial is self.best else trial.name
-            last = trial.points[-1]
             cells = (f"{trial.rate:g}", f"{trial.trained:,}", f"{trial.seconds / full.seconds:.2f}")
-            old = "-" if at is None else f"{at.old:.4g}"
-            rows.append((name, *cells, f"{last.new:.4g}", f"{last.old:.4g}", old))
+            errors = (f"{trial.last.new:.4g}", f"{trial.last.old:.4g}", _shown(at_target, "-"))
+            rows.append((name, *cells, *errors))
         columns = ("", "rate", "trained", "time", "new", "old", "old at target")
-        target = "" if self.target is None else f" Target: a new error of {self.target:.4g}."
-        caption = (
-            f"Errors after {self.steps} steps; time of a step over that of full fine-tuning.{target}\n"
-            f"KSE from 0 to 1: {histogram(self.histogram)}"
-        )
-        shown = as_text(table(columns, rows, title="Trials", caption=caption))
+        shown = as_text(table(columns, rows, title="Trials", caption=self._caption()))
         return f"{shown}\n\n{textwrap.fill(self.text, WIDTH, break_on_hyphens=False)}"
+
+    def _caption(self) -> str:
+        lines = [f"Errors after {self.steps} steps; time of a step over that of full fine-tuning."]
+        if self.target is not None:
+            lines += [
+                f"Old at target: where the new error first is {self.target:.4g}, between measured points; "
+                "- if it ends above.",
+                f"* recommended: the lowest old error at the target, or TGD's if that is at most {ALIKE:.0%} above.",
+            ]
+        return "\n".join([*lines, f"KSE of the filters from 0 to 1: {histogram(self.histogram)}"])
+
+    def _ending_lowest(self) -> dict[Method, Trial]:
+        """Of each method that was tried, the trial with the lowest new error at its end."""
+        falling = sorted(self.trials, key=lambda trial: trial.last.new, reverse=True)
+        found = {trial.method: trial for trial in falling}  # the last one stays
+        return {method: found[method] for method in METHODS if method in found}
+
+    def _lowest(self, methods: Collection[Method]) -> tuple[float, int] | None:
+        """The lowest old error at the target among the trials of some methods, and the number of its trial."""
+        at_target = zip(self.trials, self.old_at_target, strict=True)
+        found = [
+            (old, number)
+            for number, (trial, old) in enumerate(at_target)
+            if old is not None and trial.method in methods
+        ]
+        return min(found, default=None)
 
     def _what(self) -> str:
         best = self.best
         if best is None:
-            return f"Do not adapt like this: in {self.steps} steps no method lowered the new error."
+            return (
+                f"Do not adapt like this: in {self.steps} steps full fine-tuning did not lower the new error."
+            )
         if best.method == "TGD":
             call = f"apply_tgd(model, budget={best.share:g}, flow={best.flow!r})"
             return f"Use TGD: {call}, with a learning rate of about {best.rate:g}."
-        return f"Use {best.method}, with a learning rate of about {best.rate:g}: TGD did not do as well here."
+        ours, lowest = self._lowest(["TGD"]), self._lowest([best.method])
+        reason = (
+            "no trial of TGD ends at the target or below"
+            if ours is None or lowest is None
+            else f"its old error at the target is {lowest[0]:.4g}, that of TGD {ours[0]:.4g}"
+        )
+        return f"Use {best.method}, with a learning rate of about {best.rate:g}: {reason}."
 
     def _why(self) -> str:
-        if self.target is None:
-            return f"Full fine-tuning left it at {self.untouched.new:.4g} or above at every rate."
-        parts = []
-        for method in ("TGD", "full fine-tuning", "LoRA"):
-            found = [
-                point for trial in self.trials if trial.method == method and (point := trial.at(self.target))
-            ]
-            if any(trial.method == method for trial in self.trials):
-                lowest = f"{min(point.old for point in found):.4g}" if found else "not reached"
-                parts.append(f"{method} {lowest}")
+        return self._no_gain() if self.target is None else self._at_target()
+
+    def _no_gain(self) -> str:
+        ends = ", ".join(f"{method} {trial.last.new:.4g}" for method, trial in self._ending_lowest().items())
+        return f"It was {self.untouched.new:.4g}, and at the end of the best trial of each method: {ends}."
+
+    def _at_target(self) -> str:
+        found = {method: self._lowest([method]) for method in self._ending_lowest()}
+        parts = [f"{method} {_shown(at and at[0], 'not reached')}" for method, at in found.items()]
         return (
             f"With half of full fine-tuning's gain on new data (error {self.untouched.new:.4g} to {self.target:.4g}), "
             f"the old error goes from {self.untouched.old:.4g} to: {', '.join(parts)}."
         )
 
     def _slack(self) -> str:
-        share = f"{self.low:.0%} of the scores lie below {LOW:g}"
+        share = f"{self.low:.0%} of the filters' scores lie below {LOW:g}"
+        if self.sweep is None:
+            return (
+                "Slack was not measured: the old error of the untouched network is 0, and there is no relative rise "
+                f"over 0; {share}."
+            )
+        rows = [row for row in self.sweep.rows if row.dropped > 0]
+        if not rows:
+            return f"There is no slack to measure: no channel has a score below {self.sweep.rows[-1].phi:g}."
+        row = next((row for row in rows if row.phi == self.slack), rows[0])
+        left_out = f"all channels below {row.phi:g} ({row.dropped:.1%} of the parameters) are left out"
         if self.slack is None:
-            return f"The network has no slack: {share}, and leaving out any of them costs the old task."
-        return (
-            f"The network has slack: {share}, and all channels below {self.slack:g} can be left out for at most "
-            f"{self.tolerance:.0%} more old error."
-        )
+            return (
+                f"No slack was found: {share}, and the old error rises by {row.change:.1%}, more than "
+                f"{self.sweep.tolerance:.0%}, where {left_out}."
+            )
+        return f"The network has slack: {share}, and the old error changes by {row.change:+.1%} where {left_out}."
+
+
+def _shown(value: float | None, missing: str) -> str:
+    return missing if value is None else f"{value:.4g}"

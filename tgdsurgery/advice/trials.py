@@ -13,20 +13,21 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tgdsurgery.advice.result import Errors, Method, Trial
+from tgdsurgery.advice.records import Errors, Method, Trial
 from tgdsurgery.api import apply_tgd, plan_tgd
 from tgdsurgery.core.arguments import Arguments, as_arguments
 from tgdsurgery.core.copying import own_randomness
-from tgdsurgery.core.errors import PlanError, PlanWarning
-from tgdsurgery.core.measuring import measured
+from tgdsurgery.core.errors import CaptureError, PlanError, PlanWarning, TGDError
+from tgdsurgery.core.measuring import FINITE, measured
 from tgdsurgery.core.plan import Flow, TGDPlan
 from tgdsurgery.core.torch_private import BatchNorm
 
 Evaluate = Callable[[nn.Module], Any]
 LORA_RANK = 8
 MARKS = (1 / 3, 2 / 3, 1.0)  # of the steps, at which a network is measured
+DIVERGED = "It was finite for the untouched network: give fewer steps, or a loss that does not diverge."
 WARM_UP = 0.1  # of the steps, in which the rate rises
 
 
@@ -37,6 +38,9 @@ class Way:
     method: Method
     flow: Flow | None = None
     share: float | None = None
+
+
+FULL = Way("full fine-tuning")
 
 
 class Trials:
@@ -63,12 +67,12 @@ class Trials:
         evaluate_new: Evaluate,
         steps: int,
     ) -> None:
-        self.model, self.loss, self.steps = model, loss, steps
-        self._evaluate = (evaluate_old, evaluate_new)
+        self.model, self.steps = model, steps
+        self._criterion = loss
+        self._evaluations = {"evaluate_old": evaluate_old, "evaluate_new": evaluate_new}
         self._batches = [_pair(batch) for batch in islice(batches, steps)]
         if not self._batches:
             raise PlanError("batches has none.", "Give (inputs, targets) of the new data to train on.")
-        self.untouched = self.measure(copy.deepcopy(model))
         self._networks: dict[Way, nn.Module] = {}  # mapped once for all rates
 
     @property
@@ -80,14 +84,15 @@ class Trials:
         """A plan of the network, with the scores that all trials use."""
         return plan_tgd(self.model, self.inputs, budget=1.0)
 
-    def measure(self, network: nn.Module) -> Errors:
-        """Old and new error of a network, whose modes stay as they are."""
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        old, new = (measured(evaluate, network, "in a trial") for evaluate in self._evaluate)
-        for module, training in modes:
-            module.training = training
-        return Errors(old, new)
+    def check_loss(self) -> None:
+        """Raise if the loss of the first batch cannot be trained on."""
+        with own_randomness(self.model):
+            self._loss(self._prepared(FULL), *self._batches[0])
+
+    def untouched(self) -> Errors:
+        """Errors of the network as it is."""
+        remedy = f"{FINITE} The weights may be the reason, or the function."
+        return self._measure(copy.deepcopy(self.model), "for the untouched network", remedy)
 
     def run(self, way: Way, rate: float) -> Trial | None:
         """Train a copy in one way, with Adam; None if it leaves nothing to train, as a small share can."""
@@ -105,13 +110,46 @@ class Trials:
                 optimizer.param_groups[0]["lr"] = rate * min(1.0, count / (WARM_UP * self.steps))
                 start = time.process_time()
                 optimizer.zero_grad()
-                self.loss(network(*inputs.args, **inputs.kwargs), targets).backward()
+                self._loss(network, inputs, targets).backward()
                 optimizer.step()
                 seconds.append(time.process_time() - start)
                 if count in marks:
-                    points.append(self.measure(network))
+                    where = f"in a trial of {way.method} at a rate of {rate:g}"
+                    points.append(self._measure(network, where, DIVERGED))
         count = sum(parameter.numel() for parameter in trained)
         return Trial(way.method, way.flow, way.share, rate, count, statistics.median(seconds), tuple(points))
+
+    def _measure(self, network: nn.Module, where: str, remedy: str) -> Errors:
+        """Old and new error of a network, whose modes stay as they are."""
+        modes = [(module, module.training) for module in network.modules()]
+        network.eval()
+        old, new = (
+            measured(evaluate, network, where, name=name, remedy=remedy)
+            for name, evaluate in self._evaluations.items()
+        )
+        for module, training in modes:
+            module.training = training
+        return Errors(old, new)
+
+    def _loss(self, network: nn.Module, inputs: Arguments, targets: Any) -> Tensor:
+        """The loss of a batch, which can be trained on."""
+        try:
+            outputs = network(*inputs.args, **inputs.kwargs)
+        except TGDError:
+            raise
+        except Exception as error:
+            raise CaptureError(
+                f"The model's forward failed on a batch: {type(error).__name__}: {error}.",
+                "The inputs of a batch are a tensor, a tuple of positional arguments or a dict of keyword arguments.",
+            ) from error
+        found = self._criterion(outputs, targets)
+        if isinstance(found, Tensor) and found.numel() == 1 and found.requires_grad:
+            return found
+        raise PlanError(
+            f"loss returned {_described(found)}.",
+            "It is called with the outputs and the targets of a batch, and has to return a scalar tensor that depends "
+            "on the outputs.",
+        )
 
     def _prepared(self, way: Way) -> nn.Module:
         """A copy that trains what the way trains; its batch norms keep their statistics, in all ways alike."""
@@ -155,3 +193,10 @@ def _pair(batch: Any) -> tuple[Arguments, Any]:
     if not isinstance(batch, Sequence) or len(batch) != 2:
         raise PlanError(f"A batch is {type(batch).__name__}.", "Give pairs: inputs and targets.")
     return as_arguments(batch[0]), batch[1]
+
+
+def _described(found: Any) -> str:
+    """What a loss returned, for an error."""
+    if not isinstance(found, Tensor):
+        return f"no tensor but {type(found).__name__}"
+    return f"a tensor of shape {tuple(found.shape)}" if found.numel() != 1 else "a tensor without a gradient"

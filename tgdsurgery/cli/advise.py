@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import click
 from torch import nn
 
 from tgdsurgery import advise
-from tgdsurgery.cli.models import FactoryError, call_evaluation, load_function, load_model
+from tgdsurgery.cli.models import FactoryError, call_evaluation, failures_of, load_function, load_model
 from tgdsurgery.cli.options import ArgumentError, checkpoint_option, debug_option, model_option
 from tgdsurgery.cli.output import progress, refuse_input, say
 from tgdsurgery.core.atomic import replacing
@@ -45,7 +45,12 @@ def parse_shares(value: str) -> list[float]:
 )
 @click.option("--evaluate-new", required=True, metavar=FUNCTION, help="The same for the new task.")
 @click.option(
-    "--shares", type=parse_shares, default="0.1,0.25,0.5", show_default=True, help="Budgets of TGD to try."
+    "--shares",
+    type=parse_shares,
+    metavar="SHARE,SHARE,...",
+    default="0.1,0.25,0.5",
+    show_default=True,
+    help="Budgets of TGD to try.",
 )
 @click.option("--steps", type=int, default=30, show_default=True, help="Steps of each trial.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the advice here, as JSON.")
@@ -76,8 +81,8 @@ def advise_command(
     with nullcontext() if output is None else replacing(output) as temporary:
         advice = advise(
             net,
-            _made(batches),
-            load_function(loss),
+            _batches(batches),
+            _loss(loss),
             evaluate_old=_evaluation(evaluate_old),
             evaluate_new=_evaluation(evaluate_new),
             shares=shares,
@@ -91,17 +96,30 @@ def advise_command(
         click.echo(f"Written to {output}.", err=True)
 
 
-def _made(reference: str) -> Iterable[object]:
-    """What the user's function of batches returns."""
-    try:
+def _batches(reference: str) -> Iterator[object]:
+    """What the user's function of batches returns, one after the other."""
+    with failures_of(reference, "It is called without arguments, and returns pairs of inputs and targets."):
         found = load_function(reference)()
-    except TypeError as error:
-        raise FactoryError(f"{reference} failed: {error}.", "It is called without arguments.") from error
-    if not isinstance(found, Iterable):
-        raise FactoryError(
-            f"{reference} returned {type(found).__name__}.", "It has to return pairs of inputs and targets."
-        )
-    return found
+        if not isinstance(found, Iterable):
+            raise FactoryError(
+                f"{reference} returned {type(found).__name__}.",
+                "It has to return pairs of inputs and targets.",
+            )
+        yield from found
+
+
+def _loss(reference: str) -> Callable[[object, object], object]:
+    function = load_function(reference)
+    remedy = (
+        "It is the loss: called with the outputs and the targets of a batch, it returns a scalar tensor that depends "
+        "on the outputs."
+    )
+
+    def loss(outputs: object, targets: object) -> object:
+        with failures_of(reference, remedy):
+            return function(outputs, targets)
+
+    return loss
 
 
 def _evaluation(reference: str) -> Callable[[nn.Module], object]:

@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -23,8 +24,8 @@ from tgdsurgery.storage.weights import load_weights
 FORM = "Write package.module:factory or path/to/file.py:factory."
 
 
-class EvaluationError(ArgumentError):
-    """The user's evaluation failed."""
+class FunctionError(ArgumentError):
+    """A function of the user failed."""
 
 
 class FactoryError(ArgumentError):
@@ -83,21 +84,33 @@ def load_function(reference: str) -> Callable[..., object]:
     return found
 
 
+@contextmanager
+def failures_of(reference: str, remedy: str) -> Iterator[None]:
+    """Turns what a function of the user raises into one line.
+
+    Args:
+        reference: what the user called it.
+        remedy: what it is called with, and what it returns.
+
+    Raises:
+        FunctionError: it failed.
+    """
+    try:
+        yield
+    except TGDError:
+        raise
+    except Exception as error:
+        raise FunctionError(f"{reference} failed: {type(error).__name__}: {error}.", remedy) from error
+
+
 def call_evaluation(reference: str, evaluate: Callable[[nn.Module], object], network: nn.Module) -> object:
     """What the user's function returns for a network.
 
     Raises:
-        EvaluationError: it failed.
+        FunctionError: it failed.
     """
-    try:
+    with failures_of(reference, "It is called with the network, and returns one number."):
         return evaluate(network)
-    except TGDError:
-        raise
-    except Exception as error:
-        raise EvaluationError(
-            f"{reference} failed: {type(error).__name__}: {error}.",
-            "It is called with the network, and returns one number.",
-        ) from error
 
 
 def example_inputs(model: nn.Module, shapes: Sequence[InputShape]) -> tuple[Tensor, ...] | None:

@@ -11,14 +11,25 @@ from torch import Tensor, nn
 from tgdsurgery.core.copying import own_randomness
 from tgdsurgery.core.errors import PlanError
 
+FINITE = "It has to return one finite number."
 
-def measured(evaluate: Callable[[nn.Module], Any], net: nn.Module, where: str) -> float:
+
+def measured(
+    evaluate: Callable[[nn.Module], Any],
+    net: nn.Module,
+    where: str,
+    *,
+    name: str = "evaluate",
+    remedy: str = FINITE,
+) -> float:
     """The one finite number that `evaluate` returns for a network; every network sees the same random numbers.
 
     Args:
         evaluate: takes the network.
         net: the network.
         where: says in an error which network it was.
+        name: of the function, for an error.
+        remedy: what the user can do then.
 
     Raises:
         PlanError: it returned something else.
@@ -31,4 +42,4 @@ def measured(evaluate: Callable[[nn.Module], Any], net: nn.Module, where: str) -
             return float(value)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         value = found
-    raise PlanError(f"evaluate returned {value!r} {where}.", "It has to return one finite number.")
+    raise PlanError(f"{name} returned {value!r} {where}.", remedy)
