@@ -55,8 +55,7 @@ class Study:
     def __init__(self, folder: Path, profile: Profile, task: str) -> None:
         self.folder, self.profile, self.name = folder, profile, task
         self.task = the_task(task, profile, folder)
-        methods = [method for method in METHODS.values() if self.task.ablations or not method.rate_of]
-        self.methods = [method for method in methods if applies(method, self.task.network)]
+        self.methods = [method for method in METHODS.values() if applies(method, self.task.network)]
 
     def run(self, method: Method, rate: float, seed: int) -> Run:
         """One run of it."""

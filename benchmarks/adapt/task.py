@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+
+AT_ONCE = 16  # inputs that are measured together: few stay in the caches
 
 Split = Literal["validation", "test"]
 Batch = tuple[Tensor, Tensor]  # inputs and targets
@@ -29,7 +32,6 @@ class Task:
         errors: the error of a network in eval mode on the old and on the new data.
         steps: how many steps a run has.
         rates: learning rates for Adam that are worth trying, ascending, a factor of about 3 apart.
-        ablations: whether other choices of filters and single ingredients are tried, too: a third of the runs.
     """
 
     name: str
@@ -43,4 +45,9 @@ class Task:
     errors: Callable[[nn.Module, Split], tuple[float, float]]
     steps: int
     rates: tuple[float, ...]
-    ablations: bool = True
+
+
+def outputs_of(network: nn.Module, inputs: Tensor) -> Tensor:
+    """The network's outputs, a few inputs at a time."""
+    with torch.no_grad():
+        return torch.cat([network(some) for some in inputs.split(AT_ONCE)])

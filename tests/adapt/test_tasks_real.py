@@ -12,6 +12,9 @@ import torch
 from benchmarks.adapt.task import Task
 from benchmarks.adapt.tasks import pitch, text
 from tgdsurgery import plan_tgd
+from tgdsurgery.onnx_graph.ops.pointwise import div
+
+torch.fx.wrap("div")
 
 TASKS = {"torchcrepe": pitch.make, "rapidocr-onnxruntime": text.make}
 
@@ -51,3 +54,15 @@ def test_loss_and_distance_of_a_batch(task: Task) -> None:
 def test_it_takes_tgd(task: Task) -> None:
     plan = plan_tgd(task.network, next(task.batches(1))[0], budget=0.25)
     assert 0.1 < plan.filter_share <= 0.25
+
+
+def test_hardswish_is_put_together_where_the_file_spells_it() -> None:
+    class Spelled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inside = div(x * torch.clip(x + 3.0, 0.0, 6.0), 6.0)
+            return div(inside * torch.clip(inside + 2.0, 0.0, 6.0), 6.0)
+
+    plain, found = torch.fx.symbolic_trace(Spelled()), text.with_hardswish(torch.fx.symbolic_trace(Spelled()))
+    x = torch.linspace(-5, 5, 101)
+    assert torch.equal(found(x), plain(x))
+    assert [node.target for node in found.graph.nodes].count(torch.nn.functional.hardswish) == 1

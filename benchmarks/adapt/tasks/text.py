@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from benchmarks.adapt.task import Batch, Split, Task
+from benchmarks.adapt.task import Batch, Split, Task, outputs_of
 from tgdsurgery import from_onnx
 
 HEIGHT, WIDTH = 48, 192
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmr10", "cmtt10")
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-SIZES = {"tiny": (32, 32, 4), "quick": (256, 160, 40), "full": (1000, 2000, 400)}
+SIZES = {"tiny": (32, 32, 4), "quick": (256, 480, 80), "full": (1000, 2000, 400)}
 ABOUT = """\
 The direction classifier of [RapidOCR](https://pypi.org/project/rapidocr-onnxruntime/) (a MobileNetV3 from an ONNX file,
 {parameters:.3g} million parameters) tells whether a line of text is upright or upside down. Old data: random words in
@@ -49,14 +49,14 @@ def make(profile: str, folder: Path) -> Task:
             wrong(net, *data(split, "new", test)),
         ),
         steps=steps,
-        rates=(3e-4, 1e-3),
-        ablations=profile != "quick",
+        rates=(3e-4, 1e-3, 3e-3),
     )
 
 
 def classifier() -> nn.Module:
     """The network; it ends in a softmax."""
-    return rapidocr("ch_ppocr_mobile_v2.0_cls_infer")
+    network = with_hardswish(rapidocr("ch_ppocr_mobile_v2.0_cls_infer"))
+    return network.to(memory_format=torch.channels_last)
 
 
 def rapidocr(name: str) -> fx.GraphModule:
@@ -65,6 +65,19 @@ def rapidocr(name: str) -> fx.GraphModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return from_onnx(models / f"{name}.onnx")
+
+
+def with_hardswish(network: fx.GraphModule) -> fx.GraphModule:
+    """x * clip(x + 3, 0, 6) / 6, as the file spells it, in one op: a cheaper step, the same outputs."""
+    for node in list(network.graph.nodes):
+        if getattr(node.target, "__name__", "") == "div" and node.args[1] == 6.0:
+            x, clipped = node.args[0].args
+            if clipped.args == (clipped.args[0], 0.0, 6.0) and clipped.args[0].args == (x, 3.0):
+                with network.graph.inserting_before(node):
+                    node.replace_all_uses_with(network.graph.call_function(F.hardswish, (x,)))
+    network.graph.eliminate_dead_code()
+    network.recompile()
+    return network
 
 
 def logarithm(outputs: Tensor) -> Tensor:
@@ -99,7 +112,7 @@ def drawn(generator: np.random.Generator, count: int, *, new: bool) -> tuple[Ten
     directions = generator.integers(0, 2, count)
     lines = np.where(directions[:, None, None] == 1, lines[:, ::-1, ::-1], lines)
     found = torch.from_numpy(lines).float()[:, None].repeat(1, 3, 1, 1)
-    return found, torch.from_numpy(directions)
+    return found.contiguous(memory_format=torch.channels_last), torch.from_numpy(directions)
 
 
 def line(generator: np.random.Generator, *, new: bool) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
@@ -123,5 +136,4 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 def wrong(network: nn.Module, lines: Tensor, directions: Tensor) -> float:
     """The error."""
-    with torch.no_grad():
-        return 100 * float((network(lines).argmax(1) != directions).double().mean())
+    return 100 * float((outputs_of(network, lines).argmax(1) != directions).double().mean())
