@@ -215,9 +215,18 @@ def test_bad_files(folder, assert_refused):
         "net.onnx": "net.onnx is damaged, cut off or not an ONNX model.",
         "flat.pt": "flat.pt holds no weights of filters",
         "none.pt": "none.pt holds no tensors by name.",
-        "nan.pt": "Layer conv: KSE cannot score weights that are infinite or NaN.",
+        "nan.pt": "nan.pt holds NaN or infinity in conv. Give a state from before the training broke down.",
     }.items():
         assert_refused(["inspect", name], problem)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_state_that_is_not_finite_is_refused_by_name(folder, network, assert_refused, value):
+    network.norm.running_var[1] = value  # KSE reads no norm
+    write_state_dict(network.state_dict(), "nan.pt")
+    for command in (["inspect", "nan.pt", "--model", "network:make"], ["plan", "--model", "network:make"]):
+        checkpoint = [] if "inspect" in command else ["--checkpoint", "nan.pt"]
+        assert_refused([*command, *checkpoint], "nan.pt holds NaN or infinity in norm.running_var.")
 
 
 def test_a_pickle_with_code_is_refused_and_never_run(folder, assert_refused):

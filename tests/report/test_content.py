@@ -102,6 +102,15 @@ def test_other_networks_are_refused(model: str, tmp_path: Path) -> None:
         content_of(model, None, tmp_path / "other.pt", (), 0.3, {})
 
 
+def test_another_state_that_is_not_finite_is_refused_by_name(model: str, tmp_path: Path) -> None:
+    state = network(model).state_dict()
+    torch.save(state, tmp_path / "net.pt")
+    torch.save({**state, "left.weight": state["left.weight"] + torch.nan}, tmp_path / "nan.pt")
+    for target in (model, str(tmp_path / "net.pt")):
+        with pytest.raises(CheckpointError, match=r"nan\.pt holds NaN or infinity in left"):
+            content_of(target, None, tmp_path / "nan.pt", (), 0.3, {})
+
+
 def hostile() -> Content:
     name = "</script><img src=x onerror=alert(1)>&\"'{{ 7 * 7 }}"
     layer = ReportLayer(name, name, (2, 1, 3, 3), "filter", (0.1, None), 9.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -26,13 +27,14 @@ from tgdsurgery.certificate.record import (
 )
 from tgdsurgery.certificate.rollback import rolled_back
 from tgdsurgery.core.copying import copy_model
-from tgdsurgery.core.errors import CheckpointError, PlanError
+from tgdsurgery.core.errors import CheckpointError, PlanError, TGDWarning
 from tgdsurgery.core.measuring import measured
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.tables import shortened, spans
 from tgdsurgery.storage.checkpoints import read_state_dict
+from tgdsurgery.storage.delta_entries import listed
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
-from tgdsurgery.storage.weights import bare_names, load_weights
+from tgdsurgery.storage.weights import bare_names, load_weights, not_finite
 
 Task = tuple[Callable[[nn.Module], Any], str]
 RULES = (
@@ -82,6 +84,9 @@ def certify(
         PlanError: no plan, or one for another network; a limit that is none; tasks without a model; an evaluation
             that returns no finite number.
 
+    Warns:
+        TGDWarning: `tuned` holds NaN or infinity.
+
     Example:
         >>> import tempfile
         >>> from tgdsurgery import apply_tgd, remove_tgd
@@ -102,6 +107,12 @@ def certify(
     if tasks and model is None:
         raise PlanError("There is no network to measure.", "Give the model that the checkpoints are for.")
     given = _read(Path(base), Path(tuned), plan, Path(delta) if delta else None)
+    if names := not_finite(given.tuned):
+        warnings.warn(
+            f"{tuned} holds NaN or infinity in {listed(names)}. Bits are certified, not what they are good for.",
+            TGDWarning,
+            stacklevel=2,
+        )
     return Certificate(
         made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions={

@@ -18,7 +18,7 @@ from tgdsurgery.export.formats import FORMATS
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
-from tgdsurgery.storage.weights import bare_names, load_weights
+from tgdsurgery.storage.weights import bare_names, check_finite, load_weights
 from tgdsurgery.surgery.tgd_network import unwrapped
 
 FILE = click.Path(path_type=Path)
@@ -54,6 +54,7 @@ def export_command(
     """
     refuse_input(output, tuned, base, model)
     state = _state(tuned, base)
+    check_finite(state, tuned if base is None else f"{tuned} on {base}")
     if form == "safetensors":
         check_suffix(output, ".safetensors")
         write_state_dict(state if model is None else _network(model, state, tuned).state_dict(), output)

@@ -80,7 +80,7 @@ def _rows_of_checkpoint(checkpoint: Path, layers: Sequence[str], phi: float) -> 
             f"{checkpoint} holds no weights of filters, only tensors of one axis.", "Name another file."
         )
     names = chosen(weights, layers)
-    return [weight_row(name, weights[name], phi) for name in progress(names, what="Scoring")]
+    return [weight_row(checkpoint, name, weights[name], phi) for name in progress(names, what="Scoring")]
 
 
 def _as_json(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan | None) -> str:
