@@ -115,6 +115,7 @@ def test_one_file_for_both_is_imported_once(folder, tgd):
         (["--phis", "0.1,3"], "phi is 3.0."),
         (["--tolerance", "-1"], "tolerance is -1.0."),
         (["--override", "nothing=train"], "'nothing'"),
+        (["-o", "./q.png", "--plot", "q.png"], "-o and --plot name one file. Name two."),
         (["-o", "none/sweep.json"], "The folder of none/sweep.json does not exist."),
         (["--plot", "none/sweep.png"], "The folder of none/sweep.png does not exist."),
         (["--plot", "sweep.doc"], "sweep.doc has no suffix of a picture. Name it .png, .svg or .pdf."),

@@ -22,7 +22,7 @@ from tgdsurgery.cli.options import (
     model_option,
     override_option,
 )
-from tgdsurgery.cli.output import refuse_input, say
+from tgdsurgery.cli.output import refuse_input, refuse_one_file, say
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.plan import Override
 from tgdsurgery.sweep.result import plot_format
@@ -82,6 +82,7 @@ def sweep_command(
     """
     for written in (output, plot):
         refuse_input(written, checkpoint, model, evaluation)
+    refuse_one_file({"-o": output, "--plot": plot})
     net, evaluate = load_model(model, checkpoint), load_function(evaluation)
     if plot is not None:
         _check_picture(plot)
