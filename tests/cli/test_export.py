@@ -208,6 +208,10 @@ def test_bad_options(folder, tuned, assert_refused):
             "is no delta, and needs no base.",
         ),
         (["tuned.pt", "--format", "safetensors", "-o", "tuned.pt"], "would be replaced"),
+        (
+            ["tuned.pt", "--format", "safetensors", "-o", "a.safetensors", "--input-shape", "1x1x8x8"],
+            "--input-shape would do nothing here.",
+        ),
         (["none.pt", "--format", "pt2", "-o", "a.pt2", *model], "none.pt does not exist."),
         (["tuned.pt", "--format", "pt2", "-o", "no/a.pt2", *model], "The folder of no/a.pt2 does not exist."),
     ):

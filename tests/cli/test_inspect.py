@@ -237,6 +237,16 @@ def test_a_pickle_with_code_is_refused_and_never_run(folder, assert_refused):
     assert Path("made").exists()  # the payload works
 
 
+def test_options_that_do_not_fit(folder, network, assert_refused):
+    for options, problem in (
+        (["--phi", "-1"], "phi is -1.0. Give a number from 0 to 1"),
+        (["--phi", "nan"], "phi is nan."),
+        (["--json", "--csv"], "--json and --csv are both given. Give one."),
+        (["--input-shape", "1x1x8x8"], "--input-shape would do nothing here. Give the network, too: --model"),
+    ):
+        assert_refused(["inspect", "net.pt", *options], problem)
+
+
 def test_an_unknown_layer_names_near_ones(folder, network, assert_refused):
     assert_refused(
         ["inspect", "net.pt", "--layer", "stemm"], "No layer is called 'stemm'. Did you mean stem?"

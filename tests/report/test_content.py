@@ -6,12 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
 
 from tgdsurgery import channel_map, plan_tgd
+from tgdsurgery.cli.options import ArgumentError
 from tgdsurgery.cli.plot import plot_command
 from tgdsurgery.cli.report import content_of, report_command
 from tgdsurgery.core.errors import CheckpointError, TGDError
@@ -184,19 +186,32 @@ def test_figures_are_the_same_every_time(kind: str, suffix: str, tmp_path: Path)
         )
     drawn = [tmp_path / f"{n}{suffix}" for n in range(2)]
     for path in drawn:
-        given = [
-            str(tmp_path / "tuned.pt"),
-            "--against",
-            str(tmp_path / "base.pt"),
-            "--kind",
-            kind,
-            "-o",
-            str(path),
-        ]
+        against = ["--against", str(tmp_path / "base.pt")] if kind == "moved" else []
+        given = [str(tmp_path / "tuned.pt"), *against, "--kind", kind, "-o", str(path)]
         result = CliRunner().invoke(plot_command, given)
         assert result.exit_code == 0, result.exception
     assert drawn[0].read_bytes() == drawn[1].read_bytes()
     assert drawn[0].stat().st_size > 2000
+
+
+@pytest.mark.parametrize("command", [report_command, plot_command])
+def test_options_that_would_do_nothing_are_refused(command: click.Command, tmp_path: Path) -> None:
+    net = str(tmp_path / "net.pt")
+    torch.save({"c.weight": torch.rand(4, 4, 3, 3)}, net)
+    given = {
+        "--checkpoint": ["--checkpoint", net],
+        "--override": ["--override", "c=train"],
+        "--input-shape": ["--input-shape", "1x4x8x8"],
+        "--input-shape and --override": ["--override", "c=train", "--input-shape", "1x4x8x8"],
+    }
+    if command is plot_command:
+        given["--against"] = ["--against", net]
+    for named, options in given.items():
+        output = tmp_path / ("out.html" if command is report_command else "out.png")
+        result = CliRunner().invoke(command, [net, *options, "-o", str(output)])
+        assert isinstance(result.exception, ArgumentError)
+        assert str(result.exception).startswith(f"{named} would do nothing here. Give ")
+        assert not output.exists()
 
 
 def test_a_figure_without_the_other_network_or_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from tgdsurgery import remove_tgd
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.options import (
+    MODEL,
+    ArgumentError,
+    InputShape,
+    debug_option,
+    input_shape_option,
+    refuse_idle,
+)
 from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.core.atomic import check_suffix
 from tgdsurgery.export.export import Exported, export_network
@@ -53,6 +60,8 @@ def export_command(
       tgd export tuned.pt --model net.py:denoiser --format onnx -o tuned.onnx
     """
     refuse_input(output, tuned, base, model)
+    if form == "safetensors":
+        refuse_idle("Leave it out: weights alone are not run.", input_shape=input_shape)
     state = _state(tuned, base)
     check_finite(state, tuned if base is None else f"{tuned} on {base}")
     if form == "safetensors":

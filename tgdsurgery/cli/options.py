@@ -74,6 +74,17 @@ def parse_override(value: str) -> tuple[str, Override]:
         ) from None
 
 
+def refuse_idle(remedy: str, **options: object) -> None:
+    """Raise if options were given that would do nothing.
+
+    Args:
+        remedy: what they need.
+        options: their names, with underscores, and their values; empty or None if not given.
+    """
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+        raise ArgumentError(f"{' and '.join(given)} would do nothing here.", remedy)
+
+
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta[_DEBUG] = True  # shared by all contexts of this run

@@ -21,6 +21,7 @@ from tgdsurgery.cli.options import (
     input_shape_option,
     is_onnx,
     override_option,
+    refuse_idle,
 )
 from tgdsurgery.cli.output import progress, refuse_input
 from tgdsurgery.core.atomic import check_suffix
@@ -93,6 +94,12 @@ def content_of(
     """What a report or a figure shows of a model (`module:factory`) or a checkpoint file."""
     named = against.name if against else ""
     if not is_onnx(target) and (Path(target).is_file() or is_weights(target)):
+        refuse_idle(
+            f"Give what makes the network, package.module:factory, in place of {target}.",
+            checkpoint=checkpoint,
+            input_shape=shapes,
+            override=overrides,
+        )
         return _of_checkpoint(Path(target), against, phi)
     net = load_model(target, checkpoint)
     inputs = example_inputs(net, shapes)
