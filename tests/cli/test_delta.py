@@ -213,22 +213,27 @@ def test_what_is_not_of_one_network_is_refused(work, tgd, assert_refused):
 def test_bad_options(work, assert_refused):
     apply = ["delta", "apply", "net.pt", "python.safetensors"]
     (work / "bad.json").write_bytes(b"\xff\xfe")
+    (work / "cut.pt").write_bytes((work / "net.pt").read_bytes()[:1000])
+    (work / "text.pt").write_text("hello")
     for args, problem in (
         ([*SAVE, "--when", "PatientID"], "'PatientID' is not a condition. Write TAG=VALUE"),
         ([*SAVE, "--when", "Patient ID=7"], "'Patient ID' with the value '7' is not a condition"),
         ([*SAVE[:-1], "delta.pt"], "has no suffix of a delta"),
         ([*SAVE[:-1], "plan.json"], "would be replaced"),
-        ([*SAVE[:5], "bad.json", *SAVE[6:]], "bad.json is not a TGD plan"),
-        ([*SAVE[:5], "none.json", *SAVE[6:]], "none.json: No such file"),
-        ([*SAVE[:5], "net.pt", *SAVE[6:]], "is not a TGD plan"),
+        ([*SAVE[:5], "bad.json", *SAVE[6:]], "bad.json cannot be read: it is not text."),
+        ([*SAVE[:5], "none.json", *SAVE[6:]], "none.json cannot be read: No such file"),
+        ([*SAVE[:5], "net.pt", *SAVE[6:]], "net.pt cannot be read: it is not text."),
+        ([*SAVE[:5], "text.pt", *SAVE[6:]], "text.pt: This is not a TGD plan of format"),
         ([*apply, "-o", "net.pt"], "would be replaced"),
         ([*apply, "-o", "python.safetensors"], "would be replaced"),
-        ([*apply, "-o", "out.xyz"], "does not have the suffix of a checkpoint"),
+        ([*apply, "-o", "out.onnx"], "of a checkpoint. Those that can be written are .safetensors, .pt, "),
         ([*apply, "-o", "none/out.pt"], "The folder of none/out.pt does not exist"),
         ([*apply, "-o", "out.pt", "--scale", "2"], "--scale is 2.0. Give a number from 0 to 1."),
-        (["delta", "apply", "net.pt", "tuned.pt", "-o", "out.pt"], "not a safetensors file"),
+        (["delta", "apply", "net.pt", "tuned.pt", "-o", "out.pt"], "tuned.pt is a checkpoint, and no delta."),
         (["delta", "show", "none.safetensors"], "does not exist"),
-        (["delta", "show", "net.pt"], "not a safetensors file"),
+        (["delta", "show", "net.pt"], "net.pt is a checkpoint, and no delta. Give what `tgd delta save` or"),
+        (["delta", "show", "cut.pt"], "cut.pt is damaged, cut off or not a safetensors file"),
+        (["delta", "diff", "python.safetensors", "net.pt"], "net.pt is a checkpoint, and no delta."),
     ):
         assert_refused(args, problem)
     assert not list(work.glob("out*"))

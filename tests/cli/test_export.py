@@ -212,6 +212,10 @@ def test_bad_options(folder, tuned, assert_refused):
             ["tuned.pt", "--format", "safetensors", "-o", "a.safetensors", "--input-shape", "1x1x8x8"],
             "--input-shape would do nothing here.",
         ),
+        (
+            ["tuned.pt", "--format", "pt2", "-o", "a.pt2", *model, "--input-shape", "2x3x16x16"],
+            "forward failed for inputs of shape 2x3x16x16: Given groups=1, weight of size",
+        ),
         (["none.pt", "--format", "pt2", "-o", "a.pt2", *model], "none.pt does not exist."),
         (["tuned.pt", "--format", "pt2", "-o", "no/a.pt2", *model], "The folder of no/a.pt2 does not exist."),
     ):

@@ -130,6 +130,10 @@ def test_bad_input(folder, tuned, assert_refused):
         (["verify", "net.pt", "tuned.pt"], "Nothing says what was allowed to change."),
         (["verify", "net.pt", "tuned.pt", "--plan", "other.json"], "The plan was not made for this base"),
         (["verify", "net.pt", "tuned.pt", "--plan", "net.pt"], "net.pt cannot be read: it is not text."),
+        (
+            ["verify", "net.pt", "tuned.pt", "--plan", "evaluate.py"],
+            "evaluate.py: This is not a TGD plan of format",
+        ),
         ([*VERIFY, *task], "The tasks need a network to measure."),
         ([*VERIFY, *model, *task[:2]], "The old task has no limit. Give --old-task and --old-limit"),
         ([*VERIFY, *model, *task[2:]], "The old task has no task."),

@@ -12,12 +12,12 @@ from tgdsurgery.cli.delta.checkpoint import read_checkpoints, refuse_unplanned
 from tgdsurgery.cli.delta.look import size
 from tgdsurgery.cli.options import ArgumentError, debug_option
 from tgdsurgery.cli.output import refuse_input, say
-from tgdsurgery.core.errors import PlanError
 from tgdsurgery.core.plan import TGDPlan, check_share
 from tgdsurgery.storage.delta import checked, made, taken_off
 from tgdsurgery.storage.delta_entries import entries_of, with_values
 from tgdsurgery.storage.delta_file import SUFFIX, read_delta, write_delta
 from tgdsurgery.storage.delta_merge import Overlap, merged
+from tgdsurgery.storage.plan_file import read_plan
 
 FILE = click.Path(path_type=Path)
 
@@ -168,11 +168,4 @@ def merge_command(*, base: Path, deltas: Sequence[Path], output: Path, overlap: 
 
 
 def _plan(path: Path) -> TGDPlan:
-    if path.suffix.lower() == SUFFIX:
-        return read_delta(path).plan
-    try:
-        return TGDPlan.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise PlanError(
-            f"{path} is not a TGD plan.", "Write one with `tgd plan ... -o plan.json`."
-        ) from error
+    return read_delta(path).plan if path.suffix.lower() == SUFFIX else read_plan(path)
