@@ -180,15 +180,15 @@ def test_what_is_not_of_one_network_is_refused(work, tgd, assert_refused):
     tuned["fc.bias"] += 1  # the last layer is frozen
     write_state_dict(tuned, "moved.pt")
     save = ["delta", "save", "net.pt", "moved.pt", "--plan", "plan.json", "-o", "delta.safetensors"]
-    assert_refused(save, "1 tensors of base and adapted network differ in what the plan freezes")
+    assert_refused(save, "In 1 tensor, base and adapted network differ in what the plan freezes")
     del tuned["fc.bias"]
     write_state_dict(tuned, "less.pt")
     assert_refused(
         [*save[:3], "less.pt", *save[4:]],
-        "less.pt is not of the network that the plan was made for: 1 tensors",
+        "less.pt is not of the network that the plan was made for: 1 tensor missing",
     )
     write_state_dict({**tuned, "fc.bias": torch.zeros(3), "more.weight": torch.zeros(3)}, "more.pt")
-    assert_refused([*save[:3], "more.pt", *save[4:]], "or are missing in one (fc.bias, more.weight)")
+    assert_refused([*save[:3], "more.pt", *save[4:]], "In 2 tensors, base and adapted network differ")
     assert_refused(
         ["delta", "apply", "moved.pt", "python.safetensors", "-o", "out.pt"], "made from another network"
     )

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgdsurgery.cli.options import ArgumentError, is_onnx, nearest
+from tgdsurgery.cli.options import ArgumentError, is_onnx
 from tgdsurgery.core.errors import CheckpointError, PlanError
 from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.core.tables import nearest
 from tgdsurgery.scoring.kse import kse
 from tgdsurgery.storage.checkpoints import check_readable, open_tensors
 from tgdsurgery.storage.tensor_file import StoredWeight, TensorFile

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tgdsurgery import from_onnx
 from tgdsurgery.cli.libraries import LIBRARIES, make_named
-from tgdsurgery.cli.options import ArgumentError, InputShape, is_onnx, nearest
+from tgdsurgery.cli.options import ArgumentError, InputShape, is_onnx
 from tgdsurgery.core.errors import TGDError
+from tgdsurgery.core.tables import nearest
 from tgdsurgery.storage.checkpoints import READ, read_state_dict
 from tgdsurgery.storage.weights import check_finite, load_weights
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -29,16 +27,6 @@ class ArgumentError(TGDError):
 def is_onnx(path: str | Path) -> bool:
     """Whether a file is one of ONNX, by its name."""
     return Path(path).suffix.lower() == ".onnx"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A remedy that lists the names most like `name`, or the first few where none is alike."""
-    known = list(names)
-    shown = difflib.get_close_matches(name, known, n=3)
-    if shown:
-        return f"Did you mean {' or '.join(shown)}?"
-    more = ", ..." if len(known) > 5 else ""
-    return f"There are: {', '.join(known[:5])}{more}." if known else "There is none."
 
 
 @dataclass(frozen=True)

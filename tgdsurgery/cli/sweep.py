@@ -35,7 +35,7 @@ def parse_phis(value: str) -> list[float]:
     try:
         return [float(part) for part in value.split(",")]
     except ValueError:
-        raise ArgumentError(f"{value!r} are not thresholds.", "Write them like 0.1,0.2,0.3") from None
+        raise ArgumentError(f"{value!r} is no list of thresholds.", "Write them like 0.1,0.2,0.3") from None
 
 
 @click.command("sweep")
@@ -49,7 +49,14 @@ def parse_phis(value: str) -> list[float]:
     help="Takes the network, returns one number for the old task: an error, the lower the better.",
 )
 @input_shape_option
-@click.option("--phis", type=parse_phis, default=PHIS, show_default=True, help="The thresholds to try.")
+@click.option(
+    "--phis",
+    type=parse_phis,
+    metavar="PHI,PHI,...",
+    default=PHIS,
+    show_default=True,
+    help="The thresholds to try.",
+)
 @click.option(
     "--tolerance",
     type=float,
