@@ -57,6 +57,15 @@ def test_save_is_that_of_the_api(work, tgd, network):
     )
 
 
+def test_a_delta_that_changes_nothing_is_written_with_a_warning(work, tgd):
+    result = tgd(*SAVE[:3], "net.pt", *SAVE[4:])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[0] == (
+        "Warning: net.pt is net.pt to the bit: the delta changes nothing."
+    )
+    assert "Warning" not in tgd(*SAVE).stderr
+
+
 def test_the_plan_can_be_that_of_another_delta(work, tgd):
     """To give a file conditions, say."""
     done(tgd(*SAVE))

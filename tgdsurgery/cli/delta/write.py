@@ -12,9 +12,10 @@ from tgdsurgery.cli.delta.checkpoint import read_checkpoints, refuse_unplanned
 from tgdsurgery.cli.delta.look import size
 from tgdsurgery.cli.options import ArgumentError, debug_option
 from tgdsurgery.cli.output import refuse_input, say
+from tgdsurgery.core.bits import differs
 from tgdsurgery.core.plan import TGDPlan, check_share
 from tgdsurgery.storage.delta import checked, made, taken_off
-from tgdsurgery.storage.delta_entries import entries_of, with_values
+from tgdsurgery.storage.delta_entries import entries_of, movable_values, with_values
 from tgdsurgery.storage.delta_file import SUFFIX, read_delta, write_delta
 from tgdsurgery.storage.delta_merge import Overlap, merged
 from tgdsurgery.storage.plan_file import read_plan
@@ -81,14 +82,13 @@ def save_command(
     before, after = read_checkpoints(plan.tensors, base, tuned)
     for checkpoint in (before, after):
         refuse_unplanned(checkpoint, plan)
+    old = entries_of(before.state, plan)
     delta = made(
-        entries_of(after.state, plan),
-        plan,
-        before=entries_of(before.state, plan),
-        when=dict(conditions),
-        reversible=reversible,
+        entries_of(after.state, plan), plan, before=old, when=dict(conditions), reversible=reversible
     )
     write_delta(delta, output)
+    if not any(differs(values, delta.values[name]) for name, values in movable_values(old).items()):
+        click.echo(f"Warning: {tuned} is {base} to the bit: the delta changes nothing.", err=True)
     say(size(delta, output))
     click.echo(f"Written to {output}.", err=True)
 
