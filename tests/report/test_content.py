@@ -10,6 +10,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from torch import nn
 
 from tgdsurgery import channel_map, plan_tgd
@@ -18,7 +19,7 @@ from tgdsurgery.cli.plot import plot_command
 from tgdsurgery.cli.report import content_of, report_command
 from tgdsurgery.core.errors import CheckpointError, TGDError
 from tgdsurgery.report.content import Content, ReportLayer, moved_filters
-from tgdsurgery.report.figure import SUFFIXES, FigureError
+from tgdsurgery.report.figure import SUFFIXES, FigureError, Kind, draw
 from tgdsurgery.report.render import render
 
 NETWORK = """
@@ -192,6 +193,26 @@ def test_figures_are_the_same_every_time(kind: str, suffix: str, tmp_path: Path)
         assert result.exit_code == 0, result.exception
     assert drawn[0].read_bytes() == drawn[1].read_bytes()
     assert drawn[0].stat().st_size > 2000
+
+
+@pytest.mark.parametrize("kind", ["layers", "moved"])
+@pytest.mark.parametrize("count", [1, 3, 30])
+def test_no_text_of_a_map_is_cut_off(
+    kind: Kind, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    layers = [
+        ReportLayer(f"c{n}", "", (2, 1), "filter", (0.1, 0.9), 1.0, moved=(0.1, 0.9)) for n in range(count)
+    ]
+    draw(Content("net", "filters", 0.3, tuple(layers), 1), kind, tmp_path / "out.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    for label in (figure.axes[0].xaxis.label, figure.axes[1].yaxis.label):
+        low, high = label.get_window_extent().get_points()
+        assert (low >= 0).all()
+        assert (high <= (figure.bbox.width, figure.bbox.height)).all()
 
 
 @pytest.mark.parametrize("command", [report_command, plot_command])

@@ -29,7 +29,7 @@ from tgdsurgery.report.figure import Kind, draw
     type=click.Choice(get_args(Kind)),
     default="histogram",
     show_default=True,
-    help="histogram of all scores; layers: a map by layer and channel; moved: a map of what moved.",
+    help="histogram of all scores; layers: a map by layer and channel; moved: each filter's change over its norm.",
 )
 @checkpoint_option
 @click.option(
