@@ -215,7 +215,7 @@ def test_bad_files(folder, assert_refused):
         "net.onnx": "net.onnx is damaged, cut off or not an ONNX model.",
         "flat.pt": "flat.pt holds no weights of filters",
         "none.pt": "none.pt holds no tensors by name.",
-        "nan.pt": "nan.pt holds NaN or infinity in conv. Give a state from before the training broke down.",
+        "nan.pt": "nan.pt holds NaN or infinity in layer conv. Give a state from before the training broke down.",
     }.items():
         assert_refused(["inspect", name], problem)
 

@@ -131,7 +131,7 @@ def is_table(name: str) -> bool:
 def weight_row(path: Path, layer: str, weight: StoredWeight, phi: float) -> LayerRow:
     """The scores of the input channels that a weight (N, C, *K) in a file reads."""
     entries = weight.read()
-    check_finite({layer: entries}, path)
+    check_finite({f"layer {layer}": entries}, path)
     try:
         scores = tuple(kse(entries, groups=weight.groups, transposed=weight.transposed).tolist())
     except PlanError as error:

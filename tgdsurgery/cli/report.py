@@ -122,7 +122,7 @@ def _of_checkpoint(path: Path, against: Path | None, phi: float) -> Content:
         if against:
             axis = 1 if weight.transposed else 0
             old = _there(before, name, against).read()
-            check_finite({name: old}, against)
+            check_finite({f"layer {name}": old}, against)
             moved = moved_filters(old, weight.read(), axis)
         entries = math.prod(weight.shape) / row.inputs
         layers.append(ReportLayer(name, "", row.shape, "filter", row.scores, entries, moved=tuple(moved)))
