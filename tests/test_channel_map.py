@@ -253,6 +253,7 @@ class Scripted(nn.Module):
 
 
 UNFIT = {
+    "no module": (lambda: "no", r"The model is of type str\. Give a torch\.nn\.Module\."),
     "TorchScript": (Scripted, "'part' is TorchScript.*nn.Module it was made from"),
     "uninitialised": (
         lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.LazyConv2d(2, 1)),

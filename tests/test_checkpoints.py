@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -289,6 +290,16 @@ def test_replacing_keeps_a_link_and_forgets_a_failed_body(tmp_path):
         fail()
     assert (tmp_path / "real.txt").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["link.txt", "real.txt"]
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EFBIG, errno.EACCES])
+def test_what_the_system_says_is_shown_with_a_remedy_that_fits_all(tmp_path, reason):
+    said = (
+        f"net.txt cannot be written: {os.strerror(reason)}. Check the folder, its permissions and the disk."
+    )
+    with pytest.raises(CheckpointError, match=said), replacing(tmp_path / "net.txt"):
+        raise OSError(reason, os.strerror(reason))
+    assert not os.listdir(tmp_path)
 
 
 class TestSmallFilesThatClaimMuch:

@@ -240,9 +240,10 @@ def test_a_network_that_breaks_down_names_the_phi():
         sweep_phi(denoiser(), evaluate, [0.7])
 
 
-def test_no_relative_rise_over_0():
-    with pytest.raises(PlanError, match="0 for the untouched network"):
-        sweep_phi(denoiser(), lambda net: 0.0, [0.3])
+@pytest.mark.parametrize("value", [0.0, -30.5])
+def test_no_relative_rise_over_what_is_not_above_0(value):
+    with pytest.raises(PlanError, match=rf"returns {value:g} for the untouched network.*an error above 0"):
+        sweep_phi(denoiser(), lambda net: value, [0.3])
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,15 @@ def test_save_is_that_of_the_api(work, tgd, network):
     )
 
 
+def test_a_delta_that_changes_nothing_is_written_with_a_warning(work, tgd):
+    result = tgd(*SAVE[:3], "net.pt", *SAVE[4:])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[0] == (
+        "Warning: net.pt is net.pt to the bit: the delta changes nothing."
+    )
+    assert "Warning" not in tgd(*SAVE).stderr
+
+
 def test_the_plan_can_be_that_of_another_delta(work, tgd):
     """To give a file conditions, say."""
     done(tgd(*SAVE))
@@ -180,15 +189,15 @@ def test_what_is_not_of_one_network_is_refused(work, tgd, assert_refused):
     tuned["fc.bias"] += 1  # the last layer is frozen
     write_state_dict(tuned, "moved.pt")
     save = ["delta", "save", "net.pt", "moved.pt", "--plan", "plan.json", "-o", "delta.safetensors"]
-    assert_refused(save, "1 tensors of base and adapted network differ in what the plan freezes")
+    assert_refused(save, "In 1 tensor, base and adapted network differ in what the plan freezes")
     del tuned["fc.bias"]
     write_state_dict(tuned, "less.pt")
     assert_refused(
         [*save[:3], "less.pt", *save[4:]],
-        "less.pt is not of the network that the plan was made for: 1 tensors",
+        "less.pt is not of the network that the plan was made for: 1 tensor missing",
     )
     write_state_dict({**tuned, "fc.bias": torch.zeros(3), "more.weight": torch.zeros(3)}, "more.pt")
-    assert_refused([*save[:3], "more.pt", *save[4:]], "or are missing in one (fc.bias, more.weight)")
+    assert_refused([*save[:3], "more.pt", *save[4:]], "In 2 tensors, base and adapted network differ")
     assert_refused(
         ["delta", "apply", "moved.pt", "python.safetensors", "-o", "out.pt"], "made from another network"
     )
@@ -213,22 +222,27 @@ def test_what_is_not_of_one_network_is_refused(work, tgd, assert_refused):
 def test_bad_options(work, assert_refused):
     apply = ["delta", "apply", "net.pt", "python.safetensors"]
     (work / "bad.json").write_bytes(b"\xff\xfe")
+    (work / "cut.pt").write_bytes((work / "net.pt").read_bytes()[:1000])
+    (work / "text.pt").write_text("hello")
     for args, problem in (
         ([*SAVE, "--when", "PatientID"], "'PatientID' is not a condition. Write TAG=VALUE"),
         ([*SAVE, "--when", "Patient ID=7"], "'Patient ID' with the value '7' is not a condition"),
         ([*SAVE[:-1], "delta.pt"], "has no suffix of a delta"),
         ([*SAVE[:-1], "plan.json"], "would be replaced"),
-        ([*SAVE[:5], "bad.json", *SAVE[6:]], "bad.json is not a TGD plan"),
-        ([*SAVE[:5], "none.json", *SAVE[6:]], "none.json: No such file"),
-        ([*SAVE[:5], "net.pt", *SAVE[6:]], "is not a TGD plan"),
+        ([*SAVE[:5], "bad.json", *SAVE[6:]], "bad.json cannot be read: it is not text."),
+        ([*SAVE[:5], "none.json", *SAVE[6:]], "none.json cannot be read: No such file"),
+        ([*SAVE[:5], "net.pt", *SAVE[6:]], "net.pt cannot be read: it is not text."),
+        ([*SAVE[:5], "text.pt", *SAVE[6:]], "text.pt: This is not a TGD plan of format"),
         ([*apply, "-o", "net.pt"], "would be replaced"),
         ([*apply, "-o", "python.safetensors"], "would be replaced"),
-        ([*apply, "-o", "out.xyz"], "does not have the suffix of a checkpoint"),
+        ([*apply, "-o", "out.onnx"], "of a checkpoint. Those that can be written are .safetensors, .pt, "),
         ([*apply, "-o", "none/out.pt"], "The folder of none/out.pt does not exist"),
         ([*apply, "-o", "out.pt", "--scale", "2"], "--scale is 2.0. Give a number from 0 to 1."),
-        (["delta", "apply", "net.pt", "tuned.pt", "-o", "out.pt"], "not a safetensors file"),
+        (["delta", "apply", "net.pt", "tuned.pt", "-o", "out.pt"], "tuned.pt is a checkpoint, and no delta."),
         (["delta", "show", "none.safetensors"], "does not exist"),
-        (["delta", "show", "net.pt"], "not a safetensors file"),
+        (["delta", "show", "net.pt"], "net.pt is a checkpoint, and no delta. Give what `tgd delta save` or"),
+        (["delta", "show", "cut.pt"], "cut.pt is damaged, cut off or not a safetensors file"),
+        (["delta", "diff", "python.safetensors", "net.pt"], "net.pt is a checkpoint, and no delta."),
     ):
         assert_refused(args, problem)
     assert not list(work.glob("out*"))

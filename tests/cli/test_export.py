@@ -91,6 +91,23 @@ def test_a_factory_of_tgd_networks_is_exported_plain(folder, tuned, tgd):
     assert torch.equal(program.module()(images), tuned(images))
 
 
+@pytest.mark.parametrize("form", ["onnx", "pt2", "safetensors"])
+def test_weights_that_are_not_finite_are_named_and_nothing_is_written(folder, network, assert_refused, form):
+    network.body.weight.data[3, 0, 0, 0] = torch.nan
+    network.norm.running_mean[0] = torch.inf
+    write_state_dict(network.state_dict(), folder / "nan.pt")
+    command = ["export", "nan.pt", "--model", "network:make", "--format", form, "-o", f"out.{form}"]
+    assert_refused(command, "nan.pt holds NaN or infinity in norm.running_mean, body.weight.")
+    assert not list(folder.glob("*out*"))
+
+
+def test_a_mask_of_minus_infinities_is_exported(folder, tgd):
+    state = {"weight": torch.ones(2), "mask": torch.tensor([0.0, -torch.inf])}
+    write_state_dict(state, folder / "masked.pt")
+    result = tgd("export", "masked.pt", "--format", "safetensors", "-o", "out.safetensors")
+    assert result.exit_code == 0, result.output
+
+
 class Flat(nn.Module):
     """Takes one image size only."""
 
@@ -191,6 +208,14 @@ def test_bad_options(folder, tuned, assert_refused):
             "is no delta, and needs no base.",
         ),
         (["tuned.pt", "--format", "safetensors", "-o", "tuned.pt"], "would be replaced"),
+        (
+            ["tuned.pt", "--format", "safetensors", "-o", "a.safetensors", "--input-shape", "1x1x8x8"],
+            "--input-shape would do nothing here.",
+        ),
+        (
+            ["tuned.pt", "--format", "pt2", "-o", "a.pt2", *model, "--input-shape", "2x3x16x16"],
+            "forward failed for inputs of shape 2x3x16x16: Given groups=1, weight of size",
+        ),
         (["none.pt", "--format", "pt2", "-o", "a.pt2", *model], "none.pt does not exist."),
         (["tuned.pt", "--format", "pt2", "-o", "no/a.pt2", *model], "The folder of no/a.pt2 does not exist."),
     ):

@@ -215,9 +215,18 @@ def test_bad_files(folder, assert_refused):
         "net.onnx": "net.onnx is damaged, cut off or not an ONNX model.",
         "flat.pt": "flat.pt holds no weights of filters",
         "none.pt": "none.pt holds no tensors by name.",
-        "nan.pt": "Layer conv: KSE cannot score weights that are infinite or NaN.",
+        "nan.pt": "nan.pt holds NaN or infinity in layer conv. Give a state from before the training broke down.",
     }.items():
         assert_refused(["inspect", name], problem)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_state_that_is_not_finite_is_refused_by_name(folder, network, assert_refused, value):
+    network.norm.running_var[1] = value  # KSE reads no norm
+    write_state_dict(network.state_dict(), "nan.pt")
+    for command in (["inspect", "nan.pt", "--model", "network:make"], ["plan", "--model", "network:make"]):
+        checkpoint = [] if "inspect" in command else ["--checkpoint", "nan.pt"]
+        assert_refused([*command, *checkpoint], "nan.pt holds NaN or infinity in norm.running_var.")
 
 
 def test_a_pickle_with_code_is_refused_and_never_run(folder, assert_refused):
@@ -226,6 +235,16 @@ def test_a_pickle_with_code_is_refused_and_never_run(folder, assert_refused):
     assert not Path("made").exists()
     torch.load("code.pt", weights_only=False)
     assert Path("made").exists()  # the payload works
+
+
+def test_options_that_do_not_fit(folder, network, assert_refused):
+    for options, problem in (
+        (["--phi", "-1"], "phi is -1.0. Give a number from 0 to 1"),
+        (["--phi", "nan"], "phi is nan."),
+        (["--json", "--csv"], "--json and --csv are both given. Give one."),
+        (["--input-shape", "1x1x8x8"], "--input-shape would do nothing here. Give the network, too: --model"),
+    ):
+        assert_refused(["inspect", "net.pt", *options], problem)
 
 
 def test_an_unknown_layer_names_near_ones(folder, network, assert_refused):

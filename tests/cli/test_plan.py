@@ -42,7 +42,11 @@ def test_bad_options(folder, assert_refused):
         (["--phi", "3"], "phi is 3.0."),
         (["--align", "0"], "align is 0."),
         (["--override", "up"], "'up' is not an override. Write NAME=train, NAME=freeze or NAME=0.5"),
-        (["--override", "nothing=train"], "'nothing'"),
+        (
+            ["--override", "zzz=train"],
+            "'zzz' names no layer and no prefix of one. There are: stem, branch, norm,",
+        ),
+        (["--override", "stemm=train"], "names no layer and no prefix of one. Did you mean stem?"),
         (["--input-shape", "1x0x3"], "'1x0x3' is not an input shape. Write it like 1x3x64x64"),
         (["--input-shape", "2x5x16x16"], "to have 1 channels, but got 5 channels instead."),
         (["-o", "none/plan.json"], "The folder of none/plan.json does not exist."),

@@ -79,6 +79,10 @@ def test_the_usual_thresholds_and_a_plot(measures, tgd):
     assert (measures / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_help_says_how_thresholds_are_written(tgd):
+    assert "--phis PHI,PHI,... The thresholds to try." in " ".join(tgd("sweep", "--help").output.split())
+
+
 def test_a_module_on_the_path_will_do_for_evaluate(measures, tgd):
     result = tgd("sweep", "--model", "network:make", "--evaluate", "network:returns_number", "--phis", "0.5")
     assert "network:returns_number failed: TypeError" in result.output
@@ -110,11 +114,12 @@ def test_one_file_for_both_is_imported_once(folder, tgd):
         (["--evaluate", "measures.py:zero"], "evaluate returns 0 for the untouched network"),
         (["--model", "network:number"], "network:number is not a function but int."),
         (["--checkpoint", "none.pt"], "none.pt does not exist."),
-        (["--phis", "0.1;0.2"], "'0.1;0.2' are not thresholds. Write them like 0.1,0.2,0.3"),
-        (["--phis", ""], "'' are not thresholds."),
+        (["--phis", "0.1;0.2"], "'0.1;0.2' is no list of thresholds. Write them like 0.1,0.2,0.3"),
+        (["--phis", ""], "'' is no list of thresholds."),
         (["--phis", "0.1,3"], "phi is 3.0."),
         (["--tolerance", "-1"], "tolerance is -1.0."),
         (["--override", "nothing=train"], "'nothing'"),
+        (["-o", "./q.png", "--plot", "q.png"], "-o and --plot name one file. Name two."),
         (["-o", "none/sweep.json"], "The folder of none/sweep.json does not exist."),
         (["--plot", "none/sweep.png"], "The folder of none/sweep.png does not exist."),
         (["--plot", "sweep.doc"], "sweep.doc has no suffix of a picture. Name it .png, .svg or .pdf."),

@@ -65,6 +65,18 @@ def test_something_frozen_moved(folder, tuned, tgd):
     assert json.loads((folder / "certificate.json").read_text())["ok"] is False
 
 
+@pytest.mark.filterwarnings("always::tgdsurgery.TGDWarning")
+def test_bits_are_accepted_that_are_not_finite_with_a_warning(folder, tuned, tgd):
+    for name in ("net", "tuned"):
+        state = {**tuned, "fc.bias": torch.full((3,), torch.nan)}
+        write_state_dict(state, folder / f"{name}.pt")
+    result = tgd(*VERIFY)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == (
+        "Warning: tuned.pt holds NaN or infinity in fc.bias. Bits are certified, not what they are good for.\n"
+    )
+
+
 def test_a_delta_needs_no_plan(folder, tuned, tgd):
     result = tgd("verify", "net.pt", "delta.safetensors")
     assert result.exit_code == 0, result.output
@@ -118,6 +130,10 @@ def test_bad_input(folder, tuned, assert_refused):
         (["verify", "net.pt", "tuned.pt"], "Nothing says what was allowed to change."),
         (["verify", "net.pt", "tuned.pt", "--plan", "other.json"], "The plan was not made for this base"),
         (["verify", "net.pt", "tuned.pt", "--plan", "net.pt"], "net.pt cannot be read: it is not text."),
+        (
+            ["verify", "net.pt", "tuned.pt", "--plan", "evaluate.py"],
+            "evaluate.py: This is not a TGD plan of format",
+        ),
         ([*VERIFY, *task], "The tasks need a network to measure."),
         ([*VERIFY, *model, *task[:2]], "The old task has no limit. Give --old-task and --old-limit"),
         ([*VERIFY, *model, *task[2:]], "The old task has no task."),

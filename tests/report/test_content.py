@@ -6,17 +6,20 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from torch import nn
 
 from tgdsurgery import channel_map, plan_tgd
+from tgdsurgery.cli.options import ArgumentError
 from tgdsurgery.cli.plot import plot_command
 from tgdsurgery.cli.report import content_of, report_command
 from tgdsurgery.core.errors import CheckpointError, TGDError
 from tgdsurgery.report.content import Content, ReportLayer, moved_filters
-from tgdsurgery.report.figure import SUFFIXES, FigureError
+from tgdsurgery.report.figure import SUFFIXES, FigureError, Kind, draw
 from tgdsurgery.report.render import render
 
 NETWORK = """
@@ -102,6 +105,15 @@ def test_other_networks_are_refused(model: str, tmp_path: Path) -> None:
         content_of(model, None, tmp_path / "other.pt", (), 0.3, {})
 
 
+def test_another_state_that_is_not_finite_is_refused_by_name(model: str, tmp_path: Path) -> None:
+    state = network(model).state_dict()
+    torch.save(state, tmp_path / "net.pt")
+    torch.save({**state, "left.weight": state["left.weight"] + torch.nan}, tmp_path / "nan.pt")
+    for target in (model, str(tmp_path / "net.pt")):
+        with pytest.raises(CheckpointError, match=r"nan\.pt holds NaN or infinity in (layer )?left"):
+            content_of(target, None, tmp_path / "nan.pt", (), 0.3, {})
+
+
 def hostile() -> Content:
     name = "</script><img src=x onerror=alert(1)>&\"'{{ 7 * 7 }}"
     layer = ReportLayer(name, name, (2, 1, 3, 3), "filter", (0.1, None), 9.0)
@@ -175,19 +187,52 @@ def test_figures_are_the_same_every_time(kind: str, suffix: str, tmp_path: Path)
         )
     drawn = [tmp_path / f"{n}{suffix}" for n in range(2)]
     for path in drawn:
-        given = [
-            str(tmp_path / "tuned.pt"),
-            "--against",
-            str(tmp_path / "base.pt"),
-            "--kind",
-            kind,
-            "-o",
-            str(path),
-        ]
+        against = ["--against", str(tmp_path / "base.pt")] if kind == "moved" else []
+        given = [str(tmp_path / "tuned.pt"), *against, "--kind", kind, "-o", str(path)]
         result = CliRunner().invoke(plot_command, given)
         assert result.exit_code == 0, result.exception
     assert drawn[0].read_bytes() == drawn[1].read_bytes()
     assert drawn[0].stat().st_size > 2000
+
+
+@pytest.mark.parametrize("kind", ["layers", "moved"])
+@pytest.mark.parametrize("count", [1, 3, 30])
+def test_no_text_of_a_map_is_cut_off(
+    kind: Kind, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    layers = [
+        ReportLayer(f"c{n}", "", (2, 1), "filter", (0.1, 0.9), 1.0, moved=(0.1, 0.9)) for n in range(count)
+    ]
+    draw(Content("net", "filters", 0.3, tuple(layers), 1), kind, tmp_path / "out.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    for label in (figure.axes[0].xaxis.label, figure.axes[1].yaxis.label):
+        low, high = label.get_window_extent().get_points()
+        assert (low >= 0).all()
+        assert (high <= (figure.bbox.width, figure.bbox.height)).all()
+
+
+@pytest.mark.parametrize("command", [report_command, plot_command])
+def test_options_that_would_do_nothing_are_refused(command: click.Command, tmp_path: Path) -> None:
+    net = str(tmp_path / "net.pt")
+    torch.save({"c.weight": torch.rand(4, 4, 3, 3)}, net)
+    given = {
+        "--checkpoint": ["--checkpoint", net],
+        "--override": ["--override", "c=train"],
+        "--input-shape": ["--input-shape", "1x4x8x8"],
+        "--input-shape and --override": ["--override", "c=train", "--input-shape", "1x4x8x8"],
+    }
+    if command is plot_command:
+        given["--against"] = ["--against", net]
+    for named, options in given.items():
+        output = tmp_path / ("out.html" if command is report_command else "out.png")
+        result = CliRunner().invoke(command, [net, *options, "-o", str(output)])
+        assert isinstance(result.exception, ArgumentError)
+        assert str(result.exception).startswith(f"{named} would do nothing here. Give ")
+        assert not output.exists()
 
 
 def test_a_figure_without_the_other_network_or_of_another_kind_is_refused(tmp_path: Path) -> None:

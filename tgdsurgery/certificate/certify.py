@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -26,13 +27,15 @@ from tgdsurgery.certificate.record import (
 )
 from tgdsurgery.certificate.rollback import rolled_back
 from tgdsurgery.core.copying import copy_model
-from tgdsurgery.core.errors import CheckpointError, PlanError
+from tgdsurgery.core.errors import CheckpointError, PlanError, TGDWarning
 from tgdsurgery.core.measuring import measured
 from tgdsurgery.core.plan import TGDPlan
-from tgdsurgery.core.tables import shortened, spans
+from tgdsurgery.core.tables import spans
 from tgdsurgery.storage.checkpoints import read_state_dict
+from tgdsurgery.storage.delta_entries import listed
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
-from tgdsurgery.storage.weights import bare_names, load_weights
+from tgdsurgery.storage.plan_file import read_plan
+from tgdsurgery.storage.weights import bare_names, load_weights, not_finite
 
 Task = tuple[Callable[[nn.Module], Any], str]
 RULES = (
@@ -82,6 +85,9 @@ def certify(
         PlanError: no plan, or one for another network; a limit that is none; tasks without a model; an evaluation
             that returns no finite number.
 
+    Warns:
+        TGDWarning: `tuned` holds NaN or infinity.
+
     Example:
         >>> import tempfile
         >>> from tgdsurgery import apply_tgd, remove_tgd
@@ -102,6 +108,12 @@ def certify(
     if tasks and model is None:
         raise PlanError("There is no network to measure.", "Give the model that the checkpoints are for.")
     given = _read(Path(base), Path(tuned), plan, Path(delta) if delta else None)
+    if names := not_finite(given.tuned):
+        warnings.warn(
+            f"{tuned} holds NaN or infinity in {listed(names)}. Bits are certified, not what they are good for.",
+            TGDWarning,
+            stacklevel=2,
+        )
     return Certificate(
         made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions={
@@ -155,7 +167,7 @@ def _read(base: Path, tuned: Path, plan: TGDPlan | str | Path | None, delta: Pat
 
 def _chosen(plan: TGDPlan | str | Path | None, delta: Path | None) -> TGDPlan:
     """The plan that was given, or the delta's; they have to be the same where there are two."""
-    given = _read_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+    given = read_plan(Path(plan)) if isinstance(plan, str | Path) else plan
     carried = plan_of_delta(delta) if delta else None
     if given is not None and carried is not None and given.digest != carried.digest:
         raise CheckpointError(f"{delta} was made with another plan.", "Give the plan that it was made with.")
@@ -165,17 +177,6 @@ def _chosen(plan: TGDPlan | str | Path | None, delta: Path | None) -> TGDPlan:
             "Nothing says what was allowed to change.", "Give the plan, or the delta: it carries its own."
         )
     return found
-
-
-def _read_plan(path: Path) -> TGDPlan:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise PlanError(
-            f"{shortened(str(path))} cannot be read: {reason}.", "Write one with `tgd plan ... -o plan.json`."
-        ) from error
-    return TGDPlan.from_json(text)
 
 
 def _modifications(plan: TGDPlan) -> Modifications:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from tgdsurgery import remove_tgd
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, ArgumentError, InputShape, debug_option, input_shape_option
+from tgdsurgery.cli.options import (
+    MODEL,
+    ArgumentError,
+    InputShape,
+    debug_option,
+    input_shape_option,
+    refuse_idle,
+)
 from tgdsurgery.cli.output import refuse_input, say
 from tgdsurgery.core.atomic import check_suffix
 from tgdsurgery.export.export import Exported, export_network
@@ -18,7 +25,7 @@ from tgdsurgery.export.formats import FORMATS
 from tgdsurgery.mapping.example_inputs import arguments_for
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_state import is_delta, plan_of_delta, state_with_delta
-from tgdsurgery.storage.weights import bare_names, load_weights
+from tgdsurgery.storage.weights import bare_names, check_finite, load_weights
 from tgdsurgery.surgery.tgd_network import unwrapped
 
 FILE = click.Path(path_type=Path)
@@ -53,7 +60,10 @@ def export_command(
       tgd export tuned.pt --model net.py:denoiser --format onnx -o tuned.onnx
     """
     refuse_input(output, tuned, base, model)
+    if form == "safetensors":
+        refuse_idle("Leave it out: weights alone are not run.", input_shape=input_shape)
     state = _state(tuned, base)
+    check_finite(state, tuned if base is None else f"{tuned} on {base}")
     if form == "safetensors":
         check_suffix(output, ".safetensors")
         write_state_dict(state if model is None else _network(model, state, tuned).state_dict(), output)

@@ -14,11 +14,19 @@ from rich.text import Text
 from tgdsurgery import plan_tgd
 from tgdsurgery.cli.layer_rows import BINS, SORTS, LayerRow, chosen, open_weights, plan_rows, weight_row
 from tgdsurgery.cli.models import example_inputs, load_model
-from tgdsurgery.cli.options import MODEL, InputShape, debug_option, input_shape_option, is_onnx
+from tgdsurgery.cli.options import (
+    MODEL,
+    ArgumentError,
+    InputShape,
+    debug_option,
+    input_shape_option,
+    is_onnx,
+    refuse_idle,
+)
 from tgdsurgery.cli.output import progress, say, show
 from tgdsurgery.core import tables
 from tgdsurgery.core.errors import CheckpointError
-from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.core.plan import TGDPlan, check_share
 
 GUESSED = " Every weight is taken as (filters, inputs, ...); for transposed and grouped convs give --model."
 
@@ -32,8 +40,8 @@ GUESSED = " Every weight is taken as (filters, inputs, ...); for transposed and 
 @click.option(
     "--sort", type=click.Choice(list(SORTS)), default="order", show_default=True, help="Order of the rows."
 )
-@click.option("--json", "style", flag_value="json", help="Print JSON, with every score.")
-@click.option("--csv", "style", flag_value="csv", help="Print CSV, one row per layer.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every score.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one row per layer.")
 @debug_option
 def inspect_command(
     checkpoint: Path,
@@ -43,7 +51,8 @@ def inspect_command(
     phi: float,
     layers: Sequence[str],
     sort: str,
-    style: str | None,
+    as_json: bool,
+    as_csv: bool,
 ) -> None:
     """Score the kernels in CHECKPOINT (KSE), layer by layer.
 
@@ -56,8 +65,12 @@ def inspect_command(
     Example:
         tgd inspect pretrained.pt --layer "layer4.*" --sort share
     """
+    if as_json and as_csv:
+        raise ArgumentError("--json and --csv are both given.", "Give one.")
+    check_share("phi", phi)
     plan = None
     if model is None:
+        refuse_idle("Give the network, too: --model MODEL.", input_shape=input_shape)
         rows = _rows_of_checkpoint(checkpoint, layers, phi)
     else:
         net = load_model(model, checkpoint)
@@ -65,9 +78,9 @@ def inspect_command(
         found = {row.layer: row for row in plan_rows(plan)}
         rows = [found[name] for name in chosen(found, layers)]
     rows.sort(key=SORTS[sort])
-    if style == "json":
+    if as_json:
         click.echo(_as_json(checkpoint, phi, rows, plan))
-    elif style == "csv":
+    elif as_csv:
         say(_as_csv(rows).rstrip("\n"))
     else:
         _show(checkpoint, phi, rows, plan)
@@ -80,7 +93,7 @@ def _rows_of_checkpoint(checkpoint: Path, layers: Sequence[str], phi: float) -> 
             f"{checkpoint} holds no weights of filters, only tensors of one axis.", "Name another file."
         )
     names = chosen(weights, layers)
-    return [weight_row(name, weights[name], phi) for name in progress(names, what="Scoring")]
+    return [weight_row(checkpoint, name, weights[name], phi) for name in progress(names, what="Scoring")]
 
 
 def _as_json(checkpoint: Path, phi: float, rows: Sequence[LayerRow], plan: TGDPlan | None) -> str:

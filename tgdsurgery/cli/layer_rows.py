@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgdsurgery.cli.options import ArgumentError, is_onnx, nearest
+from tgdsurgery.cli.options import ArgumentError, is_onnx
 from tgdsurgery.core.errors import CheckpointError, PlanError
 from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.core.tables import nearest
 from tgdsurgery.scoring.kse import kse
 from tgdsurgery.storage.checkpoints import check_readable, open_tensors
 from tgdsurgery.storage.tensor_file import StoredWeight, TensorFile
+from tgdsurgery.storage.weights import check_finite
 
 BINS = 10
 # Weight norm keeps a direction and a magnitude in place of the weight: as hooks, as parametrizations.
@@ -126,12 +128,14 @@ def is_table(name: str) -> bool:
     return bool(TABLE.search(module if leaf == "weight" else leaf))
 
 
-def weight_row(layer: str, weight: StoredWeight, phi: float) -> LayerRow:
-    """The scores of the input channels that a weight (N, C, *K) reads."""
+def weight_row(path: Path, layer: str, weight: StoredWeight, phi: float) -> LayerRow:
+    """The scores of the input channels that a weight (N, C, *K) in a file reads."""
+    entries = weight.read()
+    check_finite({f"layer {layer}": entries}, path)
     try:
-        scores = tuple(kse(weight.read(), groups=weight.groups, transposed=weight.transposed).tolist())
+        scores = tuple(kse(entries, groups=weight.groups, transposed=weight.transposed).tolist())
     except PlanError as error:
-        raise CheckpointError(f"Layer {layer}: {error.problem}", error.remedy) from error
+        raise CheckpointError(f"{path}, layer {layer}: {error.problem}", error.remedy) from error
     first, second = weight.shape[0], weight.shape[1] * weight.groups
     filters, inputs = (second, first) if weight.transposed else (first, second)
     return LayerRow(layer, weight.shape, filters, inputs, scores, _below(scores, phi))

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from tgdsurgery.cli.options import ArgumentError, nearest
+from tgdsurgery.cli.options import ArgumentError
+from tgdsurgery.core.tables import nearest
 
 # What MONAI's networks have no default for: two-dimensional, of one channel and two classes.
 MONAI = {

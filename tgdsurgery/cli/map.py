@@ -17,7 +17,6 @@ from tgdsurgery.cli.options import (
     debug_option,
     input_shape_option,
     model_option,
-    nearest,
 )
 from tgdsurgery.cli.output import show
 from tgdsurgery.core import tables
@@ -80,7 +79,7 @@ def map_command(*, model: str, input_shape: Sequence[InputShape], layer: str, as
     found = channel_map(net, example_inputs(net, input_shape))
     if layer not in found.inputs:
         raise ArgumentError(
-            f"No layer that reads channels is called {layer!r}.", nearest(layer, found.consumers)
+            f"No layer that reads channels is called {layer!r}.", tables.nearest(layer, found.consumers)
         )
     if as_json:
         click.echo(_as_json(found, layer))

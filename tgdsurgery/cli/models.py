@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from tgdsurgery import from_onnx
 from tgdsurgery.cli.libraries import LIBRARIES, make_named
-from tgdsurgery.cli.options import ArgumentError, InputShape, is_onnx, nearest
+from tgdsurgery.cli.options import ArgumentError, InputShape, is_onnx
 from tgdsurgery.core.errors import TGDError
+from tgdsurgery.core.tables import nearest
 from tgdsurgery.storage.checkpoints import READ, read_state_dict
-from tgdsurgery.storage.weights import load_weights
+from tgdsurgery.storage.weights import check_finite, load_weights
 
 FORM = "Write package.module:factory or path/to/file.py:factory."
 
@@ -39,17 +40,19 @@ def load_model(factory: str, checkpoint: Path | None = None) -> nn.Module:
         factory: `package.module:name` or `path/to/file.py:name`; the name of a module, or of something that
             returns one when called without arguments. An .onnx file. `torchvision:name`, `timm:name` or
             `monai:name`.
-        checkpoint: its weights; every name and shape has to fit.
+        checkpoint: its weights; every name and shape has to fit, and all have to be finite.
 
     Raises:
         FactoryError: it cannot be imported, has no such name, fails, or makes no module.
         LibraryError: the library does not have it.
-        CheckpointError: the checkpoint cannot be read or does not fit; so for an .onnx file.
+        CheckpointError: the checkpoint cannot be read, does not fit or is not finite; so for an .onnx file.
         UnsupportedOpError: an .onnx file with an op that cannot be read.
     """
     model = _model(factory)
     if checkpoint is not None:
-        load_weights(model, read_state_dict(checkpoint), checkpoint)
+        state = read_state_dict(checkpoint)
+        load_weights(model, state, checkpoint)
+        check_finite(state, checkpoint)
     return model
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -29,16 +27,6 @@ class ArgumentError(TGDError):
 def is_onnx(path: str | Path) -> bool:
     """Whether a file is one of ONNX, by its name."""
     return Path(path).suffix.lower() == ".onnx"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A remedy that lists the names most like `name`, or the first few where none is alike."""
-    known = list(names)
-    shown = difflib.get_close_matches(name, known, n=3)
-    if shown:
-        return f"Did you mean {' or '.join(shown)}?"
-    more = ", ..." if len(known) > 5 else ""
-    return f"There are: {', '.join(known[:5])}{more}." if known else "There is none."
 
 
 @dataclass(frozen=True)
@@ -72,6 +60,17 @@ def parse_override(value: str) -> tuple[str, Override]:
         raise ArgumentError(
             f"{value!r} is not an override.", "Write NAME=train, NAME=freeze or NAME=0.5 (a phi of its own)."
         ) from None
+
+
+def refuse_idle(remedy: str, **options: object) -> None:
+    """Raise if options were given that would do nothing.
+
+    Args:
+        remedy: what they need.
+        options: their names, with underscores, and their values; empty or None if not given.
+    """
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+        raise ArgumentError(f"{' and '.join(given)} would do nothing here.", remedy)
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

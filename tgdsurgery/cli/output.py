@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,6 +69,18 @@ def refuse_input(output: Path | None, *inputs: Path | str | None) -> None:
             raise ArgumentError(
                 f"{output} is read by this command, and would be replaced.", "Name another file."
             )
+
+
+def refuse_one_file(outputs: Mapping[str, Path | None]) -> None:
+    """Raise if a command would write two results to one file.
+
+    Args:
+        outputs: option to where it writes, if anywhere.
+    """
+    options: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is not None and (other := options.setdefault(path.resolve(), option)) != option:
+            raise ArgumentError(f"{other} and {option} name one file.", "Name two.")
 
 
 def _can_show(text: str) -> bool:

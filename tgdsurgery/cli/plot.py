@@ -14,6 +14,7 @@ from tgdsurgery.cli.options import (
     debug_option,
     input_shape_option,
     override_option,
+    refuse_idle,
 )
 from tgdsurgery.cli.output import refuse_input
 from tgdsurgery.cli.report import content_of
@@ -28,7 +29,7 @@ from tgdsurgery.report.figure import Kind, draw
     type=click.Choice(get_args(Kind)),
     default="histogram",
     show_default=True,
-    help="histogram of all scores; layers: a map by layer and channel; moved: a map of what moved.",
+    help="histogram of all scores; layers: a map by layer and channel; moved: each filter's change over its norm.",
 )
 @checkpoint_option
 @click.option(
@@ -60,5 +61,7 @@ def plot_command(
     """
     refuse_input(output, checkpoint, against, Path(target) if Path(target).is_file() else target)
     check_share("phi", phi)
+    if kind != "moved":
+        refuse_idle("Give --kind moved, which shows what moved from it.", against=against)
     draw(content_of(target, checkpoint, against, input_shape, phi, dict(overrides)), kind, output)
     click.echo(f"Written to {output}.", err=True)

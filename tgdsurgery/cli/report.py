@@ -21,6 +21,7 @@ from tgdsurgery.cli.options import (
     input_shape_option,
     is_onnx,
     override_option,
+    refuse_idle,
 )
 from tgdsurgery.cli.output import progress, refuse_input
 from tgdsurgery.core.atomic import check_suffix
@@ -30,6 +31,7 @@ from tgdsurgery.core.records import ChannelMap
 from tgdsurgery.report.content import Content, Feed, ReportLayer, from_plan, moved_filters
 from tgdsurgery.report.render import write_page
 from tgdsurgery.storage.checkpoints import open_tensors, read_state_dict
+from tgdsurgery.storage.weights import check_finite
 
 Found = TypeVar("Found")
 
@@ -92,12 +94,18 @@ def content_of(
     """What a report or a figure shows of a model (`module:factory`) or a checkpoint file."""
     named = against.name if against else ""
     if not is_onnx(target) and (Path(target).is_file() or is_weights(target)):
+        refuse_idle(
+            f"Give what makes the network, package.module:factory, in place of {target}.",
+            checkpoint=checkpoint,
+            input_shape=shapes,
+            override=overrides,
+        )
         return _of_checkpoint(Path(target), against, phi)
     net = load_model(target, checkpoint)
     inputs = example_inputs(net, shapes)
     plan, wiring = plan_tgd(net, inputs, phi=phi, overrides=overrides), channel_map(net, inputs)
     title = target if checkpoint is None else f"{target} with {checkpoint.name}"
-    moved = _moved(plan, read_state_dict(against), net.state_dict()) if against else {}
+    moved = _moved(plan, against, net.state_dict()) if against else {}
     return from_plan(title, plan, wiring, _feeds(wiring), moved, named)
 
 
@@ -109,11 +117,13 @@ def _of_checkpoint(path: Path, against: Path | None, phi: float) -> Content:
     before = open_weights(against) if against else {}
     layers = []
     for name in progress([*weights], what="Scoring"):
-        weight, row = weights[name], weight_row(name, weights[name], phi)
+        weight, row = weights[name], weight_row(path, name, weights[name], phi)
         moved: list[float] = []
         if against:
             axis = 1 if weight.transposed else 0
-            moved = moved_filters(_there(before, name, against).read(), weight.read(), axis)
+            old = _there(before, name, against).read()
+            check_finite({f"layer {name}": old}, against)
+            moved = moved_filters(old, weight.read(), axis)
         entries = math.prod(weight.shape) / row.inputs
         layers.append(ReportLayer(name, "", row.shape, "filter", row.scores, entries, moved=tuple(moved)))
     note = "Scores are those of input channels: wiring and plan need the model"
@@ -121,21 +131,18 @@ def _of_checkpoint(path: Path, against: Path | None, phi: float) -> Content:
     return Content(path.name, "inputs", phi, tuple(layers), total, against.name if against else "", (note,))
 
 
-def _moved(
-    plan: TGDPlan, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
-) -> dict[str, list[float]]:
-    found = {}
+def _moved(plan: TGDPlan, against: Path, after: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    before, found = read_state_dict(against), {}
+    check_finite(before, against)
     for entry in plan.entries:
         rows = entry.layer.parameters[:1]
         if entry.layer.role == "filter" and rows and rows[0].groups == 1:
             name, axis = rows[0].name, rows[0].axis
-            found[entry.layer.name] = moved_filters(
-                _there(before, name, "the other network"), after[name], axis
-            )
+            found[entry.layer.name] = moved_filters(_there(before, name, against), after[name], axis)
     return found
 
 
-def _there(known: Mapping[str, Found], name: str, where: object) -> Found:
+def _there(known: Mapping[str, Found], name: str, where: Path) -> Found:
     if name not in known:
         raise CheckpointError(f"{where} has no weight {name!r}.", "Compare two states of one network.")
     return known[name]

@@ -22,7 +22,7 @@ from tgdsurgery.cli.options import (
     model_option,
     override_option,
 )
-from tgdsurgery.cli.output import refuse_input, say
+from tgdsurgery.cli.output import refuse_input, refuse_one_file, say
 from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.plan import Override
 from tgdsurgery.sweep.result import plot_format
@@ -35,7 +35,7 @@ def parse_phis(value: str) -> list[float]:
     try:
         return [float(part) for part in value.split(",")]
     except ValueError:
-        raise ArgumentError(f"{value!r} are not thresholds.", "Write them like 0.1,0.2,0.3") from None
+        raise ArgumentError(f"{value!r} is no list of thresholds.", "Write them like 0.1,0.2,0.3") from None
 
 
 @click.command("sweep")
@@ -49,7 +49,14 @@ def parse_phis(value: str) -> list[float]:
     help="Takes the network, returns one number for the old task: an error, the lower the better.",
 )
 @input_shape_option
-@click.option("--phis", type=parse_phis, default=PHIS, show_default=True, help="The thresholds to try.")
+@click.option(
+    "--phis",
+    type=parse_phis,
+    metavar="PHI,PHI,...",
+    default=PHIS,
+    show_default=True,
+    help="The thresholds to try.",
+)
 @click.option(
     "--tolerance",
     type=float,
@@ -82,6 +89,7 @@ def sweep_command(
     """
     for written in (output, plot):
         refuse_input(written, checkpoint, model, evaluation)
+    refuse_one_file({"-o": output, "--plot": plot})
     net, evaluate = load_model(model, checkpoint), load_function(evaluation)
     if plot is not None:
         _check_picture(plot)

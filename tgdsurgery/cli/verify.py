@@ -14,7 +14,7 @@ from tgdsurgery.certificate.limits import Limit
 from tgdsurgery.certificate.sign import Signer
 from tgdsurgery.cli.models import call_evaluation, load_function, load_model
 from tgdsurgery.cli.options import MODEL, ArgumentError, debug_option
-from tgdsurgery.cli.output import refuse_input, say
+from tgdsurgery.cli.output import refuse_input, refuse_one_file, say
 from tgdsurgery.core.atomic import check_suffix, replacing
 
 FILE = click.Path(path_type=Path)
@@ -87,8 +87,7 @@ def verify_command(
         refuse_input(written, base, tuned, plan, delta, key, model, old_task, new_task)
     if key is not None and output is None:
         raise ArgumentError("There is no certificate file to sign.", "Name one: -o certificate.json.")
-    if output is not None and html is not None and output.resolve() == html.resolve():
-        raise ArgumentError("-o and --html name one file.", "Name two.")
+    refuse_one_file({"-o": output, "--html": html})
     if html is not None:
         check_suffix(html, ".html")
     old, new = _task("old", old_task, old_limit), _task("new", new_task, new_limit)

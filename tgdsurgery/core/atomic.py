@@ -54,7 +54,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def _refusal(shown: str, error: Exception) -> CheckpointError:
     reason = getattr(error, "strerror", None) or error
     return CheckpointError(
-        f"{shown} cannot be written: {reason}.", "Name a file in a folder you can write to."
+        f"{shown} cannot be written: {reason}.", "Check the folder, its permissions and the disk."
     )
 
 

@@ -57,7 +57,9 @@ def _computed(model: nn.Module) -> dict[int, Any]:
 
 
 def refuse_unfit(model: nn.Module) -> None:
-    """Raise if the model cannot be used: TGD was applied to it, it is TorchScript, or it has no weights yet."""
+    """Raise if it cannot be used: no module, TorchScript, TGD was applied to it, or it has no weights yet."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"The model is of type {type(model).__name__}.", "Give a torch.nn.Module.")
     if any("tgd_plan" in vars(module) for module in model.modules()):
         raise RewriteError("TGD has been applied to this model already.", "Undo it with remove_tgd first.")
     for name, module in model.named_modules():

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from tgdsurgery.core.errors import PlanError
 from tgdsurgery.core.masking import collapsed
 from tgdsurgery.core.reading import read_record
 from tgdsurgery.core.records import Layer
-from tgdsurgery.core.tables import as_text, table
+from tgdsurgery.core.tables import as_text, nearest, table
 
 Flow = Literal["masked", "full"]
 NormStats = Literal["hold", "batch"]
@@ -347,10 +346,8 @@ def check_names(overrides: Mapping[str, object], layers: Collection[str]) -> Non
     """Raise a PlanError at an override that names no layer and no prefix of one."""
     for name in overrides:
         if not any(_covers(name, layer) for layer in layers):
-            near = get_close_matches(name, layers, n=3, cutoff=0.3) or list(layers)[:3]
             raise PlanError(
-                f"The override {name!r} names no layer and no prefix of one.",
-                f"Near names: {', '.join(near)}.",
+                f"The override {name!r} names no layer and no prefix of one.", nearest(name, layers)
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import itertools
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,25 @@ def shortened(text: str, most: int = MAX_NAME) -> str:
     start = text[: most + 1]
     clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in start)
     return clean if len(clean) <= most else f"{clean[: most - 3]}..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A remedy that lists the names most like `name`, or the first few where none is alike."""
+    known = list(names)
+    shown = difflib.get_close_matches(name, known, n=3)
+    if shown:
+        return f"Did you mean {' or '.join(shown)}?"
+    more = ", ..." if len(known) > 5 else ""
+    return f"There are: {', '.join(known[:5])}{more}." if known else "There is none."
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "tensor"), counted(2_000, "tensor")
+    ('1 tensor', '2,000 tensors')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def table(

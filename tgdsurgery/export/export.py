@@ -53,19 +53,32 @@ def export_network(net: nn.Module, inputs: Sequence[Tensor], path: Path, form: s
         form: "onnx" or "pt2".
 
     Raises:
-        ExportError: the network cannot be exported, or computes something else afterwards; or a package is missing.
+        ExportError: the network does not take the inputs, cannot be exported, or computes something else afterwards;
+            or a package is missing.
         CheckpointError: the file cannot be written.
     """
     check_suffix(path, FORMATS[form].suffix)
     if form == "onnx":
         require_onnx()
     plain = copy_model(net).eval().requires_grad_(False)
+    _check_runs(plain, inputs)
     free, fixed = free_axes(plain, inputs)
     notes = [f"{name}: the network accepts no other size" for name in fixed]
     with replacing(path) as temporary, _quiet():
         content, exported = _settled(plain, inputs, FORMATS[form], free, notes)
         temporary.write_bytes(content)
     return exported
+
+
+def _check_runs(net: nn.Module, inputs: Sequence[Tensor]) -> None:
+    try:
+        run(net, inputs)
+    except Exception as error:  # whatever the user's forward raises
+        shapes = " and ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+        raise ExportError(
+            f"The network's forward failed for inputs of shape {shapes}: {_reason(error)}.",
+            "Give a shape that it takes, batch first: --input-shape.",
+        ) from error
 
 
 def _settled(

@@ -46,7 +46,7 @@ def draw(content: Content, kind: Kind, path: Path) -> None:
     except ImportError as error:
         raise FigureError("A figure needs matplotlib.", 'Try: pip install "tgdsurgery[report]"') from error
     layers = _layers(content, kind)
-    height = 3.0 if kind == "histogram" else min(12.0, 1.2 + 0.16 * len(layers))
+    height = 3.0 if kind == "histogram" else min(12.0, max(2.0, 1.2 + 0.16 * len(layers)))
     figure = NewFigure(figsize=(6.5, height), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -101,7 +101,7 @@ def _map(figure: Figure, axis: Axes, content: Content, layers: list[ReportLayer]
     names = [layers[tick].name[-40:].replace("$", r"\$") for tick in ticks]
     axis.set_yticks(list(ticks), names, fontsize="x-small")
     axis.set_xlabel("% of the layer's channels, sorted")
-    label = "change of a filter / its norm" if kind == "moved" else "KSE"
+    label = "relative change" if kind == "moved" else "KSE"  # short: it is as high as the map
     figure.colorbar(shown, ax=axis, label=label)
 
 

@@ -262,7 +262,8 @@ def _scale(weight: Tensor) -> Tensor:
     largest = torch.linalg.vector_norm(weight, ord=math.inf).double()
     if not largest.isfinite():
         raise PlanError(
-            "KSE cannot score weights that are infinite or NaN.", "Pass a layer whose weights are finite."
+            "KSE cannot score weights that are infinite or NaN.",
+            "Give a network from before the training broke down.",
         )
     mantissa, _ = torch.frexp(largest)
     return torch.where(largest > 0, largest / (2 * mantissa), 1.0)

@@ -1,1 +1,1 @@
-"""Files: checkpoints and deltas."""
+"""Files: checkpoints, deltas and plans."""

@@ -92,7 +92,7 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | Path) -> None:
             [1.]])}
     """
     path = Path(path)
-    _check_suffix(path, WRITTEN)
+    _check_suffix(path, WRITTEN, f"Those that can be written are {', '.join(WRITTEN)}.")
     # A view would take its whole base along, and safetensors refuses shared memory.
     layout = torch.contiguous_format
     own = {name: value.detach().cpu().clone(memory_format=layout) for name, value in state.items()}
@@ -151,15 +151,15 @@ def _of_torch(path: Path) -> TensorFile:
             f"{path} is a TorchScript archive.",
             f"Save its weights: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt').",
         )
-    _check_suffix(path, READ)
+    _check_suffix(path, READ, SUPPORTED)
     if path.suffix.lower() == ".pt2" or "archive_format" in inside:
         return open_pt2(path, members)
     return open_torch(path, mapped=zipped)
 
 
-def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+def _check_suffix(path: Path, suffixes: tuple[str, ...], remedy: str) -> None:
     if path.suffix.lower() not in suffixes:
-        raise CheckpointError(f"{path} does not have the suffix of a checkpoint.", SUPPORTED)
+        raise CheckpointError(f"{path} does not have the suffix of a checkpoint.", remedy)
 
 
 def _prefixed(file: TensorFile, prefix: str) -> Callable[[str], Tensor]:

@@ -11,6 +11,7 @@ from tgdsurgery.core.bits import differing
 from tgdsurgery.core.copying import copy_model
 from tgdsurgery.core.errors import CheckpointError, RewriteError
 from tgdsurgery.core.plan import TGDPlan, check_share
+from tgdsurgery.core.tables import counted
 from tgdsurgery.storage.delta_entries import (
     Entries,
     check_base,
@@ -143,8 +144,8 @@ def made(
         base = fingerprint(before)
         if wrong := [name for name in {**base, **found} if base.get(name) != found.get(name)]:
             raise CheckpointError(
-                f"{len(wrong)} tensors of base and adapted network differ in what the plan freezes, in shape or dtype, "
-                f"or are missing in one ({listed(wrong)}).",
+                f"In {counted(len(wrong), 'tensor')}, base and adapted network differ in what the plan freezes, in "
+                f"shape or dtype, or one lacks it ({listed(wrong)}).",
                 "Give the plan that it was trained with, and the base of that training.",
             )
     old = movable_values(before) if before is not None and reversible else None
@@ -166,7 +167,7 @@ def taken_off(entries: Mapping[str, Entries], delta: Delta, path: Path) -> Mappi
     wrong = [name for name, values in delta.values.items() if differing(found[name], values).any()]
     if wrong:
         raise CheckpointError(
-            f"The rows of {path} are not those of the network: {len(wrong)} tensors differ ({listed(wrong)}).",
+            f"The rows of {path} are not those of the network in {counted(len(wrong), 'tensor')} ({listed(wrong)}).",
             "Give the checkpoint that was made with this delta, unscaled.",
         )
     return delta.before

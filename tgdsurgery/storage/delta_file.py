@@ -27,6 +27,7 @@ from tgdsurgery.core.atomic import replacing
 from tgdsurgery.core.errors import CheckpointError, PlanError
 from tgdsurgery.core.plan import TGDPlan
 from tgdsurgery.core.tables import shortened
+from tgdsurgery.storage.checkpoints import open_tensors
 from tgdsurgery.storage.delta_entries import digest
 from tgdsurgery.storage.safetensors_files import check_header
 
@@ -123,7 +124,14 @@ def read_delta(path: Path) -> Delta:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, or is not a file.", "Check the path.")
-    check_header(path)
+    try:
+        check_header(path)
+    except CheckpointError as error:
+        if _is_checkpoint(path):
+            raise CheckpointError(
+                f"{path} is a checkpoint, and no delta.", "Give what `tgd delta save` or save_delta wrote."
+            ) from error
+        raise
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -145,6 +153,14 @@ def read_delta(path: Path) -> Delta:
     except (PlanError, CheckpointError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}).", "Copy it again.") from error
     raise CheckpointError(f"{path} is damaged: its contents are not what was written.", "Copy it again.")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        open_tensors(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _parsed(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Delta:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from tgdsurgery.core.bits import differs
 from tgdsurgery.core.errors import CheckpointError
+from tgdsurgery.storage.delta_entries import listed
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
@@ -34,6 +36,41 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: object) 
             f"{origin} does not fit the model: {'; '.join(found)}.",
             "Give the model that the checkpoint was made with.",
         )
+
+
+def check_finite(state: Mapping[str, Tensor], origin: object) -> None:
+    """Raise if weights are NaN or infinite.
+
+    Args:
+        state: the tensors.
+        origin: where they come from, for messages.
+
+    Raises:
+        CheckpointError: there are some; it names their tensors.
+    """
+    if found := not_finite(state):
+        raise CheckpointError(
+            f"{origin} holds NaN or infinity in {listed(found)}.",
+            "Give a state from before the training broke down.",
+        )
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold NaN or infinity.
+
+    A tensor of zeros and minus infinity is none of them: it masks attention.
+
+    >>> import torch
+    >>> not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan]), "mask": torch.tensor([0.0, -torch.inf])})
+    ['b']
+    """
+    return [name for name, tensor in state.items() if _is_broken(tensor)]
+
+
+def _is_broken(tensor: Tensor) -> bool:
+    if tensor.is_floating_point() and tensor.element_size() == 1:  # torch cannot tell in 8 bits
+        tensor = tensor.float()
+    return not bool(tensor.isfinite().all()) and bool(tensor[tensor != -math.inf].any())
 
 
 def bare_names(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:

@@ -64,7 +64,7 @@ def sweep_phi(
 
     Raises:
         PlanError: a setting out of range; a `score` of another shape or range; `evaluate` returns no finite
-            number, or 0 for the untouched network (there is no relative rise over 0).
+            number, or one for the untouched network that is not above 0 (there is no relative rise over it).
         RewriteError: the model is wrapped or a TGD network already.
         CaptureError: as in `plan_tgd`.
         UnsupportedOpError: as in `plan_tgd`.
@@ -106,16 +106,16 @@ def sweep_phi(
         return known[masks]
 
     untouched = value(make_plan(mapped.channels, scores, TGDSettings(phi=0.0)))
-    if untouched == 0:
+    if untouched <= 0:
         raise PlanError(
-            "evaluate returns 0 for the untouched network, and no relative rise can be told from there.",
-            "Compare with the truth, not with the network's own output.",
+            f"evaluate returns {untouched:g} for the untouched network, and no relative rise can be told from there.",
+            "Return an error above 0, such as 1 - accuracy; compare with the truth, not with the network's own output.",
         )
     rows = []
     for phi in thresholds:
         plan = make_plan(mapped.channels, scores, replace(settings, phi=phi))
         found = value(plan)
-        rows.append(SweepRow(phi, plan.share, found, (found - untouched) / abs(untouched)))
+        rows.append(SweepRow(phi, plan.share, found, (found - untouched) / untouched))
     return SweepResult(tuple(rows), untouched, tolerance)
 
 

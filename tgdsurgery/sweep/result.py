@@ -23,7 +23,7 @@ class SweepRow:
         phi: the threshold.
         dropped: share of the network's parameters that belong to the channels below it, in [0, 1].
         value: what `evaluate` said of the network without these channels.
-        change: relative rise of the value over the untouched network's: (value - untouched) / |untouched|.
+        change: relative rise of the value over the untouched network's: (value - untouched) / untouched.
     """
 
     phi: float

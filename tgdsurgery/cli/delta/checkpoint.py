@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tgdsurgery.core.errors import CheckpointError
 from tgdsurgery.core.plan import TGDPlan
+from tgdsurgery.core.tables import counted
 from tgdsurgery.storage.checkpoints import read_state_dict, write_state_dict
 from tgdsurgery.storage.delta_entries import listed
 from tgdsurgery.storage.weights import bare_names, tied_names
@@ -64,7 +65,7 @@ def refuse_unplanned(checkpoint: Checkpoint, plan: TGDPlan) -> None:
     ]
     if wrong:
         raise CheckpointError(
-            f"{checkpoint.path} is not of the network that the plan was made for: {len(wrong)} tensors are missing or "
-            f"have another shape ({listed(wrong)}).",
+            f"{checkpoint.path} is not of the network that the plan was made for: {counted(len(wrong), 'tensor')} "
+            f"missing, or of another shape ({listed(wrong)}).",
             "Give the plan of this network.",
         )

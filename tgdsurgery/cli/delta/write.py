@@ -12,12 +12,13 @@ from tgdsurgery.cli.delta.checkpoint import read_checkpoints, refuse_unplanned
 from tgdsurgery.cli.delta.look import size
 from tgdsurgery.cli.options import ArgumentError, debug_option
 from tgdsurgery.cli.output import refuse_input, say
-from tgdsurgery.core.errors import PlanError
+from tgdsurgery.core.bits import differs
 from tgdsurgery.core.plan import TGDPlan, check_share
 from tgdsurgery.storage.delta import checked, made, taken_off
-from tgdsurgery.storage.delta_entries import entries_of, with_values
+from tgdsurgery.storage.delta_entries import entries_of, movable_values, with_values
 from tgdsurgery.storage.delta_file import SUFFIX, read_delta, write_delta
 from tgdsurgery.storage.delta_merge import Overlap, merged
+from tgdsurgery.storage.plan_file import read_plan
 
 FILE = click.Path(path_type=Path)
 
@@ -81,14 +82,13 @@ def save_command(
     before, after = read_checkpoints(plan.tensors, base, tuned)
     for checkpoint in (before, after):
         refuse_unplanned(checkpoint, plan)
+    old = entries_of(before.state, plan)
     delta = made(
-        entries_of(after.state, plan),
-        plan,
-        before=entries_of(before.state, plan),
-        when=dict(conditions),
-        reversible=reversible,
+        entries_of(after.state, plan), plan, before=old, when=dict(conditions), reversible=reversible
     )
     write_delta(delta, output)
+    if not any(differs(values, delta.values[name]) for name, values in movable_values(old).items()):
+        click.echo(f"Warning: {tuned} is {base} to the bit: the delta changes nothing.", err=True)
     say(size(delta, output))
     click.echo(f"Written to {output}.", err=True)
 
@@ -168,11 +168,4 @@ def merge_command(*, base: Path, deltas: Sequence[Path], output: Path, overlap: 
 
 
 def _plan(path: Path) -> TGDPlan:
-    if path.suffix.lower() == SUFFIX:
-        return read_delta(path).plan
-    try:
-        return TGDPlan.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise PlanError(
-            f"{path} is not a TGD plan.", "Write one with `tgd plan ... -o plan.json`."
-        ) from error
+    return read_delta(path).plan if path.suffix.lower() == SUFFIX else read_plan(path)
