@@ -245,10 +245,11 @@ def test_slack_where_no_channel_is_below_a_phi() -> None:
     assert result.text.endswith("There is no slack to measure: no channel has a score below 0.5.")
 
 
-def test_an_old_error_of_zero_says_nothing_of_slack() -> None:
-    result = advice(network(), X.flip(-1), shares=[0.25], steps=3, evaluate_old=lambda net: 0.0)
+@pytest.mark.parametrize("old", [0.0, -2.0])
+def test_an_old_error_that_is_not_above_zero_says_nothing_of_slack(old: float) -> None:
+    result = advice(network(), X.flip(-1), shares=[0.25], steps=3, evaluate_old=lambda net: old)
     assert result.slack is None
-    assert "Slack was not measured: the old error of the untouched network is 0" in result.text
+    assert f"Slack was not measured: the old error of the untouched network is {old:g}, and" in result.text
     assert "no slack" not in result.text.lower()
     assert Advice.from_json(result.to_json()) == result
 

@@ -91,7 +91,7 @@ def advise(
     trials.check_loss()  # what can fail does so before the work, and with what is clearest
     scores = _scores(trials.plan())
     untouched = trials.untouched()
-    sweep = _sweep(trials, evaluate_old) if untouched.old != 0 else None
+    sweep = _sweep(trials, evaluate_old) if untouched.old > 0 else None
     ways = [Way("TGD", flow, share) for share in shares for flow in get_args(Flow)]
     ways += [Way("LoRA")] if has_lora() else []
     shown = progress or (lambda items, total: items)

@@ -34,7 +34,7 @@ class Advice:
         histogram: how many scores of filters lie in each tenth of [0, 1].
         low: share of these scores below 0.3.
         sweep: what it costs the old task to leave out the channels below each phi; None where the untouched network
-            has an old error of 0, over which nothing rises by a share.
+            has an old error of 0 or below, over which nothing rises by a share.
     """
 
     untouched: Errors
@@ -186,8 +186,8 @@ class Advice:
         share = f"{self.low:.0%} of the filters' scores lie below {LOW:g}"
         if self.sweep is None:
             return (
-                "Slack was not measured: the old error of the untouched network is 0, and there is no relative rise "
-                f"over 0; {share}."
+                f"Slack was not measured: the old error of the untouched network is {self.untouched.old:.4g}, and a "
+                f"relative rise needs one above 0; {share}."
             )
         rows = [row for row in self.sweep.rows if row.dropped > 0]
         if not rows:
