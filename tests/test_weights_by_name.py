@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tgdsurgery.storage.weights import bare_names, tied_name
+from tgdsurgery.storage.weights import bare_names, not_finite, tied_name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn, torch.complex64, torch.int64])
@@ -43,3 +43,11 @@ def test_only_tensors_of_one_kind_are_tied():
 )
 def test_prefixes(names, known, expected):
     assert list(bare_names({name: torch.ones(1) for name in names}, known)) == expected
+
+
+def test_tensors_of_all_kinds_are_looked_at_for_infinity():
+    odd = [torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.empty(0), torch.ones(2).bool()]
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.complex64, torch.uint16):
+        odd.append(torch.ones(2).to(dtype))
+    state = {str(number): tensor for number, tensor in enumerate(odd)}
+    assert not_finite({**state, "bad": torch.tensor([1.0, torch.inf]).bfloat16()}) == ["bad"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tgdsurgery.core.bits import differs
@@ -68,6 +69,8 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _is_broken(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False  # has no plain values to look at
     if tensor.is_floating_point() and tensor.element_size() == 1:  # torch cannot tell in 8 bits
         tensor = tensor.float()
     return not bool(tensor.isfinite().all()) and bool(tensor[tensor != -math.inf].any())
