@@ -105,7 +105,14 @@ README_ROWS = {
     REFERENCE: "TGD 25%",
     f"{REFERENCE} + Keep": "TGD 25%, with distillation (Keep)",
 }
-KEEP_ROWS = (REFERENCE, "Keep 0.3", f"{REFERENCE} + Keep", "last layer", "Keep 0.3, last layer")
+KEEP_ROWS = (
+    REFERENCE,
+    "Keep 0.3",
+    f"{REFERENCE} + Keep",
+    "last layer",
+    "Keep 0.3, last layer",
+    "TGD full 50 %",
+)
 TASK = """\
 ## {title}
 
@@ -317,8 +324,8 @@ def agreement(tasks: dict[str, TaskResults]) -> str:
     )
     short = sum(chosen is not None and difference is None for chosen, _, difference in found)
     return (
-        f"They agree on {same} of {len(tasks)} tasks. Elsewhere the choice of `advise` certainly has more old error on "
-        f"{more}, and does not get there with all seeds on {short}."
+        f"They name the same on {same} of {len(tasks)} tasks. Elsewhere the choice of `advise` certainly has more old "
+        f"error on {more}, and does not get there with all seeds on {short}."
     )
 
 
