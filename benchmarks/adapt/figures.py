@@ -35,7 +35,7 @@ THIN: dict[str, Any] = {"markersize": 3, "linewidth": 1.3}
 
 def draw(results: TaskResults, path: Path) -> None:
     """Draw the figure of a task."""
-    figure = new_figure(15, 4.4, dpi=110)
+    figure = new_figure(15, 4.9, dpi=110)
     along, fronts, in_time = figure.subplots(1, 3)
     for name, colour, line in SHOWN:
         if name in results.data["methods"]:
@@ -54,6 +54,8 @@ def draw(results: TaskResults, path: Path) -> None:
     _label(fronts, "error on new data", "error on old data", "The best of all rates and steps (one seed)")
     _label(in_time, "time, in steps of full fine-tuning", "error on new data", "New against time")
     figure.suptitle(results.data["title"])
+    lines = {line.get_label(): line for axes in (along, in_time) for line in axes.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=8)
     save_figure(figure, path)
 
 
@@ -62,4 +64,3 @@ def _label(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7)

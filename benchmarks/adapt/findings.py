@@ -98,7 +98,8 @@ def verdict(tasks: dict[str, TaskResults]) -> str:
         f"**In short.** TGD certainly has less old error than every peer {counts}. The gain is what full fine-tuning "
         "takes off the new error; the less old error, the less is forgotten. "
         f"The best of {len(CANDIDATES)} variants of TGD and of {len(PEERS)} peers are chosen on validation data, and "
-        "the errors are those on test data, so another method may be better there. Differences in bold are certain."
+        "the errors are those on test data, so another method may be better there. Differences in bold are certain; "
+        "every peer means each that gets there, not only the best."
     )
 
 
