@@ -322,7 +322,7 @@ def test_a_forward_that_fails_on_a_batch() -> None:
 def test_weights_of_nan_are_refused_by_name(name: str) -> None:
     net = network()
     net.state_dict()[name].view(-1)[0] = torch.nan
-    with pytest.raises(PlanError, match=f"'{name}' of the model has NaN"):
+    with pytest.raises(PlanError, match=f"The model holds NaN or infinity in {name}"):
         advice(net, X)
 
 

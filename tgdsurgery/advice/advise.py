@@ -16,6 +16,8 @@ from tgdsurgery.core.copying import refuse_unfit
 from tgdsurgery.core.errors import PlanError
 from tgdsurgery.core.plan import Flow, TGDPlan, check_share
 from tgdsurgery.mapping.state import statistics_of
+from tgdsurgery.storage.delta_entries import listed
+from tgdsurgery.storage.weights import not_finite
 from tgdsurgery.sweep.phi import sweep_phi
 from tgdsurgery.sweep.result import SweepResult
 
@@ -135,15 +137,16 @@ def _sweep(trials: Trials, evaluate_old: Evaluate) -> SweepResult:
 
 
 def _refuse_unfit(model: nn.Module) -> None:
-    """Raise if there is nothing to train, or a weight is NaN: an evaluation would show that as an error of its own."""
+    """Raise if there is nothing to train, or a weight is not finite, and would spoil every evaluation."""
     refuse_unfit(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise PlanError(
             "No parameter of the model has requires_grad=True.", "Set it where training may move."
         )
-    for name, tensor in chain(model.named_parameters(), statistics_of(model)):
-        if not tensor.is_meta and tensor.isnan().any():
-            raise PlanError(f"{name!r} of the model has NaN.", "Load weights that are finite.")
+    if names := not_finite(dict(chain(model.named_parameters(), statistics_of(model)))):
+        raise PlanError(
+            f"The model holds NaN or infinity in {listed(names)}.", "Load weights that are finite."
+        )
 
 
 def _check(shares: Sequence[float], steps: int) -> None:
