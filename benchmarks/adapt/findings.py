@@ -13,7 +13,7 @@ from benchmarks.adapt.analysis import FULL, GAINS, TaskResults, over_seeds
 from benchmarks.adapt.methods import INGREDIENTS, METHODS, OURS, PEERS, REFERENCE
 from benchmarks.adapt.numbers import change, number
 from benchmarks.adapt.slack import LOW, low_and_between
-from tgd_kit.report.markdown import markdown
+from tgd_kit.report.markdown import interval, markdown
 from tgd_kit.report.statistics import Difference
 
 PAPER_LOW = 0.51  # of the scores of the paper's network, below LOW
@@ -109,7 +109,9 @@ def _beats_all(task: TaskResults, gain: float) -> bool:
     there = [
         peer.name for peer in PEERS if peer in task.methods and task.at_gain(peer.name, gain) is not None
     ]
-    return ours is not None and all(task.difference(ours, peer, gain).sign == -1 for peer in there)
+    if ours is None or not there:
+        return False
+    return all(task.difference(ours, peer, gain).sign == -1 for peer in there)
 
 
 def verdict_table(tasks: dict[str, TaskResults]) -> str:
@@ -256,8 +258,7 @@ def forgetting(task: TaskResults) -> str:
     verdict = {1: "It forgets", -1: "It gets better on old data, too"}.get(
         found.sign or 0, "It forgets nothing for certain"
     )
-    span = f"{found.low:+.3g} to {found.high:+.3g}"
-    return f"Full fine-tuning changes the old error by {found.mean:+.3g} ({span}). {verdict}."
+    return f"Full fine-tuning changes the old error by {interval(found, '+.3g')}. {verdict}."
 
 
 def slack(root: Path) -> str:

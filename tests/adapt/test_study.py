@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.adapt import advice, findings, methods, run, study
+from benchmarks.adapt import page as pages
 from benchmarks.adapt import slack as slack_study
 from benchmarks.adapt.analysis import TaskResults
 from benchmarks.adapt.findings import slack, slack_section
@@ -150,6 +151,10 @@ def test_the_verdict_counts_what_is_certain() -> None:
     assert "every peer on 0 of 1 tasks" in findings.verdict(
         {"t": TaskResults(close.data)}
     )  # best peer or not
+    alone = rivals(1.0, 2.0, 5.0, 6.1)
+    alone.data["methods"]["full fine-tuning"]["seeds"] = [[points((5, 2))[0]], [points((6, 9))[0]]]
+    assert alone.at_gain("50 %, Keep, last layer", 0.5) is not None
+    assert "every peer on 0 of 1 tasks" in findings.verdict({"t": alone})  # no peer gets there
     rows = findings.verdict_table(tasks).splitlines()[2::2]
     ours, full = "*TGD 50%, Keep 1, last layer*", "*full fine-tuning*"
     assert rows[0] == f"| T, 50% | {ours}: 1.50 | {full}: 5.55 | **-4.05 (-4.69 to -3.41)** | 1.50, 1.50 |"
@@ -172,6 +177,19 @@ def test_gains_and_losses_are_shares_of_those_of_full_fine_tuning(monkeypatch: p
 )
 def test_digits_follow_the_interval(found: Difference, text: str) -> None:
     assert change(found) == text
+
+
+def test_how_often_advise_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = Difference(1.0, 0.5, 1.5, 0.01, 5)
+    found = {
+        "LoRA 8": ("LoRA 8", Difference(0.0, -1.0, 1.0, 0.9, 5)),
+        "LwF": ("LoRA 8", worse),
+        "L2-SP": ("LwF", None),
+    }
+    monkeypatch.setattr(pages, "against_long_runs", lambda task: found[task.data["advice"]["method"]])
+    tasks = {name: TaskResults({"methods": {}, "advice": {"method": name}}) for name in found}
+    assert pages.agreement(tasks).startswith("They name the same on 1 of 3 tasks.")
+    assert "has more old error on 1, and does not get there with all seeds on 1." in pages.agreement(tasks)
 
 
 def test_whether_a_higher_rate_could_be_better() -> None:
